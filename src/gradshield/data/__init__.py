@@ -1,0 +1,17 @@
+"""The data room: files → rows → conversations → files. Encoding is in `gradshield.data.encode`."""
+
+from gradshield.data.formats import Conversation, Message, detect_layout, to_conversation
+from gradshield.data.rows import Row, Source, open_source, read_rows
+from gradshield.data.write import write_outputs
+
+__all__ = [
+    "Conversation",
+    "Message",
+    "Row",
+    "Source",
+    "detect_layout",
+    "open_source",
+    "read_rows",
+    "to_conversation",
+    "write_outputs",
+]

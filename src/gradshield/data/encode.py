@@ -1,0 +1,229 @@
+"""Conversations → examples: ids and the response mask as fine-tuning would see them, or the reason why not.
+
+TRL's SFTTrainer is the measure. `loss_on="assistant"` is its `assistant_only_loss`: the tokenizer's template
+where that marks the assistant's text, else TRL's training version of the family. `"last"` is its
+prompt-completion form, `"all"` its plain one. A template that nobody has marked is read by prefixes: a turn
+lies between the conversation up to it and the conversation through it, and the whole conversation must begin
+with both. Nothing is tokenised apart: turns are found in the rendered text, and their tokens by offsets.
+
+The mask departs from TRL's in one respect: what the generation prompt supplies at inference is no response
+token. So an empty think block before an answer is left out, and so is a header that a training template marks
+with the answer (the "\\n" of Qwen2.5, "Assistant" of DeepSeek, the channel of gpt-oss). The end is TRL's: the
+end-of-turn token is in, and the newline after it where TRL's version of the family marks it (Gemma, Qwen,
+LFM2, Phi-3, Nemotron; for GLM-4.5 the token of the next turn, which ends an answer there), else not.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradshield.data.formats import Conversation, Message
+from gradshield.data.templates import Form, Refused, Span, form_of, render
+from gradshield.errors import UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row encoded for a model."""
+
+    row: int  # Row.index
+    ids: np.ndarray  # int32 [tokens]
+    mask: np.ndarray  # bool [tokens], True at response tokens; mask[0] is False, as nothing predicts it
+
+
+def encode(
+    conversation: Conversation,
+    row: int,
+    tokenizer,
+    *,
+    max_length: int | None = 1024,
+    loss_on: str = "assistant",
+) -> Example | str:
+    """The example of a conversation, with at least one token in its mask, or the reason to set the row aside.
+
+    `loss_on`: "assistant" (every assistant turn but those with `train=False`), "last" (the last assistant
+    turn) or "all" (every token; always so for plain text, which gets an EOS token as in TRL). Cut on the
+    right to `max_length` tokens. Raises UserError where no row can be encoded: no chat template, or no fast
+    tokenizer.
+    """
+    if loss_on not in ("assistant", "last", "all"):
+        raise UserError(f'the loss can be on "assistant", "last" or "all" tokens, not on "{loss_on}"')
+    if conversation.text is not None:
+        text, spans = conversation.text, None
+        if tokenizer.eos_token and not text.endswith(tokenizer.eos_token):
+            text += tokenizer.eos_token
+    else:
+        form = form_of(tokenizer, conversation.tools)
+        try:
+            located = _locate(tokenizer, form, conversation, loss_on)
+        except Refused as error:
+            return f"the chat template refuses this conversation: {error}"
+        if isinstance(located, str):
+            return located
+        text, spans = located
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "the text holds half a surrogate pair, which no tokenizer can read"
+
+    if spans is None:
+        ids = np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int32)
+        mask = np.ones(len(ids), dtype=bool)
+    else:
+        ids, offsets = _tokenize(tokenizer, text)
+        mask = _overlapping(offsets, spans)
+    mask[:1] = False
+    if not mask.any():
+        return "there is no response token"
+    if not mask[:max_length].any():
+        return f"the response starts after token {max_length} (raise --max-length)"
+    return Example(row, ids[:max_length], mask[:max_length])
+
+
+def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
+    """int32 ids of a user message (or a list of message dicts) up to the place where a plain answer starts.
+
+    The next token is the answer's first: thinking is off, and `request_form` says how. Raises UserError where
+    the tokenizer has no chat template or its template refuses the request.
+    """
+    form = form_of(tokenizer)
+    dicts = [{"role": "user", "content": request}] if isinstance(request, str) else request
+    fields = [dict(message) for message in dicts]
+    messages = [Message(each.pop("role"), each.pop("content", None) or "", extra=each) for each in fields]
+    try:
+        text, _ = render(tokenizer, form, messages, generation_prompt=True, **form.thinking)
+    except Refused as error:
+        raise UserError(f"the chat template refuses the request: {error}") from None
+    return _tokenize(tokenizer, text + form.closing)[0]
+
+
+def request_form(tokenizer) -> str:
+    """In plain words, what `encode_request` puts between a request and the first token of a plain answer."""
+    form, question = form_of(tokenizer), [Message("user", "?")]
+
+    def prompt(**variables) -> str:
+        return render(tokenizer, form, question, generation_prompt=True, **variables)[0]
+
+    switched = [f"{name}=False" for name in form.thinking if prompt(**{name: False}) != prompt()]
+    words = "the chat template's generation prompt" + (f" with {' and '.join(switched)}" if switched else "")
+    return words + (f", followed by {form.closing!r}" if form.closing else "")
+
+
+def _locate(tokenizer, form: Form, conversation: Conversation, loss_on: str) -> tuple[str, list[Span]] | str:
+    """The rendered conversation and the responses' spans in it, or the reason why they can't be found."""
+    messages, tools = conversation.messages, conversation.tools
+    if loss_on == "all":
+        text, _ = render(tokenizer, form, messages, tools)
+        return text, [(0, len(text))]
+    assistant = [k for k, message in enumerate(messages) if message.role == "assistant"]
+    trained = [k for k in (assistant[-1:] if loss_on == "last" else assistant) if messages[k].train]
+    if not trained:
+        return "the assistant turns have weight 0" if assistant else "there is no assistant turn to train on"
+
+    if loss_on == "last":
+        found = _turns_by_prefix(tokenizer, form, messages[: trained[0] + 1], tools, trained)
+    elif form.training:
+        found = _marked_turns(tokenizer, form, messages, tools, assistant, trained)
+    else:
+        found = _turns_by_prefix(tokenizer, form, messages, tools, trained)
+    if isinstance(found, str):
+        return found
+    text, spans = found
+    spans = [(_skip_opening(text, start, end, form.openings), end) for start, end in spans]
+    for k in trained:  # a template that drops what it does not know would leave a response of end tokens only
+        if not all(any(words in text[start:end] for start, end in spans) for words in _said(messages[k])):
+            return f"the chat template leaves out or rewrites what message {k + 1} says"
+    return text, spans
+
+
+def _said(message: Message) -> list[str]:
+    """What the response must hold: the names of the tools called, or else the words after any reasoning."""
+    calls = (message.extra or {}).get("tool_calls")
+    if isinstance(calls, list):
+        functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
+        return [f["name"] for f in functions if isinstance(f, dict) and isinstance(f.get("name"), str)]
+    return [message.content.rpartition("</think>")[2].strip()]
+
+
+def _marked_turns(
+    tokenizer, form: Form, messages, tools, assistant: Sequence[int], trained: Sequence[int]
+) -> tuple[str, list[Span]] | str:
+    """Turns by {% generation %} blocks; a block is of the last assistant turn that can begin before it."""
+    text, spans = render(tokenizer, form, messages, tools, training=True)
+    if len(trained) == len(assistant):
+        return text, spans
+    begins = []
+    for k in assistant:
+        before = render(tokenizer, form, messages[:k], tools, training=True)[0] if k else ""
+        begins.append(_prefix_length(before, text, tokenizer))
+        if begins[-1] is None:
+            return f"the chat template rewrites earlier turns, so that message {k + 1} can't be left out"
+    owners = [assistant[max(0, bisect_right(begins, start) - 1)] for start, _ in spans]
+    return text, [span for span, owner in zip(spans, owners) if owner in trained]
+
+
+def _turns_by_prefix(
+    tokenizer, form: Form, messages, tools, trained: Sequence[int]
+) -> tuple[str, list[Span]] | str:
+    """Turns between two renderings: up to a message with the generation prompt, and through the message."""
+    text, _ = render(tokenizer, form, messages, tools)
+    spans = []
+    for k in trained:
+        through = text if k + 1 == len(messages) else render(tokenizer, form, messages[: k + 1], tools)[0]
+        end = _prefix_length(through, text, tokenizer)
+        prompt, _ = render(tokenizer, form, messages[:k], tools, generation_prompt=True)
+        start: int | None = len(prompt)
+        if not text.startswith(prompt):
+            # The prompt opens a think block that the answer lacks, say. As in TRL, the response starts where
+            # their tokens part; but that must be behind the earlier turns.
+            start = _parting(tokenizer, prompt, text)
+            earlier = _prefix_length(render(tokenizer, form, messages[:k], tools)[0], text, tokenizer)
+            start = None if earlier is None or start < earlier else start
+        if start is None or end is None:
+            return f"the chat template rewrites earlier turns, as message {k + 1} (try --loss-on last)"
+        if start < end:
+            spans.append((start, end))
+    return text, spans
+
+
+def _prefix_length(part: str, text: str, tokenizer) -> int | None:
+    """Length of `part`, less a space and EOS token that templates may put last, if `text` begins so."""
+    part = part.rstrip()
+    if not text.startswith(part) and tokenizer.eos_token:
+        part = part.removesuffix(tokenizer.eos_token).rstrip()
+    return len(part) if text.startswith(part) else None
+
+
+def _parting(tokenizer, prompt: str, text: str) -> int:
+    """The character of `text` at which its tokens first differ from the prompt's."""
+    (prompt_ids, _), (ids, offsets) = _tokenize(tokenizer, prompt), _tokenize(tokenizer, text)
+    n = min(len(prompt_ids), len(ids))
+    differ = np.flatnonzero(prompt_ids[:n] != ids[:n])
+    n = int(differ[0]) if len(differ) else n
+    return int(offsets[n, 0]) if n < len(ids) else len(text)
+
+
+def _skip_opening(text: str, start: int, end: int, openings: Sequence[str]) -> int:
+    """`start`, moved behind an opening that begins at or before it and ends after it."""
+    for opening in openings:
+        found = text.find(opening, max(0, start - len(opening)), min(end, start + len(opening)))
+        if found >= 0:
+            return max(start, found + len(opening))
+    return start
+
+
+def _tokenize(tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int32 [tokens], character offsets [tokens, 2]) of rendered text; BOS is the template's."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    return np.array(ids, dtype=np.int32), np.array(offsets, dtype=np.int64).reshape(-1, 2)
+
+
+def _overlapping(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
+    """bool [tokens], True where a token reaches into a span, as transformers and TRL count."""
+    mask = np.zeros(len(offsets), dtype=bool)
+    for start, end in spans:
+        mask |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+    return mask

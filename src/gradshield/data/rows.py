@@ -1,0 +1,201 @@
+"""Files → rows. Every row keeps its bytes and its place, so what is kept is handed back as it came.
+
+On opening, only the format is told and the checksum taken; rows are then streamed, as often as needed.
+"""
+
+import atexit
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gradshield.data.records import READERS, arrow_records
+from gradshield.data.sniff import FORMATS, SUFFIXES, detect_format, suffix
+from gradshield.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of the input; exactly one of `record` and `problem` is None."""
+
+    index: int  # 0-based position in the whole input
+    source: str  # path relative to the input folder, or the file's name; "-" for stdin; the Hub dataset's id
+    line: int  # 1-based line where the record starts; parquet and Hub: record number
+    raw: bytes  # the record verbatim; parquet and Hub: its JSON, for display
+    record: dict | None
+    problem: str | None  # why it can't be used
+
+
+@dataclass(frozen=True)
+class Source:
+    """One opened input; reading it again gives the same rows."""
+
+    path: str  # as the user gave it
+    files: tuple[Path, ...]  # none for a `datasets` dataset; for stdin the temporary copy
+    names: tuple[str, ...]  # `Row.source` of each file's rows
+    format: str  # "jsonl" | "json" | "csv" | "parquet" | "text" | "hub"
+    sha256: str  # a file: of its bytes; folder: of the list `sha256sum` prints; Hub: the dataset's fingerprint
+    folder: bool = False
+    split: str = "train"  # for a `datasets` dataset
+
+
+def open_source(path: str | Path, format: str | None = None, split: str = "train") -> Source:
+    """Opens a file, a folder of files in one format, stdin ("-"), a `datasets` folder or a Hub dataset id.
+
+    The format is told by content unless `format` names it; in a folder, `format` picks the files to read.
+    `split` is used for datasets only. Raises UserError when there is nothing readable there.
+    """
+    path = str(path)
+    if format is not None and format not in FORMATS:
+        raise UserError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
+    place = Path(path).expanduser()
+    with _readable(path):
+        if path == "-":
+            return _open_files(path, [(_spool(sys.stdin.buffer), "-")], format)
+        if place.is_dir():
+            if (place / "state.json").exists() or (place / "dataset_dict.json").exists():
+                return _open_dataset(path, split)
+            return _open_folder(path, place, format)
+        if place.is_file():
+            return _open_files(path, [(place, place.name)], format)
+        if place.exists():  # a pipe such as /dev/stdin or <(...), which can be read only once
+            with open(place, "rb") as stream:
+                return _open_files(path, [(_spool(stream), place.name)], format)
+    known = {ending for endings in SUFFIXES.values() for ending in endings}
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and suffix(path) not in known:
+        return _open_dataset(path, split)
+    raise UserError(f"{path}: no such file or folder; check the path")
+
+
+def read_rows(source: Source) -> Iterator[Row]:
+    """Streams the rows of all files in order; memory stays flat, but for JSON arrays (read whole, to 2 GB).
+
+    A row that can't be read carries a problem. Raises UserError where a file as a whole is broken.
+    """
+    index = 0
+    for part in range(len(source.names)):
+        for row in read_part(source, part, index):
+            yield row
+            index = row.index + 1
+
+
+def read_part(source: Source, part: int, first: int) -> Iterator[Row]:
+    """The rows of the source's file number `part`; `first` is the index of the first of them."""
+    name = source.names[part]
+    with _readable(name):
+        if source.format == "hub":
+            data = load_dataset(source.path, source.split).with_format("arrow")
+            records = arrow_records(table for table in data.iter(batch_size=1000))
+        else:
+            records = READERS[source.format](source.files[part], name)
+        for index, (line, raw, record, problem) in enumerate(records, first):
+            yield Row(index, name, line, raw, record, problem)
+
+
+def fingerprint(source: Source) -> str:
+    """The source's `sha256` as of now, to be compared with the one taken on opening."""
+    if source.format == "hub":
+        return load_dataset(source.path, source.split)._fingerprint
+    with _readable(source.path):
+        return _sha256(source.files, source.names, source.folder)
+
+
+def load_dataset(path: str, split: str) -> Any:
+    """The `datasets.Dataset` in a `save_to_disk` folder or under a Hub id; UserError if there is none."""
+    import datasets
+
+    if not Path(path).expanduser().exists():
+        try:
+            return datasets.load_dataset(path, split=split, streaming=False)
+        except Exception as error:  # offline, gated, no such id or split, several configurations: all kinds are raised
+            why = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: neither a local path nor a reachable dataset ({why}); check it") from None
+    try:
+        data = datasets.load_from_disk(str(Path(path).expanduser()))
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: a datasets folder that can't be loaded ({why}); save it again") from None
+    if not isinstance(data, datasets.DatasetDict):
+        return data
+    if split not in data:
+        raise UserError(f"{path}: no split {split!r}; choose one of {', '.join(map(str, data))}")
+    return data[split]
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turns what goes wrong while a file is read into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"{name}: can't be read ({why}); check the file and its permissions") from None
+    except Exception as error:
+        if type(error).__module__ != "pyarrow.lib":  # ArrowInvalid and its kin, told without importing pyarrow
+            raise
+        why = str(error).split("\n")[0]
+        raise UserError(f"{name}: not a readable parquet or compressed file ({why}); write it again") from None
+
+
+def _open_files(path: str, files: list[tuple[Path, str]], format: str | None) -> Source:
+    (file, name) = files[0]
+    shown = "stdin" if path == "-" else path
+    if file.stat().st_size == 0:
+        raise UserError(f"{shown}: the file is empty; give a file with at least one row")
+    format = format or detect_format(file, shown)
+    return Source(path, (file,), (name,), format, _sha256((file,), (name,), False))
+
+
+def _open_folder(path: str, place: Path, wanted: str | None) -> Source:
+    found = []
+    for parent, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    found = [file for file in found if file.is_file() and file.stat().st_size]  # empty parts hold no rows
+    text = [file for file in found if suffix(file.name) in SUFFIXES["text"]]
+    data = [file for file in found if any(suffix(file.name) in SUFFIXES[kind] for kind in FORMATS if kind != "text")]
+    files = text if wanted == "text" else data or text  # a README beside data is no data
+    files.sort(key=lambda file: file.relative_to(place).as_posix())
+    formats = {file: detect_format(file, str(file)) if wanted != "text" else "text" for file in files}
+    if wanted:
+        files = [file for file in files if formats[file] == wanted]
+    if not files:
+        what = wanted or "jsonl, json, csv, parquet or text"
+        raise UserError(f"{path}: no {what} files with rows in this folder; check the path")
+    for file in files:
+        if formats[file] != formats[files[0]]:
+            a, b = (f"{one.relative_to(place)} is {formats[one]}" for one in (files[0], file))
+            raise UserError(f"{path}: mixed formats ({a}, {b}); choose one with --format or give the files one by one")
+    names = tuple(file.relative_to(place).as_posix() for file in files)
+    return Source(path, tuple(files), names, formats[files[0]], _sha256(files, names, True), folder=True)
+
+
+def _open_dataset(path: str, split: str) -> Source:
+    return Source(path, (), (path,), "hub", load_dataset(path, split)._fingerprint, split=split)
+
+
+def _spool(stream: BinaryIO) -> Path:
+    """A temporary copy of a stream that can be read only once; removed when the process ends."""
+    handle, name = tempfile.mkstemp(prefix="gradshield-")
+    atexit.register(lambda: Path(name).unlink(missing_ok=True))
+    with open(handle, "wb") as copy:
+        shutil.copyfileobj(stream, copy, 1 << 20)
+    return Path(name)
+
+
+def _sha256(files: Any, names: Any, folder: bool) -> str:
+    digests = []
+    for file in files:
+        with open(file, "rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    if not folder:
+        return digests[0]
+    listed = "".join(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True))
+    return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()

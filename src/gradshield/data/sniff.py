@@ -1,0 +1,132 @@
+"""What a file is, told from its bytes: names lie (a `.jsonl` that is one array, a `.json` of JSON lines)."""
+
+import csv
+import io
+import json
+import re
+from pathlib import PurePath
+from typing import Any, BinaryIO
+
+from gradshield.errors import UserError
+
+FORMATS = ("jsonl", "json", "csv", "parquet", "text")
+SUFFIXES = {
+    "jsonl": (".jsonl", ".ndjson", ".jsonlines"),
+    "json": (".json",),
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet", ".pq"),
+    "text": (".txt", ".md"),
+}
+BOM = b"\xef\xbb\xbf"
+MAX_RECORD = 50_000_000  # bytes; nothing longer can be a training example, and parsing it could exhaust memory
+
+_HEAD = 1 << 16
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive or Excel sheet; unpack it or save it as csv",
+    b"ARROW1": "an Arrow file; save it as parquet",
+    b"\xff\xfe": "UTF-16 text; convert it to UTF-8, e.g. with iconv",
+    b"\xfe\xff": "UTF-16 text; convert it to UTF-8, e.g. with iconv",
+}
+# Lists of objects under these keys are one row's turns, not the rows of a file.
+_TURNS = {"messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "tools"}
+
+
+def open_bytes(path: str | PurePath) -> BinaryIO:
+    """The file's bytes as a buffered stream; gzip and zstd, told by magic bytes, are unpacked."""
+    stream = open(path, "rb")  # noqa: SIM115  # the caller closes it
+    codec = next((name for magic, name in _PACKED.items() if stream.peek(4).startswith(magic)), None)
+    if codec is None:
+        return stream
+    stream.close()
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=codec))
+
+
+def plain_name(name: str) -> str:
+    """The name without `.gz` or `.zst`: outputs are written unpacked."""
+    return re.sub(r"\.(gz|zst)$", "", name, flags=re.IGNORECASE)
+
+
+def suffix(name: str) -> str:
+    """The lower-case suffix that speaks of the format: `.jsonl` for `a.JSONL.gz`."""
+    return PurePath(plain_name(name)).suffix.lower()
+
+
+def detect_format(path: str | PurePath, name: str) -> str:
+    """One of `FORMATS`, from the first bytes; `name` is what messages call the file and gives the suffix.
+
+    Raises UserError for an empty file and for one in no known format.
+    """
+    with open_bytes(path) as stream:
+        head = stream.read(_HEAD)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise UserError(f"{name}: this is {what}")
+    body = head.removeprefix(BOM).lstrip()
+    if not body:
+        raise UserError(f"{name}: the file is empty; give a file with at least one row")
+    ending = suffix(name)
+    if ending in SUFFIXES["text"]:
+        return "jsonl" if is_object(body.split(b"\n", 1)[0]) else "text"
+    if body.startswith(b"["):
+        return "json"
+    if body.startswith(b"{"):
+        return "json" if _is_one_object(path) else "jsonl"
+    if ending in SUFFIXES["jsonl"] and re.search(rb"^\s*\{", body, re.MULTILINE):
+        return "jsonl"  # the first line is broken, later ones are not
+    if ending in SUFFIXES["csv"] or _looks_like_csv(head):
+        return "csv"
+    raise UserError(f"{name}: in no known format; convert it to one of {', '.join(FORMATS)}, or name it with --format")
+
+
+def is_object(line: bytes) -> bool:
+    """Whether the line is one JSON object."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def holds_rows(key: str, value: Any) -> bool:
+    """Whether `{key: value}` wraps a file's rows: a list of objects that are not one row's turns."""
+    if key in _TURNS or not isinstance(value, list):
+        return False
+    return bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def delimiter(header: str, name: str) -> str:
+    """Comma, tab or semicolon: the one that makes most columns of the header line (`.tsv`: tab first)."""
+    order = "\t,;" if suffix(name) == ".tsv" else ",\t;"
+    return max(order, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+
+
+def _is_one_object(path: str | PurePath) -> bool:
+    """For a file that opens with `{`: whether it is one object around the rows rather than JSON lines."""
+    with open_bytes(path) as stream:
+        first = b""
+        while not first.removeprefix(BOM).strip():
+            first = stream.readline(MAX_RECORD)
+        rest = stream.read(_HEAD)
+    first = first.removeprefix(BOM)
+    if is_object(first):
+        return not rest.strip() and any(holds_rows(key, value) for key, value in json.loads(first).items())
+    # A broken first line of JSON lines is followed by other objects; an object spread over lines is not.
+    return bool(rest.strip()) and not any(line.startswith(b'{"') for line in rest.split(b"\n"))
+
+
+def _looks_like_csv(head: bytes) -> bool:
+    """Whether text of unknown suffix has a header of two columns or more and a first record as wide."""
+    if b"\0" in head:
+        return False
+    text = head.removeprefix(BOM).decode("utf-8", "replace")
+    mark = delimiter(text.split("\n", 1)[0], "")
+    try:
+        records = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+        widths = [len(fields) for fields, _ in zip(records, range(2), strict=False)]
+    except csv.Error:
+        return False
+    return len(widths) == 2 and widths[0] == widths[1] >= 2

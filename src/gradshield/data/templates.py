@@ -1,0 +1,152 @@
+"""What a chat template writes around an answer, found once per tokenizer, and the rendering itself.
+
+Chat templates differ in everything: most do not mark the assistant's text, some write an empty think block
+before an answer, some open a block that only the model can close, some name a channel first. One question and
+one answer, rendered four ways, tell all of it. Places are characters of the rendered text here; `encode.py`
+makes tokens of them.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from gradshield.data.formats import Message
+from gradshield.errors import UserError
+
+Span = tuple[int, int]  # characters [start, end) of the rendered text
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_THINKING = re.compile(r"(?<![\w.'\"])(?:enable_)?thinking\b")  # the variables, not the field of a message
+_QUESTION, _ANSWER = "Where is it?", "Xyzzy"  # words that no template writes by itself
+_forms: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer → {chat template: Form}
+
+
+class Refused(Exception):
+    """The chat template raised for these messages; the message is its own, on one line."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is known about one chat template, whatever the row."""
+
+    template: str  # the tokenizer's own, as used at inference
+    training: str | None  # with {% generation %} markers: its own, or TRL's training version, or None
+    parts: bool  # content must be a list of parts (templates of vision models)
+    thinking: dict[str, bool]  # the variables that switch thinking off
+    closing: str = ""  # what must follow the generation prompt before a plain answer
+    openings: tuple[str, ...] = ()  # what precedes an answer and is not the model's to say, longest first
+
+
+def form_of(tokenizer, tools: list | None = None) -> Form:
+    """The tokenizer's Form, found once and kept as long as the tokenizer lives.
+
+    Raises UserError where the tokenizer has no chat template, or can't say where its tokens lie in the text.
+    """
+    name = tokenizer.name_or_path or "this model"
+    try:
+        template = tokenizer.get_chat_template(tools=tools)
+    except ValueError:
+        advice = "pass --chat-template FILE or use rows with plain text"
+        raise UserError(f"the tokenizer of {name} has no chat template; {advice}") from None
+    if not tokenizer.is_fast:
+        advice = "use one with a tokenizer.json"
+        raise UserError(f"the tokenizer of {name} can't say where its tokens lie in the text; {advice}")
+    known = _forms.setdefault(tokenizer, {})
+    if template not in known:
+        known[template] = _find_form(tokenizer, template)
+    return known[template]
+
+
+def _find_form(tokenizer, template: str) -> Form:
+    """Probe the template with one question and one answer, and see what it writes around them."""
+    training = _training_template(tokenizer, template)
+    thinking = {name: False for name in sorted(set(_THINKING.findall(template)))}
+    question, answer = Message("user", _QUESTION), Message("assistant", _ANSWER)
+    for parts in (False, True):
+        form = Form(template, training, parts, thinking)
+        try:
+            texts = (
+                render(tokenizer, form, [question])[0],
+                render(tokenizer, form, [question], generation_prompt=True)[0],
+                render(tokenizer, form, [question], generation_prompt=True, **thinking)[0],
+                render(tokenizer, form, [question, answer], training=bool(training))[0],
+            )
+            # Only what follows the question counts: system prompts and dates come before it.
+            alone, prompt, request, answered = [text.split(_QUESTION, 1)[1] for text in texts]
+            answered = answered[: answered.index(_ANSWER)]
+        except (Refused, IndexError, ValueError):  # it does not take content in this form, or drops it
+            continue
+        closing = _closing(request, answered)
+        openings = {_after_shared_start(text, alone) for text in (prompt, request + closing, answered)} - {""}
+        openings = tuple(sorted(openings, key=len, reverse=True))
+        return Form(template, training, parts, thinking, closing, openings)
+    return Form(template, training, False, thinking)  # the rows will say what the template holds against them
+
+
+def _training_template(tokenizer, template: str) -> str | None:
+    """What TRL's SFTTrainer trains with under `assistant_only_loss`, None where it would give up."""
+    if _GENERATION.search(template):
+        return template
+    from trl.chat_template_utils import get_training_chat_template
+
+    try:
+        return get_training_chat_template(tokenizer)
+    except Exception:  # TRL's ValueError for a family unknown to it, or what an unknown template raised
+        return None
+
+
+def _closing(request: str, answered: str) -> str:
+    """What must follow a generation prompt so that the next token is the first of a plain answer.
+
+    Mostly nothing. Harmony names the channel, some hybrid templates write an empty think block only with the
+    answer, and a think block that the prompt opens (DeepSeek-R1) is closed. Spaces at the end belong to the
+    answer's first word.
+    """
+    if answered.startswith(request):
+        return answered[len(request) :].rstrip(" ")
+    if request.rfind("<think>") > request.rfind("</think>"):
+        return "\n</think>\n\n"
+    written = answered.rstrip()  # GLM-4.5 adds "/nothink" to the question, so that only the ends are alike
+    return answered[len(written) :].rstrip(" ") if written and request.endswith(written) else ""
+
+
+def _after_shared_start(text: str, other: str) -> str:
+    differ = (n for n, (a, b) in enumerate(zip(text, other)) if a != b)
+    return text[next(differ, min(len(text), len(other))) :]
+
+
+def render(
+    tokenizer,
+    form: Form,
+    messages: Sequence[Message],
+    tools: list | None = None,
+    *,
+    training: bool = False,
+    generation_prompt: bool = False,
+    **variables,
+) -> tuple[str, list[Span]]:
+    """(text, spans inside {% generation %} blocks) of the messages; no spans unless `training`. Raises
+    Refused."""
+    # What tokenizer.apply_chat_template calls, which keeps the spans to itself.
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        texts, spans = render_jinja_template(
+            [[_as_dict(message, form.parts) for message in messages]],
+            tools=tools,
+            chat_template=form.training if training else form.template,
+            return_assistant_tokens_mask=training,
+            add_generation_prompt=generation_prompt,
+            **{**tokenizer.special_tokens_map, **variables},
+        )
+    except Exception as error:  # jinja's errors, and Python's own from inside a foreign template
+        raise Refused(" ".join(str(error).split()) or type(error).__name__) from None
+    return (texts[0], spans[0]) if training else (texts[0], [])
+
+
+def _as_dict(message: Message, parts: bool) -> dict:
+    as_parts = parts and isinstance(message.content, str)
+    content = [{"type": "text", "text": message.content}] if as_parts else message.content
+    fields = {"role": message.role, "content": content, **(message.extra or {})}
+    return {name: value for name, value in fields.items() if value is not None}

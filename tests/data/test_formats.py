@@ -1,0 +1,187 @@
+"""Layouts: what a model would be trained on, and never a label or a rejected answer."""
+
+import pytest
+
+from gradshield.data import Message, detect_layout, to_conversation
+from gradshield.errors import UserError
+
+Q, A = Message("user", "q"), Message("assistant", "a")
+MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+HH = "\n\nHuman: q\n\nAssistant: a"
+
+
+def turns(record, layout=None, columns=None):
+    conversation = to_conversation(record, layout or detect_layout([record]), columns)
+    return conversation if isinstance(conversation, str) else list(conversation.messages)
+
+
+@pytest.mark.parametrize(
+    ("record", "layout"),
+    [
+        ({"messages": MESSAGES, "prompt": "x"}, "messages"),
+        ({"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'}, "messages"),
+        ({"prompt": "q", "completion": "a"}, "prompt_completion"),
+        ({"prompt": "q", "response": "a", "label": "no"}, "prompt_completion"),
+        ({"question": "q", "answer": "a"}, "prompt_completion"),
+        ({"input": "q", "output": "a"}, "prompt_completion"),
+        ({"query": "q", "response": "a"}, "prompt_completion"),
+        ({"instruction": "q", "context": "", "response": "a", "category": "no"}, "prompt_completion"),
+        ({"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}, "prompt_completion"),
+        ({"instruction": "q", "input": "", "output": "a", "text": "no"}, "alpaca"),
+        ({"conversations": SHAREGPT, "id": 3}, "sharegpt"),
+        ({"conversation": MESSAGES}, "sharegpt"),
+        ({"prompt": "q", "chosen": "a", "rejected": "no"}, "preference"),
+        ({"prompt": "q", "rejected": "no", "chosen": "a"}, "preference"),
+        ({"prompt": "q", "chosen": MESSAGES, "rejected": []}, "preference"),
+        ({"prompt": "q", "chosen": MESSAGES[1:], "rejected": []}, "preference"),
+        ({"prompt": MESSAGES[:1], "chosen": MESSAGES[1:], "rejected": []}, "preference"),
+        ({"chosen": MESSAGES, "rejected": []}, "preference"),
+        ({"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}, "preference"),
+        ({"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " no"}, "preference"),
+        ({"chosen": HH, "rejected": "\n\nHuman: q\n\nAssistant: no"}, "transcript"),
+        ({"transcript": HH.lstrip(), "rating": 4}, "transcript"),
+        ({"transcript": HH.replace("\n", "\r\n")}, "transcript"),
+        ({"prompt": "q", "response": "a", "category": {"crime": True}, "is_safe": False}, "beavertails"),
+    ],
+)
+def test_each_layout_gives_the_same_conversation(record, layout):
+    assert detect_layout([record]) == layout
+    assert turns(record) == [Q, A]
+
+
+def test_text_rows_have_no_turns():
+    conversation = to_conversation({"text": " a b\n", "label": 1}, detect_layout([{"text": "a"}]))
+    assert conversation.text == " a b\n" and conversation.messages == ()
+    assert to_conversation({"text": " \n"}, "text") == "empty text"
+
+
+def test_layout_is_the_one_of_most_records():
+    pair, text = {"prompt": "q", "response": "a"}, {"text": "t"}
+    assert detect_layout([pair, pair, text]) == "prompt_completion"
+    assert detect_layout([pair, text, text]) == "text"
+    assert detect_layout([text, {"x": 1}, {"y": 1}]) is None
+    assert detect_layout([]) is None
+
+
+def test_alpaca_joins_as_llama_factory_does():
+    record = {"instruction": "do", "input": "this", "output": "a", "system": "s", "history": [["q1", "a1"]]}
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    assert [(m.role, m.content) for m in turns(record)] == list(zip(roles, ["s", "q1", "a1", "do\nthis", "a"]))
+    assert turns({"instruction": "do", "context": "this", "response": "a"})[0].content == "do\nthis"
+    assert turns({"instruction": "do", "input": "this", "chosen": "a"})[0].content == "do\nthis"
+    assert "history" in turns(record | {"history": [["q1"]]})
+
+
+def test_openai_weights_tools_and_calls():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "developer", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "q2", "image_url": None}]},
+        {"role": "assistant", "content": "old", "weight": 0},
+        {"role": "assistant", "content": None, "tool_calls": [call], "name": None},
+        {"role": "function", "content": "4", "name": "f"},
+        {"role": "assistant", "content": "a", "weight": 1, "reasoning_content": "r", "tool_calls": []},
+    ]
+    tools = [{"type": "function"}]
+    conversation = to_conversation({"messages": messages, "tools": tools}, "messages")
+    assert conversation.tools == tools
+    assert list(conversation.messages) == [
+        Message("system", "s"),
+        Message("user", "qq2"),
+        Message("assistant", "old", train=False),
+        Message("assistant", "", extra={"tool_calls": [call]}),
+        Message("tool", "4", extra={"name": "f"}),
+        Message("assistant", "a", extra={"reasoning_content": "r"}),
+    ]
+    assert to_conversation({"messages": messages, "tools": '[{"type": "function"}]'}, "messages") == conversation
+
+
+def test_sharegpt_function_calls_are_tool_calls():
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
+    record = {"conversations": [SHAREGPT[0], call, {"from": "observation", "value": "4"}, SHAREGPT[1]], "system": "s"}
+    system, user, called, tool, answer = turns(record)
+    assert called.extra == {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    assert (system.content, user, called.content, tool.role, answer) == ("s", Q, "", "tool", A)
+
+
+def test_a_system_column_does_not_double_a_system_turn():
+    record = {"messages": [{"role": "system", "content": "s"}, *MESSAGES], "system": "other"}
+    assert turns(record) == [Message("system", "s"), Q, A]
+
+
+def test_a_user_turn_after_the_last_answer_stays():
+    assert turns({"messages": [*MESSAGES, MESSAGES[0]]}) == [Q, A, Q]
+
+
+def test_numbers_and_booleans_are_read_as_their_text():
+    assert turns({"prompt": 1.5, "response": 3})[1] == Message("assistant", "3")
+    assert turns({"prompt": True, "response": "a"})[0] == Message("user", "True")
+
+
+@pytest.mark.parametrize(
+    ("record", "layout", "reason"),
+    [
+        ({"prompt": "q", "response": " \n"}, "prompt_completion", "empty response"),
+        ({"prompt": "q", "response": None}, "prompt_completion", "response is missing"),
+        ({"prompt": "q", "response": float("nan")}, "prompt_completion", "response is missing"),
+        ({"prompt": "q", "response": {"a": 1}}, "prompt_completion", "has no role"),
+        ({"prompt": "q", "response": [1]}, "prompt_completion", "turn 1 is not an object"),
+        ({"prompt": "q", "other": "a"}, "prompt_completion", "no column completion or response"),
+        ({}, "alpaca", "no column prompt"),
+        ({}, "preference", "no column chosen"),
+        ({}, "transcript", "no column transcript"),
+        ({}, "text", "no column text or content"),
+        ({}, "sharegpt", "no column messages or conversations"),
+        ({"messages": []}, "messages", "messages is empty"),
+        ({"messages": None}, "messages", "messages is missing"),
+        ({"messages": "[{'role': 'user'}]"}, "messages", "messages is not a list of turns"),
+        ({"messages": MESSAGES[:1]}, "messages", "no assistant turn"),
+        ({"messages": MESSAGES[1:]}, "messages", "no user or system turn"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}, "messages", "every assistant turn has weight 0"),
+        (
+            {"messages": [MESSAGES[0], {"role": "assistant", "content": None}]},
+            "messages",
+            "turn 2 (assistant) is missing",
+        ),
+        ({"messages": [{"role": "alien", "content": "q"}]}, "messages", "turn 1 has the unknown role 'alien'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages",
+            "part of type 'image_url'",
+        ),
+        ({"conversations": [{"from": "narrator", "value": "q"}]}, "sharegpt", "unknown role 'narrator'"),
+        ({"transcript": "no turns"}, "transcript", "not a transcript"),
+        ({"transcript": "preface" + HH}, "transcript", "not a transcript"),
+        ({"messages": MESSAGES, "tools": "f()"}, "messages", "tools is not a list"),
+    ],
+)
+def test_what_can_not_be_trained_on_is_set_aside_with_its_reason(record, layout, reason):
+    assert reason in turns(record, layout)
+
+
+def test_a_system_turn_stands_in_for_a_user_turn():
+    assert turns({"messages": [{"role": "system", "content": "s"}, MESSAGES[1]]}) == [Message("system", "s"), A]
+
+
+def test_columns_map_any_table():
+    columns = {"prompt": "dialogue", "response": "summary", "system": "task"}
+    record = {"dialogue": "q", "summary": "a", "task": "s", "text": "no"}
+    assert detect_layout([record], columns) == "mapped"
+    assert turns(record, "mapped", columns) == [Message("system", "s"), Q, A]
+    assert turns({"log": MESSAGES, "tools": []}, "mapped", {"messages": "log"}) == [Q, A]
+    assert to_conversation({"body": "t"}, "mapped", {"text": "body"}).text == "t"
+    assert turns({"dialogue": "q"}, "mapped", columns) == "no column 'summary' (there are: dialogue)"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"prompt": "dialog", "response": "b"}, "no column 'dialog' for prompt; the columns are a, b"),
+        ({"answer": "b"}, "'answer' is not one of"),
+        ({"prompt": "a"}, "both prompt and response"),
+    ],
+)
+def test_a_mapping_that_can_not_work_is_refused_at_once(columns, message):
+    with pytest.raises(UserError, match=message):
+        detect_layout([{"a": 1}, {"b": 2}], columns)

@@ -1,0 +1,310 @@
+"""Reading: every row in its own bytes and at its own line, and no bad row ever stops the reading."""
+
+import codecs
+import gzip
+import io
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradshield.data import open_source, read_rows
+from gradshield.data import records as records_module
+from gradshield.errors import UserError
+
+GOOD = b'{"prompt": "hi", "response": "yo"}'
+
+
+def rows_of(path, **options):
+    return list(read_rows(open_source(path, **options)))
+
+
+def one_line(excinfo):
+    message = str(excinfo.value)
+    assert "\n" not in message
+    return message
+
+
+def test_import_needs_no_torch():
+    code = "import sys, gradshield.data; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_jsonl_is_cut_at_newline_bytes_only(tmp_path):
+    lines = ['{"text": "a\u2028b\u0085c"}\r\n'.encode(), b"\n", b" \r\n", b'{"text": "d"}']
+    (tmp_path / "a.jsonl").write_bytes(codecs.BOM_UTF8 + b"".join(lines))
+    first, last = rows_of(tmp_path / "a.jsonl")
+    assert first.record == {"text": "a\u2028b\u0085c"} and first.raw == codecs.BOM_UTF8 + lines[0]
+    assert (last.index, last.line, last.raw, last.source) == (1, 4, lines[3], "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"a": "b', "not valid JSON at column 7"),
+        (b'{"a": 1} {"b": 2}', "not valid JSON at column 10"),
+        (b'{"a": "\xff"}', "invalid UTF-8 at byte offset 7"),
+        (b'{"a": "\xed\xa0\x80"}', "invalid UTF-8 at byte offset 7"),
+        (b"[1, 2]", "not a JSON object but a list"),
+        (b'"text"', "not a JSON object but a str"),
+        (rb'{"a": ["x", {"b": "\ud800"}]}', r"lone surrogate \ud800"),
+        (rb'{"a": "\uD83D"}', r"lone surrogate \ud83d"),
+        (rb'{"\ud800": "a"}', r"lone surrogate \ud800"),
+        (b'{"a": "x\0y"}', "NUL character at byte offset 8"),
+        (rb'{"a": "x\u0000y"}', "NUL character in a text"),
+        (b'{"a": 1, "b": 2, "a": 3}', "key 'a' appears twice"),
+        (b'{"m": [{"role": "user", "role": "x"}]}', "key 'role' appears twice"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not usable JSON"),
+    ],
+)
+def test_a_bad_line_is_a_row_with_a_problem(tmp_path, line, problem):
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([GOOD, line, GOOD]))
+    before, bad, after = rows_of(tmp_path / "a.jsonl")
+    assert problem in bad.problem and bad.record is None and bad.raw == line + b"\n" and bad.line == 2
+    assert before.record == after.record == json.loads(GOOD) and before.problem is after.problem is None
+
+
+def test_pairs_of_surrogates_and_escaped_backslashes_are_good_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(rb'{"a": "\ud83d\ude00", "b": "C:\\u0000"}')
+    (row,) = rows_of(tmp_path / "a.jsonl")
+    assert row.record == {"a": "😀", "b": r"C:\u0000"}
+
+
+def test_an_overlong_line_is_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(records_module, "MAX_RECORD", 2_000_000)
+    long = b'{"text": "' + b"x" * 3_000_000 + b'"}\n'
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n" + long + GOOD)
+    _, bad, after = rows_of(tmp_path / "a.jsonl")
+    assert bad.problem == "line of 3 MB, over the limit of 2 MB" and bad.raw == long and after.record
+
+
+@given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), max_size=12), st.booleans())
+def test_any_bytes_are_read_and_nothing_but_blank_lines_is_lost(tmp_path_factory, lines, ended):
+    path = tmp_path_factory.mktemp("any") / "a.jsonl"
+    data = b"\n".join([GOOD, *lines]) + (b"\n" if ended else b"")
+    path.write_bytes(data)
+    rows = rows_of(path, format="jsonl")
+    *whole, last = data.split(b"\n")
+    assert [row.raw for row in rows] == [line for line in (*(part + b"\n" for part in whole), last) if line.strip()]
+    assert all((row.record is None) != (row.problem is None) for row in rows)
+    assert [row.index for row in rows] == list(range(len(rows)))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "format"),
+    [
+        ("a.jsonl", b'[{"a": "b"}]', "json"),
+        ("a.jsonl", codecs.BOM_UTF8 + b' \n[\n{"a": "b"}]', "json"),
+        ("a.json", b'{"a": "b"}\n{"a": "c"}', "jsonl"),
+        ("a.json", b'{"a": "b"}', "jsonl"),
+        ("a.json", b'{"data": [{"a": "b"}]}', "json"),
+        ("a.json", b'{\n "version": 1,\n "data": [\n  {"a": "b"}\n ]\n}\n', "json"),
+        ("a.json", b'{"messages": [{"role": "user", "content": "b"}]}', "jsonl"),
+        ("a.jsonl", b'{"a": \n{"a": "b"}\n', "jsonl"),
+        ("a.jsonl", b'garbage\n{"a": "b"}\n', "jsonl"),
+        ("a.csv", b"a,b\n1,2\n", "csv"),
+        ("a.tsv", b"a\tb,c\n1\t2\n", "csv"),
+        ("a.data", b"a;b\n1;2\n", "csv"),
+        ("a.txt", b"Once, upon\n[a time]", "text"),
+        ("a.txt", b'{"a": "b"}\n', "jsonl"),
+        ("a.md", b"# Title", "text"),
+        ("a.jsonl", gzip.compress(b'{"a": "b"}\n'), "jsonl"),
+        ("a.jsonl.zst", pa.compress(b'{"a": "b"}\n', codec="zstd", asbytes=True), "jsonl"),
+    ],
+)
+def test_format_is_told_by_content(tmp_path, name, data, format):
+    (tmp_path / name).write_bytes(data)
+    source = open_source(tmp_path / name)
+    assert source.format == format
+    assert any(row.record for row in read_rows(source))
+
+
+def test_format_option_overrides_the_content(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"a,b\n1,2\n")
+    assert [row.record for row in rows_of(tmp_path / "a.csv", format="text")] == [{"text": "a,b"}, {"text": "1,2"}]
+
+
+def test_json_array_elements_keep_their_bytes_and_lines(tmp_path):
+    elements = ['{"a": "ü\\u00fc",\n  "b" : 1.50}'.encode(), b"17", b'{"a": "\xff"}', b'{"n": ' + b"1" * 5000 + b"}"]
+    (tmp_path / "a.json").write_bytes(codecs.BOM_UTF8 + b"[\n" + b" ,\n\n".join(elements) + b"\n]\n")
+    rows = rows_of(tmp_path / "a.json")
+    assert [row.raw for row in rows] == elements
+    assert [row.line for row in rows] == [2, 5, 7, 9]
+    assert rows[0].record == {"a": "üü", "b": 1.5} and not any(row.record for row in rows[1:])
+
+
+@given(
+    st.lists(st.dictionaries(st.text(max_size=3), st.text() | st.floats() | st.none(), max_size=3), max_size=5),
+    st.sampled_from([None, 0, 2]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_json_arrays_of_any_dress_give_their_elements(tmp_path_factory, values, indent, ascii, wrapped):
+    path = tmp_path_factory.mktemp("json") / "a.json"
+    whole = {"n": {"data": [1]}, "rows": values} if wrapped and values else values
+    text = json.dumps(whole, indent=indent, ensure_ascii=ascii)
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    rows = rows_of(path, format="json")
+    assert len(rows) == len(values) and text.encode("utf-8", "surrogatepass").count(b"".join(r.raw for r in rows[:1]))
+    for row, value in zip(rows, values, strict=True):
+        assert row.problem or json.dumps(row.record) == json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        (b'[{"a": 1},\n {"a": }]', "line 2, column 8"),
+        (b'[{"a": 1}\n {"a": 2}]', "line 2, column 2"),
+        (b'[{"a": 1},\n', "line 2, column 1"),
+        (b'[{"a": 1},]', "line 1, column 11"),
+        (b'[{"a": 1}]\n[]', "line 2, column 1"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{\n"a": [{"b": 1}],\n"c": [{"b": 1}]\n}', "several keys (a, c)"),
+        (b'{\n"prompt": ["a"],\n"response": ["b"]\n}', "no list of rows"),
+        (b'{\n"messages": [{"role": "user"}]\n}', "no list of rows"),
+    ],
+)
+def test_a_broken_array_is_reported_with_its_place(tmp_path, data, where):
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(UserError) as excinfo:
+        rows_of(tmp_path / "a.json")
+    assert where in one_line(excinfo) and "a.json" in str(excinfo.value)
+
+
+def test_csv_records_keep_their_bytes_and_physical_lines(tmp_path):
+    records = [b'"a ""b""\r\nc",d\r\n', b"\r\n", "é,\u2028\n".encode(), b"x\0,y\n", b"1\n", b"\xff,2\n", b'"open,1\n2']
+    (tmp_path / "a.csv").write_bytes(codecs.BOM_UTF8 + b"prompt,response\r\n" + b"".join(records))
+    rows = rows_of(tmp_path / "a.csv")
+    assert [row.raw for row in rows] == [record for record in records if record.strip()]
+    assert [row.line for row in rows] == [2, 5, 6, 7, 8, 9]
+    assert rows[0].record == {"prompt": 'a "b"\r\nc', "response": "d"}
+    assert rows[1].record == {"prompt": "é", "response": "\u2028"}
+    problems = ["NUL character", "1 fields where the header has 2", "invalid UTF-8", "unexpected end of data"]
+    assert all(problem in row.problem for row, problem in zip(rows[2:], problems, strict=True))
+
+
+def test_a_csv_header_with_a_column_twice_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"a,a\n1,2\n")
+    with pytest.raises(UserError, match="column 'a' appears twice"):
+        rows_of(tmp_path / "a.csv")
+
+
+def test_parquet_gives_python_values(tmp_path):
+    turns = [[{"role": "user", "content": "hi", "weight": None}], []]
+    label = pa.array(["x", "y"]).dictionary_encode()
+    pq.write_table(pa.table({"messages": turns, "label": label}), tmp_path / "a.dat")
+    rows = rows_of(tmp_path / "a.dat")
+    assert [row.record for row in rows] == [{"messages": t, "label": x} for t, x in zip(turns, "xy", strict=True)]
+    assert [(row.line, json.loads(row.raw)) for row in rows] == [(n + 1, row.record) for n, row in enumerate(rows)]
+
+
+def test_parquet_text_that_is_not_utf8_is_a_row_with_a_problem(tmp_path):
+    bad = pa.array([b"a", b"\xff", b"c\0"]).view(pa.string())
+    pq.write_table(pa.table({"text": bad}), tmp_path / "a.parquet")
+    good, broken, nul = rows_of(tmp_path / "a.parquet")
+    assert good.record == {"text": "a"} and "invalid UTF-8" in broken.problem and "NUL" in nul.problem
+    assert pa.ipc.open_stream(broken.raw).read_all().column(0).cast(pa.binary()).to_pylist() == [b"\xff"]
+
+
+def test_a_folder_is_read_in_sorted_order_without_hidden_files(tmp_path):
+    for name in ("b/c.jsonl", "b/a.json", "a.jsonl", ".git/x.jsonl", ".x.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(json.dumps({"text": name}).encode())
+    (tmp_path / "README.md").write_text("# about")
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    rows = rows_of(tmp_path)
+    assert [row.record["text"] for row in rows] == [row.source for row in rows] == ["a.jsonl", "b/a.json", "b/c.jsonl"]
+    assert [row.index for row in rows] == [0, 1, 2]
+
+
+def test_mixed_formats_are_refused_unless_one_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    (tmp_path / "b.csv").write_bytes(b"a,b\n1,2\n")
+    with pytest.raises(UserError) as excinfo:
+        open_source(tmp_path)
+    assert "a.jsonl is jsonl, b.csv is csv" in one_line(excinfo)
+    assert [row.source for row in rows_of(tmp_path, format="csv")] == ["b.csv"]
+
+
+def test_checksum_follows_bytes_and_names(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    one, folder = open_source(tmp_path / "a.jsonl").sha256, open_source(tmp_path).sha256
+    assert one == subprocess.check_output(["sha256sum", tmp_path / "a.jsonl"], text=True).split()[0]
+    (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
+    assert open_source(tmp_path).sha256 != folder
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "problem"),
+    [
+        ("a.jsonl", None, "no such file"),
+        ("a.jsonl", b"", "the file is empty"),
+        ("a.jsonl", b" \n\r\n", "the file is empty"),
+        ("a.jsonl", gzip.compress(b""), "the file is empty"),
+        ("a.bin", b"\x7fELF\0\0", "no known format"),
+        ("a.jsonl", b"one word", "no known format"),
+        ("a.csv", b"PK\x03\x04", "Excel"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"),
+        ("a.parquet", b"PAR1 and no more", "not a readable parquet"),
+        ("a.jsonl", gzip.compress(GOOD * 9999)[:-30], "can't be read"),
+    ],
+)
+def test_what_can_not_be_opened_is_one_line_naming_the_file(tmp_path, name, data, problem):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as excinfo:
+        rows_of(tmp_path / name)
+    assert problem in one_line(excinfo) and name in str(excinfo.value)
+
+
+def test_a_folder_without_data_is_refused(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="no jsonl, json, csv, parquet or text files"):
+        open_source(tmp_path)
+
+
+def test_stdin_is_copied_so_that_it_can_be_read_twice(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(GOOD + b"\n" + GOOD)))
+    source = open_source("-")
+    assert [row.source for row in read_rows(source)] == ["-", "-"] == [row.source for row in read_rows(source)]
+
+
+def test_empty_stdin_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(UserError, match=r"^stdin: the file is empty"):
+        open_source("-")
+
+
+def test_a_saved_dataset_is_read_by_split(tmp_path):
+    import datasets
+
+    data = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(tmp_path / "saved")
+    assert [row.record for row in rows_of(tmp_path / "saved")] == [{"text": "a"}, {"text": "b"}]
+    assert [row.record for row in rows_of(tmp_path / "saved", split="test")] == [{"text": "b"}]
+    with pytest.raises(UserError, match="choose one of train, test"):
+        open_source(tmp_path / "saved", split="dev")
+
+
+def test_a_hub_id_is_tried_only_where_there_is_no_such_path(monkeypatch):
+    import datasets
+
+    def load_dataset(path, split, streaming):
+        if path == "org/name":
+            return datasets.Dataset.from_dict({"text": [split]})
+        raise ConnectionError("offline\nreally")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (row,) = rows_of("org/name", split="test")
+    assert row.record == {"text": "test"} and row.source == "org/name" and row.line == 1
+    with pytest.raises(UserError) as excinfo:
+        open_source("org/none")
+    assert "neither a local path nor a reachable dataset" in one_line(excinfo)
+    with pytest.raises(UserError, match="no such file"):
+        open_source("data/train.jsonl")
