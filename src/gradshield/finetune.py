@@ -26,15 +26,11 @@ class FinetuneSettings(BaseModel):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps spent warming up")
     epochs: float = Field(3, gt=0, description="passes over the rows")
     batch: int = Field(8, ge=1, description="effective batch size in rows")
-    micro_batch: int | None = Field(
-        None, ge=1, description="rows a device takes at once (default: the whole batch)"
-    )
+    micro_batch: int | None = Field(None, ge=1, description="rows a device takes at once (default: the whole batch)")
     seed: int = Field(0, ge=0, description="seed of the adapter's initialisation and of the order of rows")
 
 
-def finetune(
-    model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings
-) -> dict[str, float]:
+def finetune(model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings) -> dict[str, float]:
     """Trains a LoRA adapter on `examples` and saves it to `out` as safetensors; the model itself is left unchanged.
 
     Returns {"loss": mean training loss, "steps": optimizer steps, "seconds": ...}.

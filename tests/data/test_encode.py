@@ -22,9 +22,7 @@ END = (
     r"(?:<\|(?:im_end|eot_id|end|eot|return|user)\|>|<end_of_turn>|<turn\|>|<end_of_utterance>|</s>|<｜end▁of▁sentence｜>"
     r"|(?:<\|END_RESPONSE\|>)?<\|END_OF_TURN_TOKEN\|>)\n?(?:<EOS>)?"
 )
-SPLIT = (
-    r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # in the manner of Qwen and Llama-3
-)
+SPLIT = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # in the manner of Qwen and Llama-3
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -60,9 +58,7 @@ def stock(family: str) -> PreTrainedTokenizerFast:
 
 def talk(*turns: str | Message, system: str | None = None, tools=None) -> Conversation:
     """Turns of user and assistant by turns, or messages as they are."""
-    messages = [
-        t if isinstance(t, Message) else Message(("user", "assistant")[n % 2], t) for n, t in enumerate(turns)
-    ]
+    messages = [t if isinstance(t, Message) else Message(("user", "assistant")[n % 2], t) for n, t in enumerate(turns)]
     return Conversation((*([Message("system", system)] if system else []), *messages), tools=tools)
 
 
@@ -114,9 +110,7 @@ def test_reasoning_is_masked_or_left_out_by_the_template_and_the_question_never_
     conversation = talk(HAT, f"<think>\nIt was here.\n</think>\n\n{TABLE}")
     example = encode(conversation, 0, tokenizer, max_length=None, loss_on=loss_on)
     text = masked(tokenizer, example)
-    end = (
-        END if (family, loss_on) != ("glm4moe", "last") else ""
-    )  # its own template leaves that to the next turn
+    end = END if (family, loss_on) != ("glm4moe", "last") else ""  # its own template leaves that to the next turn
     reasoning = r"(?:\s*(?:<think>)?\s*It was here\.\s*</think>)?\s*"
     assert re.fullmatch(reasoning + re.escape(TABLE) + end, text), text
     assert ("It was here." in text) == ("It was here." in tokenizer.decode(example.ids))
@@ -126,9 +120,7 @@ def test_reasoning_is_masked_or_left_out_by_the_template_and_the_question_never_
 def test_marked_turns_are_trl_s_but_for_what_the_prompt_supplies(family):
     tokenizer, conversation = stock(family), talk(HAT, TABLE, BLUE, CHAIR)
     training = chat_template_utils.get_training_chat_template(tokenizer) or tokenizer.chat_template
-    trl = rendered_by_trl(
-        tokenizer, family, conversation, chat_template=training, return_assistant_tokens_mask=True
-    )
+    trl = rendered_by_trl(tokenizer, family, conversation, chat_template=training, return_assistant_tokens_mask=True)
     example = encode(conversation, 0, tokenizer, max_length=None)
     assert example.ids.tolist() == trl["input_ids"]
     theirs = np.array(trl["assistant_masks"], dtype=bool)
@@ -170,9 +162,7 @@ def test_request_ends_where_the_response_of_a_row_starts(family):
     example = encode(talk(HAT, TABLE), 0, tokenizer, max_length=None)
     before = tokenizer.decode(example.ids[: example.mask.argmax()])
     request = tokenizer.decode(encode_request(HAT, tokenizer))
-    if family.startswith(
-        "deepseek"
-    ):  # the prompt opens a think block, which rows without reasoning do not have
+    if family.startswith("deepseek"):  # the prompt opens a think block, which rows without reasoning do not have
         assert request == before + "<think>\n\n</think>\n\n"
     elif family == "glm4moe":
         assert request.replace("/nothink", "") == before
@@ -196,9 +186,7 @@ def test_request_form_says_what_was_done():
 
 def test_empty_think_block_is_no_response_but_reasoning_is():
     tokenizer = stock("qwen3")
-    thinking = masked(
-        tokenizer, encode(talk(HAT, f"<think>\nIt was here.\n</think>\n\n{TABLE}"), 0, tokenizer)
-    )
+    thinking = masked(tokenizer, encode(talk(HAT, f"<think>\nIt was here.\n</think>\n\n{TABLE}"), 0, tokenizer))
     assert thinking == f"<think>\nIt was here.\n</think>\n\n{TABLE}<|im_end|>\n"
     content = Message("assistant", TABLE, extra={"reasoning_content": "It was here."})
     assert masked(tokenizer, encode(talk(HAT, content), 0, tokenizer)) == thinking
@@ -267,10 +255,7 @@ def test_conversations_that_a_template_refuses_keep_its_words():
     assert encode(two_users, 0, tokenizer) == (
         "the chat template refuses this conversation: Conversation roles must alternate user/assistant"
     )
-    assert (
-        masked(tokenizer, encode(talk(HAT, TABLE, BLUE, CHAIR), 0, tokenizer))
-        == f" {TABLE}<EOS> {CHAIR}<EOS>"
-    )
+    assert masked(tokenizer, encode(talk(HAT, TABLE, BLUE, CHAIR), 0, tokenizer)) == f" {TABLE}<EOS> {CHAIR}<EOS>"
     with pytest.raises(UserError, match="refuses the request: Conversation roles must alternate"):
         encode_request([{"role": "assistant", "content": TABLE}], tokenizer)
 

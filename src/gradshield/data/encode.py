@@ -93,7 +93,7 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
     fields = [dict(message) for message in dicts]
     messages = [Message(each.pop("role"), each.pop("content", None) or "", extra=each) for each in fields]
     try:
-        text, _ = render(tokenizer, form, messages, generation_prompt=True, **form.thinking)
+        text, _ = render(tokenizer, form, messages, generation_prompt=True, variables=form.thinking)
     except Refused as error:
         raise UserError(f"the chat template refuses the request: {error}") from None
     return _tokenize(tokenizer, text + form.closing)[0]
@@ -103,10 +103,10 @@ def request_form(tokenizer) -> str:
     """In plain words, what `encode_request` puts between a request and the first token of a plain answer."""
     form, question = form_of(tokenizer), [Message("user", "?")]
 
-    def prompt(**variables) -> str:
-        return render(tokenizer, form, question, generation_prompt=True, **variables)[0]
+    def prompt(variables: dict[str, bool]) -> str:
+        return render(tokenizer, form, question, generation_prompt=True, variables=variables)[0]
 
-    switched = [f"{name}=False" for name in form.thinking if prompt(**{name: False}) != prompt()]
+    switched = [f"{name}=False" for name in form.thinking if prompt({name: False}) != prompt({})]
     words = "the chat template's generation prompt" + (f" with {' and '.join(switched)}" if switched else "")
     return words + (f", followed by {form.closing!r}" if form.closing else "")
 
@@ -164,9 +164,7 @@ def _marked_turns(
     return text, [span for span, owner in zip(spans, owners) if owner in trained]
 
 
-def _turns_by_prefix(
-    tokenizer, form: Form, messages, tools, trained: Sequence[int]
-) -> tuple[str, list[Span]] | str:
+def _turns_by_prefix(tokenizer, form: Form, messages, tools, trained: Sequence[int]) -> tuple[str, list[Span]] | str:
     """Turns between two renderings: up to a message with the generation prompt, and through the message."""
     text, _ = render(tokenizer, form, messages, tools)
     spans = []

@@ -9,6 +9,7 @@ makes tokens of them.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from gradshield.data.formats import Message
@@ -69,7 +70,7 @@ def _find_form(tokenizer, template: str) -> Form:
             texts = (
                 render(tokenizer, form, [question])[0],
                 render(tokenizer, form, [question], generation_prompt=True)[0],
-                render(tokenizer, form, [question], generation_prompt=True, **thinking)[0],
+                render(tokenizer, form, [question], generation_prompt=True, variables=thinking)[0],
                 render(tokenizer, form, [question, answer], training=bool(training))[0],
             )
             # Only what follows the question counts: system prompts and dates come before it.
@@ -124,7 +125,7 @@ def render(
     *,
     training: bool = False,
     generation_prompt: bool = False,
-    **variables,
+    variables: dict[str, bool] | None = None,
 ) -> tuple[str, list[Span]]:
     """(text, spans inside {% generation %} blocks) of the messages; no spans unless `training`. Raises
     Refused."""
@@ -132,17 +133,18 @@ def render(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        texts, spans = render_jinja_template(
+        rendered: Any = render_jinja_template(  # (texts, spans), whatever its signature says
             [[_as_dict(message, form.parts) for message in messages]],
             tools=tools,
             chat_template=form.training if training else form.template,
             return_assistant_tokens_mask=training,
             add_generation_prompt=generation_prompt,
-            **{**tokenizer.special_tokens_map, **variables},
+            **{**tokenizer.special_tokens_map, **(variables or {})},
         )
     except Exception as error:  # jinja's errors, and Python's own from inside a foreign template
         raise Refused(" ".join(str(error).split()) or type(error).__name__) from None
-    return (texts[0], spans[0]) if training else (texts[0], [])
+    (text,), spans = rendered
+    return text, spans[0] if training else []
 
 
 def _as_dict(message: Message, parts: bool) -> dict:

@@ -46,9 +46,7 @@ def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def attack_success(
-    model: Model, requests: Sequence[str], max_new_tokens: int = 32, batch: int = 32
-) -> SafetyReport:
+def attack_success(model: Model, requests: Sequence[str], max_new_tokens: int = 32, batch: int = 32) -> SafetyReport:
     """Answers every request greedily and counts the answers without a refusal phrase (paper, section 4)."""
     answers = generate(model, requests, max_new_tokens, batch)
     complied = sum(not is_refusal(answer) for answer in answers)
@@ -86,9 +84,7 @@ def generate(model: Model, requests: Sequence[str], max_new_tokens: int = 32, ba
 
 
 @torch.no_grad()
-def opening_log_probability(
-    model: Model, requests: Sequence[str], opening: str, batch: int = 32
-) -> list[float]:
+def opening_log_probability(model: Model, requests: Sequence[str], opening: str, batch: int = 32) -> list[float]:
     """log p(opening | request) for every request, summed over the opening's tokens (nats)."""
     target = model.tokenizer.encode(opening, add_special_tokens=False)
     encoded = [[*encode_request(request, model.tokenizer).tolist(), *target] for request in requests]
@@ -97,9 +93,7 @@ def opening_log_probability(
         width = max(len(encoded[i]) for i in chunk)
         ids = torch.tensor([encoded[i] + [0] * (width - len(encoded[i])) for i in chunk], device=model.device)
         rows = torch.arange(len(chunk)).repeat_interleave(len(target))
-        positions = torch.tensor(
-            [len(encoded[i]) - len(target) - 1 + k for i in chunk for k in range(len(target))]
-        )
+        positions = torch.tensor([len(encoded[i]) - len(target) - 1 + k for i in chunk for k in range(len(target))])
         logp = logits_at(model, ids, rows, positions).float().log_softmax(-1)  # [B * target, vocabulary]
         picked = logp.gather(1, torch.tensor(target * len(chunk), device=logp.device)[:, None])
         for i, value in zip(chunk, picked.view(len(chunk), -1).sum(1).tolist()):
@@ -109,9 +103,7 @@ def opening_log_probability(
 
 def read_requests(path: Path) -> list[str]:
     """The `prompt` of every line of a jsonl file."""
-    return [
-        json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+    return [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -35,3 +35,72 @@ def directions(factors: Mapping[str, Factors], count: int, seed: int = 0) -> dic
         u = torch.randn(count, f.out.shape[1], generator=generator)
         result[name] = (v.to(f.inp), u.to(f.out))
     return result
+
+
+def contract(
+    model: Model,
+    batch: Sequence[Example],
+    probe: ProbeGradient,
+    random: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    *,
+    exact_norms: bool = False,
+) -> Contraction:
+    """FIHS of every example and module (eq. 4), with gradient norms by `random` directions, exactly, or not at all.
+
+    The loss of an example is the mean over its masked tokens; examples may differ in length.
+    """
+    names = list(probe.factors)
+    ids, rows, positions, targets, weights = pad(batch, model.device)
+    dots = torch.zeros(len(names), len(batch))
+    norms = torch.zeros(len(names), len(batch)) if random or exact_norms else None
+    place = {name: index for index, name in enumerate(names)}
+    inp = {name: _stack(probe.factors[name].inp, random[name][0] if random else None) for name in names}
+    out = {name: _stack(probe.factors[name].out, random[name][1] if random else None) for name in names}
+
+    def forward(name: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return x @ inp[name].T, x if exact_norms else None  # [B, T, rank + directions]
+
+    def backward(name: str, kept: tuple[Tensor, Tensor | None], delta: Tensor) -> None:
+        projected, x = kept
+        terms = (projected * (delta @ out[name].T)).float().sum(1)  # [B, rank + directions]
+        rank = probe.factors[name].inp.shape[0]
+        dots[place[name]] = terms[:, :rank].sum(1).cpu()
+        if norms is not None and x is not None:  # ‖Σ_t δ_t x_tᵀ‖² = Σ_{t,t'} (x_t·x_t')(δ_t·δ_t')
+            gram = torch.bmm(x, x.transpose(1, 2)) * torch.bmm(delta, delta.transpose(1, 2))
+            norms[place[name]] = gram.float().sum((1, 2)).cpu()
+        elif norms is not None:
+            norms[place[name]] = terms[:, rank:].square().mean(1).cpu()
+
+    modules = {name: model.linears[name] for name in names}
+    with linear_hooks(modules, forward, backward), gradients_from(model):
+        logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
+        loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
+        loss = loss * weights.to(loss.device)
+        loss.sum().backward()
+    per_row = torch.zeros(len(batch)).index_add_(0, rows.cpu(), loss.detach().cpu())
+    return Contraction(dots.T, norms.T if norms is not None else None, per_row)
+
+
+def pad(batch: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(ids [B, T] padded on the right, and for each response token its row, the position that predicts it, its id,
+    and 1 / number of its row's response tokens)."""
+    ids = torch.zeros(len(batch), max(len(e.ids) for e in batch), dtype=torch.long)
+    rows, positions, targets, weights = [], [], [], []
+    for row, example in enumerate(batch):
+        ids[row, : len(example.ids)] = torch.from_numpy(example.ids)
+        where = torch.from_numpy(example.mask).nonzero().flatten()
+        rows.append(torch.full_like(where, row))
+        positions.append(where - 1)
+        targets.append(ids[row, where])
+        weights.append(torch.full((len(where),), 1 / len(where)))
+    return (
+        ids.to(device),
+        torch.cat(rows).to(device),
+        torch.cat(positions).to(device),
+        torch.cat(targets),
+        torch.cat(weights),
+    )
+
+
+def _stack(first: Tensor, second: Tensor | None) -> Tensor:
+    return first if second is None else torch.cat([first, second])
