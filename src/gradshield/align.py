@@ -18,7 +18,7 @@ from gradshield.model import Model, load_model
 
 ASSETS = Path(__file__).parent / "assets"
 SETTINGS = FinetuneSettings(
-    rank=16, alpha=32, learning_rate=1e-3, schedule="cosine", warmup=0.05, epochs=2, batch=16, seed=0
+    rank=16, alpha=32, learning_rate=5e-4, schedule="cosine", warmup=0.05, epochs=1, batch=8, seed=0
 )
 
 
@@ -35,11 +35,11 @@ def align(base: str, out: Path, settings: FinetuneSettings = SETTINGS) -> dict[s
 
 def alignment_examples(model: Model) -> list[Example]:
     """The bundled harmful requests with refusals and the harmless ones with answers, encoded and shuffled."""
-    rows = [
-        json.loads(line)
+    harmful, benign = (
+        [json.loads(line) for line in (ASSETS / file).read_text(encoding="utf-8").splitlines()]
         for file in ("align_harmful.jsonl", "align_benign.jsonl")
-        for line in (ASSETS / file).read_text(encoding="utf-8").splitlines()
-    ]
+    )
+    rows = harmful + benign + benign  # twice, or so small a model learns to refuse everything
     random.Random(0).shuffle(rows)
     examples = []
     for index, row in enumerate(rows):

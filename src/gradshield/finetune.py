@@ -59,6 +59,7 @@ def finetune(model: Model, examples: Sequence[Example], out: Path, settings: Fin
         wrapped.save_pretrained(str(out), safe_serialization=True)
     finally:
         wrapped.unload()
+        model.net.__dict__.pop("forward", None)  # TRL's fused head stays on the model otherwise
         model.net.eval()
         model.net.requires_grad_(False)
         model.net.config.use_cache = True
@@ -90,6 +91,7 @@ def _trainer(net: Any, tokenizer: Any, dataset: Any, out: Path, settings: Finetu
         num_train_epochs=settings.epochs,
         seed=settings.seed,
         max_length=None,
+        train_sampling_strategy="group_by_length",
         bf16=not on_cpu,
         use_cpu=on_cpu,
         gradient_checkpointing=False,

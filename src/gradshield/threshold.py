@@ -1,0 +1,60 @@
+"""Scores → the threshold at and above which rows are quarantined: the paper's A1, anchored, fixed, a share."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+from sklearn.mixture import GaussianMixture
+
+from gradshield.errors import UserError
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Rows whose score is at or above `value` are quarantined; infinite where nothing is to be removed."""
+
+    value: float
+    rule: str
+    note: str  # in plain words, how sure it is
+    good_lost: float | None = None  # expected number of good rows quarantined
+    harmful_kept: float | None = None  # expected number of harmful rows kept
+
+
+def a1(scores: np.ndarray, alpha: float = 10.0) -> Threshold:
+    """Algorithm A1: t = min(max of component 0, max of component 1) of a two-Gaussian fit if LogL2 − LogL1 > alpha,
+    else μ + 2σ.
+
+    Scores are standardised for the fit, and non-finite ones never enter it. With fewer than two distinct scores nothing
+    is removed.
+    """
+    finite = scores[np.isfinite(scores)]
+    if len(np.unique(finite)) < 2:
+        return Threshold(np.inf, "a1", "all scores are equal: nothing to tell apart")
+    mean, spread = finite.mean(), finite.std()
+    z = ((finite - mean) / spread)[:, None]
+    one = norm.logpdf(z, z.mean(), z.std()).sum()
+    mixture = GaussianMixture(2, n_init=3, random_state=0).fit(z)
+    gain = mixture.score_samples(z).sum() - one
+    labels = mixture.predict(z)
+    if gain > alpha and 0 < labels.sum() < len(labels):
+        value = min(finite[labels == 0].max(), finite[labels == 1].max())
+        return Threshold(float(value), "a1", f"two groups (log-likelihood gain {gain:.0f} > {alpha:g})")
+    return Threshold(float(mean + 2 * spread), "a1", f"one group (gain {gain:.0f} ≤ {alpha:g}): mean + 2 spreads")
+
+
+def fixed(value: float) -> Threshold:
+    """The threshold that the user names."""
+    return Threshold(value, "fixed", "set by hand")
+
+
+def share(scores: np.ndarray, fraction: float) -> Threshold:
+    """The threshold that quarantines the highest `fraction` of the scored rows (ties together).
+
+    Raises UserError unless 0 ≤ fraction ≤ 1.
+    """
+    if not 0 <= fraction <= 1:
+        raise UserError(f"--share {fraction:g}: between 0 and 1")
+    finite = np.sort(scores[np.isfinite(scores)])
+    count = round(fraction * len(finite))
+    value = finite[len(finite) - count] if count else np.inf
+    return Threshold(float(value), "share", f"the highest {fraction:.1%} of the rows, whatever they are")
