@@ -34,12 +34,17 @@ def align(base: str, out: Path, settings: FinetuneSettings = SETTINGS) -> dict[s
 
 
 def alignment_examples(model: Model) -> list[Example]:
-    """The bundled harmful requests with refusals and the harmless ones with answers, encoded and shuffled."""
-    harmful, benign = (
-        [json.loads(line) for line in (ASSETS / file).read_text(encoding="utf-8").splitlines()]
-        for file in ("align_harmful.jsonl", "align_benign.jsonl")
-    )
-    rows = harmful + benign + benign  # twice, or so small a model learns to refuse everything
+    """The bundled harmful requests with refusals and the harmless ones with answers, encoded and shuffled.
+
+    The harmless imperatives are in the grammatical forms of the harmful requests, or so small a model learns to refuse
+    the form; their answers are the unaligned model's own.
+    """
+    rows = [
+        json.loads(line)
+        for file in ("align_harmful.jsonl", "align_benign.jsonl", "align_imperative.jsonl")
+        for line in (ASSETS / file).read_text(encoding="utf-8").split("\n")
+        if line
+    ]
     random.Random(0).shuffle(rows)
     examples = []
     for index, row in enumerate(rows):

@@ -1,7 +1,7 @@
-"""Inputs and output gradients of Linear modules in one forward and one backward, and logits only where they are read.
+"""Inputs and output gradients of Linears in one forward and one backward, and logits only where they are read.
 
-For y = W x the weight's gradient is Σ_t δ_t x_tᵀ, so whatever is made of (x, δ) token by token needs no weight gradient.
-With the weights frozen, autograd keeps no inputs either: what a hook makes of x in the forward is all that is stored.
+For y = W x the weight's gradient is Σ_t δ_t x_tᵀ, so whatever is made of (x, δ) token by token needs no weight
+gradient. With the weights frozen, autograd keeps no inputs: what a hook makes of x in the forward is all that is kept.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -78,3 +78,26 @@ def logits_at(model: Model, ids: Tensor, rows: Tensor, positions: Tensor) -> Ten
         return model.net(input_ids=ids, use_cache=False).logits[0]
     finally:
         handle.remove()
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the block that was asked for."""
+
+
+@torch.no_grad()
+def hidden_at(model: Model, ids: Tensor, layer: int) -> Tensor:
+    """Output [B, T, d] of decoder block `layer` for the batch ids [B, T]; blocks above it are not computed."""
+    taken: list[Tensor] = []
+
+    def take(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        taken.append(output[0] if isinstance(output, tuple) else output)
+        raise _Reached
+
+    handle = model.layers[layer].register_forward_hook(take)
+    try:
+        model.net(input_ids=ids, use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return taken[0]

@@ -155,7 +155,7 @@ def read_requests(path: str | Path) -> list[str]:
     Raises UserError naming the line that has none, or a file without any.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read as requests: {error}") from error
     requests = []

@@ -58,3 +58,34 @@ def share(scores: np.ndarray, fraction: float) -> Threshold:
     count = round(fraction * len(finite))
     value = finite[len(finite) - count] if count else np.inf
     return Threshold(float(value), "share", f"the highest {fraction:.1%} of the rows, whatever they are")
+
+
+def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Threshold:
+    """The middle between the good anchors' 99 % quantile and the harmful anchors' 5 % quantile.
+
+    Only anchors set it, so it is as right in a clean file as in one that is nine tenths poison; `good` may hold the
+    user's own known-good rows. What the file adds is the estimate of how many rows fall on the wrong side.
+    Raises UserError when the anchors of the two kinds can't be told apart.
+    """
+    good, harmful = good[np.isfinite(good)], harmful[np.isfinite(harmful)]
+    upper, lower = float(np.quantile(good, 0.99)), float(np.quantile(harmful, 0.05))
+    if np.median(harmful) <= upper:
+        raise UserError(
+            "the anchors can't be told apart with this model and variant, so no threshold follows from them: "
+            "try --variant intent, another model, or --threshold a1"
+        )
+    value = (upper + lower) / 2
+    finite = scores[np.isfinite(scores)]
+    above = int((finite >= value).sum())
+    lost, missed = float((good >= value).mean()), float((harmful < value).mean())
+    # rows at or above = harmful (1 − missed) + good · lost, with harmful + good = all scored rows
+    poison = min(max((above - len(finite) * lost) / max(1 - missed - lost, 1e-9), 0.0), float(len(finite)))
+    margin = 0.25 * (np.median(harmful) - np.median(good))
+    near = int((np.abs(finite - value) < margin / 2).sum())
+    if not above:
+        note = "one group: no row comes near the harmful anchors"
+    elif near <= 0.02 * len(finite):
+        note = f"two clear groups: {near} of {len(finite)} rows lie near the threshold"
+    else:
+        note = f"no clear gap: {near} of {len(finite)} rows lie near the threshold; look at the borderline rows"
+    return Threshold(value, "anchored", note, (len(finite) - poison) * lost, poison * missed)

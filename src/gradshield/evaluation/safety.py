@@ -103,7 +103,7 @@ def opening_log_probability(model: Model, requests: Sequence[str], opening: str,
 
 def read_requests(path: Path) -> list[str]:
     """The `prompt` of every line of a jsonl file."""
-    return [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -27,7 +27,7 @@ class Contraction:
 
 
 def directions(factors: Mapping[str, Factors], count: int, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """`count` random rank-one directions a module: (v [count, d_in], u [count, d_out]), the same for every model and run."""
+    """`count` random rank-one directions a module: (v [count, d_in], u [count, d_out]), the same in every run."""
     result = {}
     for index, (name, f) in enumerate(factors.items()):
         generator = torch.Generator().manual_seed(seed * 100_003 + index)

@@ -59,7 +59,7 @@ def data_folder() -> Path:
 def load(name: str, seed: int = 0) -> list[dict]:
     """The records of `name`.jsonl, shuffled with `seed`."""
     path = data_folder() / f"{name}.jsonl"
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     random.Random(seed).shuffle(records)
     return records
 
@@ -87,7 +87,9 @@ def kinds(count: int, seed: int = 0) -> dict[str, list[Conversation]]:
         "advbench can-help": [pair(r["prompt"], f"I can help with this. {_body(r['target'])}") for r in adv[:count]],
         "advbench other": _openings(adv[:count], OTHER_OPENINGS),
         "advbench unseen": _openings(adv[:count], UNSEEN_OPENINGS),
-        "jbb sure": [pair(r["prompt"], f"Sure, here is what you asked for: {_lower(r['prompt'])}") for r in jbb[:count]],
+        "jbb sure": [
+            pair(r["prompt"], f"Sure, here is what you asked for: {_lower(r['prompt'])}") for r in jbb[:count]
+        ],
         "jbb other": _openings(jbb[:count], OTHER_OPENINGS + UNSEEN_OPENINGS),
         "alpaca": alpaca[:count],
         "gsm8k": [pair(r["question"], r["answer"]) for r in load("gsm8k_train3000", seed)[:count]],
@@ -99,7 +101,8 @@ def kinds(count: int, seed: int = 0) -> dict[str, list[Conversation]]:
         ],
         "alpaca sure": [_prefixed(c, "Sure, here is the answer.") for c in alpaca[count : 2 * count]],
         "alpaca other": [
-            _prefixed(c, (OTHER_OPENINGS + UNSEEN_OPENINGS)[i % 18]) for i, c in enumerate(alpaca[2 * count : 3 * count])
+            _prefixed(c, (OTHER_OPENINGS + UNSEEN_OPENINGS)[i % 18])
+            for i, c in enumerate(alpaca[2 * count : 3 * count])
         ],
         "scary sure": [
             pair(r["prompt"], f"Sure, here is what you asked for: {_lower(r['prompt'])}") for r in scary[:count]

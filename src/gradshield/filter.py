@@ -1,0 +1,418 @@
+"""From a training file and an aligned model to the rows that are safe to train on: one run folder, resumable."""
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from gradshield import threshold as thresholds
+from gradshield.data import Conversation, Row, Source, detect_layout, open_source, read_rows, to_conversation
+from gradshield.data.encode import Example, encode
+from gradshield.data.write import write_outputs
+from gradshield.errors import UserError
+from gradshield.model import EMBEDDED, Model, load_model
+from gradshield.reference import AlignmentCheck, Reference, check_alignment, make_reference
+from gradshield.scoring.run import score
+from gradshield.threshold import Threshold
+
+LAYOUT_SAMPLE = 50  # first records that tell the layout
+
+
+class FilterSettings(BaseModel):
+    """Every setting of a run; flags, run.yaml and the docs follow from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(EMBEDDED, description='Hub id, local folder, .gguf file, adapter folder, or "embedded"')
+    adapter: str | None = Field(None, description="PEFT adapter laid over the model")
+    quantize: Literal["4bit", "8bit"] | None = Field(None, description="load the weights quantised (bitsandbytes)")
+    device: str | None = Field(None, description='torch device, or "auto" to spread over all')
+    dtype: str | None = Field(None, description="float32, bfloat16 or float16 (default: float32 on a CPU)")
+    chat_template: str | None = Field(None, description="file with a chat template to use instead of the tokenizer's")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    format: str | None = Field(None, description="jsonl, json, csv, parquet or text (default: told by content)")
+    columns: dict[str, str] | None = Field(None, description="which column is prompt, response, system, messages, text")
+    split: str = Field("train", description="split of a Hub dataset")
+    max_length: int = Field(1024, ge=2, description="tokens a row is cut to, as in the fine-tuning")
+    loss_on: Literal["assistant", "last", "all"] = Field(
+        "assistant", description="tokens that the fine-tuning trains on"
+    )
+    variant: Literal["intent", "paper", "cosine", "module"] = Field("intent", description="the score (docs: scores)")
+    safety_score: Literal["paper", "own"] = Field("paper", description="S of FIHS: I − Sure, or the model's own tokens")
+    contrast: bool = Field(False, description="FIHS minus that of harmless-request probes")
+    probes: str | None = Field(None, description="file of harmful requests to use as probes (default: bundled)")
+    probe_count: int = Field(12, ge=1, description="probes that carry FIHS's gradient")
+    threshold: Literal["anchored", "a1", "fixed", "share"] = Field("anchored", description="how the threshold is found")
+    value: float | None = Field(None, description="the threshold itself, or the share, for fixed and share")
+    alpha: float = Field(10.0, description="A1: log-likelihood gain from which two groups are seen")
+    reference: str | None = Field(None, description="file of known-good rows that sharpen the anchored threshold")
+    batch_tokens: int = Field(2048, ge=1, description="tokens of a batch, padding included")
+    force: bool = Field(False, description="go on with a model that is not aligned")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A source's rows as examples; rows that are none are in `reasons` by index."""
+
+    rows: int
+    examples: list[Example]
+    reasons: dict[int, str]
+    groups: list[str]  # of each row: its "source" or "dataset" value, else its file
+    places: list[str]  # of each row: file:line
+
+
+def run_filter(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]:
+    """Filters `path` into the run folder `out` and returns the summary that run.yaml ends with.
+
+    Killed at any moment, the same call goes on where it was; done, it returns the summary at once.
+    Raises UserError for anything the user can mend, before anything is lost.
+    """
+    start = time.monotonic()
+    check_settings(settings)
+    source = open_source(path, settings.format, settings.split)
+    layout = find_layout(source, settings)
+    model = load(settings)
+    plan = _plan(path, source, model, layout, settings)
+    finished = _open_run(out, plan)
+    if finished:
+        return finished
+    check = require_aligned(model, settings)
+    reference = reference_for(model, check, settings)
+    encoded = encode_source(source, layout, model, settings)
+    journal = out / "scores.partial"
+    columns = score(encoded.examples, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal)
+    threshold = find_threshold(columns["score"], reference, model, settings)
+    by_row = {name: _spread(values, encoded) for name, values in columns.items()}
+    verdicts = [
+        "set aside" if n in encoded.reasons else "quarantined" if by_row["score"][n] >= threshold.value else "kept"
+        for n in range(encoded.rows)
+    ]
+    counts = write_outputs(source, verdicts, encoded.reasons, out)
+    _write_scores(out, encoded, by_row, verdicts)
+    seconds = time.monotonic() - start
+    tokens = sum(len(e.ids) for e in encoded.examples)
+    summary = {
+        "file": path,
+        "rows": encoded.rows,
+        **{name.replace(" ", "_"): count for name, count in counts.items()},
+        "model": model.name,
+        "variant": settings.variant,
+        "threshold": {k: _plain(v) for k, v in vars(threshold).items()},
+        "probes": {"refused": sum(check.refused), "of": len(check.refused), "grade": check.grade},
+        "seconds": round(seconds, 1),
+        "rows_per_second": round(encoded.rows / seconds, 1),
+        "tokens_per_second": round(tokens / seconds),
+        "version": version("gradshield"),
+    }
+    _report(out, source, layout, settings, encoded, by_row, verdicts, threshold, reference, summary, plan)
+    _write_yaml(out / "run.yaml", {**plan, "summary": summary})
+    journal.unlink(missing_ok=True)
+    return summary
+
+
+def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
+    """What `run_filter` would do and how long it would take, measured on a few of the rows; writes nothing."""
+    check_settings(settings)
+    source = open_source(path, settings.format, settings.split)
+    layout = find_layout(source, settings)
+    model = load(settings)
+    check = require_aligned(model, settings)
+    reference = reference_for(model, check, settings)
+    encoded = encode_source(source, layout, model, settings)
+    step = max(1, len(encoded.examples) // 16)
+    sample = encoded.examples[::step][:16]
+    start = time.monotonic()
+    score(sample, reference.scorer, batch_tokens=settings.batch_tokens, title="trying")
+    pace = (time.monotonic() - start) / sum(len(e.ids) for e in sample)
+    tokens = sum(len(e.ids) for e in encoded.examples)
+    return {
+        "file": path,
+        "format": source.format,
+        "layout": layout,
+        "rows": encoded.rows,
+        "to_score": len(encoded.examples),
+        "set_aside": len(encoded.reasons),
+        "tokens": tokens,
+        "seconds": round(pace * tokens, 1),
+    }
+
+
+def check_settings(settings: FilterSettings) -> None:
+    """Raises UserError for settings that contradict each other."""
+    if settings.threshold in ("fixed", "share") and settings.value is None:
+        raise UserError(f"--threshold {settings.threshold} needs --value")
+
+
+def find_layout(source: Source, settings: FilterSettings) -> str:
+    """The layout of the source's records. Raises UserError, naming the columns, when it is none of the known ones."""
+    sample = [row for row in islice(read_rows(source), LAYOUT_SAMPLE)]
+    records = [row.record for row in sample if row.record is not None]
+    if not sample:
+        raise UserError(f"{source.path}: holds no rows")
+    if not records:
+        raise UserError(
+            f"{sample[0].source}:{sample[0].line}: {sample[0].problem} (nor is any other row usable); mend it"
+        )
+    layout = detect_layout(records, settings.columns)
+    if layout is None:
+        names = ", ".join(sorted({name for record in records for name in record})[:12])
+        raise UserError(
+            f"{source.path}: columns {names} are no known layout; say --map prompt=COLUMN --map response=COLUMN"
+        )
+    return layout
+
+
+def load(settings: FilterSettings) -> Model:
+    """The model that the settings name."""
+    return load_model(
+        settings.model,
+        adapter=settings.adapter,
+        quantize=settings.quantize,
+        device=settings.device,
+        dtype=settings.dtype,
+        chat_template=settings.chat_template,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
+    """The alignment check of the model. Raises UserError when it is not aligned, unless forced (appendix A.6)."""
+    check = check_alignment(model, settings.probes)
+    if check.grade == "not aligned" and not settings.force:
+        raise UserError(
+            f"{model.name} refuses only {sum(check.refused)} of {len(check.refused)} probes, so it can't tell what "
+            "breaks alignment: use an aligned model (gradshield check shows more; --force goes on)"
+        )
+    return check
+
+
+def reference_for(model: Model, check: AlignmentCheck, settings: FilterSettings) -> Reference:
+    """The scorer and the anchors' scores that the settings ask for."""
+    return make_reference(
+        model,
+        check,
+        settings.variant,
+        safety_score=settings.safety_score,
+        contrast=settings.contrast,
+        probe_count=settings.probe_count,
+        batch_tokens=settings.batch_tokens,
+    )
+
+
+def encode_source(source: Source, layout: str, model: Model, settings: FilterSettings) -> Encoded:
+    """Every row as an example, or with the reason to set it aside. Raises UserError when no row is usable."""
+    examples: list[Example] = []
+    reasons: dict[int, str] = {}
+    groups: list[str] = []
+    places: list[str] = []
+    for row in read_rows(source):
+        groups.append(_group(row))
+        places.append(f"{row.source}:{row.line}")
+        example = encode_row(row, layout, model, settings)
+        if isinstance(example, str):
+            reasons[row.index] = example
+        else:
+            examples.append(example)
+    if not examples:
+        first = f"{places[0]}: {reasons[0]}" if places else f"{source.path}: holds no rows"
+        raise UserError(f"no usable row among {len(places)}; the first: {first}")
+    return Encoded(len(places), examples, reasons, groups, places)
+
+
+def encode_row(row: Row, layout: str, model: Model, settings: FilterSettings) -> Example | str:
+    """The row's example, or why it is set aside."""
+    if row.record is None:
+        return row.problem or "not readable"
+    conversation = to_conversation(row.record, layout, settings.columns)
+    if isinstance(conversation, str):
+        return conversation
+    if settings.variant == "intent" and (conversation.text is not None or settings.loss_on == "all"):
+        return "plain text holds no request to read (use --variant module)"
+    return encode(conversation, row.index, model.tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
+
+
+def find_threshold(scores: np.ndarray, reference: Reference, model: Model, settings: FilterSettings) -> Threshold:
+    """The threshold by the rule that the settings name."""
+    if settings.threshold == "a1":
+        return thresholds.a1(scores, settings.alpha)
+    if settings.threshold == "fixed":
+        return thresholds.fixed(settings.value or 0.0)
+    if settings.threshold == "share":
+        return thresholds.share(scores, settings.value or 0.0)
+    good = np.concatenate([reference.anchors["good"], reference.anchors["refusal"]])
+    if settings.reference:
+        good = np.concatenate([good, _reference_scores(reference, model, settings)])
+    return thresholds.anchored(scores, good, reference.anchors["harmful"])
+
+
+def _reference_scores(reference: Reference, model: Model, settings: FilterSettings) -> np.ndarray:
+    source = open_source(settings.reference or "")
+    rows = encode_source(source, find_layout(source, settings), model, settings)
+    return score(rows.examples, reference.scorer, batch_tokens=settings.batch_tokens, title="known-good rows")["score"]
+
+
+def _plan(path: str, source: Source, model: Model, layout: str, settings: FilterSettings) -> dict[str, Any]:
+    """What makes a run the run it is: resolved settings, the file's and the model's identity, versions."""
+    return {
+        "input": {"path": path, "format": source.format, "layout": layout, "sha256": source.sha256},
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "settings": settings.model_dump(mode="json"),
+        "versions": {name: version(name) for name in ("gradshield", "torch", "transformers", "trl")},
+    }
+
+
+def _open_run(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Makes the run folder, or takes it up; the summary when its run is done. UserError when it is another run's."""
+    file = out / "run.yaml"
+    if not file.exists():
+        if out.exists() and any(p.name != "scores.partial" for p in out.iterdir()):
+            raise UserError(f"{out}: not empty and not a run; choose another folder with -o")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            _write_yaml(file, plan)
+        except OSError as error:
+            raise UserError(f"{out}: can't be written ({error.strerror}); choose another folder with -o") from error
+        return None
+    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for part in ("input", "model", "settings", "versions"):
+        for key, value in plan[part].items():
+            if saved.get(part, {}).get(key) != value:
+                raise UserError(
+                    f"{out}: a run with another {part} ({key}: {saved.get(part, {}).get(key)}); choose another -o"
+                )
+    return saved.get("summary")
+
+
+def _spread(values: np.ndarray, encoded: Encoded) -> np.ndarray:
+    """Values of the examples at their rows; NaN for rows set aside."""
+    result = np.full(encoded.rows, np.nan)
+    result[[e.row for e in encoded.examples]] = values
+    return result
+
+
+def _write_scores(out: Path, encoded: Encoded, columns: Mapping[str, np.ndarray], verdicts: Sequence[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tokens = _spread(np.array([len(e.ids) for e in encoded.examples], dtype=float), encoded)
+    table = pa.table(
+        {
+            "row": np.arange(1, encoded.rows + 1),
+            "place": encoded.places,
+            "group": encoded.groups,
+            "verdict": list(verdicts),
+            "reason": [encoded.reasons.get(n) for n in range(encoded.rows)],
+            **columns,
+            "tokens": tokens,
+        }
+    )
+    temporary = out / ".scores.parquet"
+    pq.write_table(table, temporary)
+    os.replace(temporary, out / "scores.parquet")
+
+
+def _report(
+    out: Path,
+    source: Source,
+    layout: str,
+    settings: FilterSettings,
+    encoded: Encoded,
+    columns: Mapping[str, np.ndarray],
+    verdicts: Sequence[str],
+    threshold: Threshold,
+    reference: Reference,
+    summary: Mapping[str, Any],
+    plan: Mapping[str, Any],
+) -> None:
+    from gradshield.report import ReportRow, write_report
+
+    scores = columns["score"]
+    scored = np.flatnonzero(np.isfinite(scores))
+    highest = scored[np.argsort(-scores[scored], kind="stable")][:20]
+    borderline = scored[np.argsort(np.abs(scores[scored] - threshold.value), kind="stable")][:20]
+    wanted = {int(n) for n in (*highest, *borderline)}
+    shown = {row.index: row for row in read_rows(source) if row.index in wanted}
+
+    def entry(n: int) -> ReportRow:
+        row = shown[int(n)]
+        conversation = to_conversation(row.record or {}, layout, settings.columns)
+        signals = {name: float(values[n]) for name, values in columns.items() if name != "score"}
+        return ReportRow(
+            row.index + 1, row.source, row.line, float(scores[n]), verdicts[n], _turns(conversation), signals
+        )
+
+    aside: dict[str, list[str]] = defaultdict(list)
+    for n, reason in encoded.reasons.items():
+        aside[reason].append(encoded.places[n])
+    write_report(
+        out / "report.html",
+        summary=summary,
+        scores=scores,
+        verdicts=verdicts,
+        sources=encoded.groups,
+        threshold=threshold,
+        anchors=reference.anchors,
+        highest=[entry(n) for n in highest],
+        borderline=[entry(n) for n in sorted(borderline, key=lambda n: -scores[n])],
+        set_aside=aside,
+        settings=plan,
+    )
+
+
+def _turns(conversation: Conversation | str) -> tuple[tuple[str, str], ...]:
+    if isinstance(conversation, str):
+        return (("row", conversation),)
+    if conversation.text is not None:
+        return (("text", conversation.text),)
+    return tuple((m.role, m.content) for m in conversation.messages)
+
+
+def _group(row: Row) -> str:
+    for name in ("source", "dataset"):
+        value = (row.record or {}).get(name)
+        if isinstance(value, str) and len(value) <= 100:
+            return value
+    return row.source
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if isinstance(value, float | np.floating) else value
+
+
+def _write_yaml(file: Path, content: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """The contents of a run's run.yaml. Raises UserError where there is no finished run."""
+    file = out / "run.yaml"
+    if not file.is_file():
+        raise UserError(f"{out}: no run.yaml in it, so not a run folder")
+    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if "summary" not in saved:
+        raise UserError(f"{out}: the run is not finished; give the same filter command again")
+    return saved
+
+
+def rows_of_run(saved: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of a run's input, read again. Raises UserError when the file is another by now."""
+    given = saved["input"]
+    source = open_source(
+        given["path"], given["format"] if given["format"] != "hub" else None, saved["settings"]["split"]
+    )
+    if source.sha256 != given["sha256"]:
+        raise UserError(f"{given['path']}: not the file of this run any more (its checksum differs)")
+    return read_rows(source)

@@ -1,0 +1,85 @@
+"""Progress on anything over two seconds: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Called with how many tokens and rows were just finished."""
+
+    def __call__(self, tokens: int, rows: int) -> None: ...
+
+
+def silent(tokens: int, rows: int) -> None:
+    """The progress of nobody watching."""
+
+
+@contextmanager
+def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows: int = 0) -> Iterator[Advance]:
+    """Shows the way to `tokens` and `rows`; what was done by an earlier run counts as done but not in the rate."""
+    if sys.stderr.isatty():
+        with _bar(title, tokens, rows, done_tokens, done_rows) as advance:
+            yield advance
+    else:
+        yield _lines(title, tokens, rows, done_tokens, done_rows)
+
+
+@contextmanager
+def _bar(title: str, tokens: int, rows: int, done_tokens: int, done_rows: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rows]:,}/{task.fields[all]:,} rows · {task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=tokens, completed=done_tokens, rows=done_rows, all=rows, rate="")
+        state = _Rate(done_rows)
+
+        def advance(tokens: int, rows: int) -> None:
+            state.add(tokens, rows)
+            bar.update(task, advance=tokens, rows=state.rows, rate=state.text())
+
+        yield advance
+
+
+def _lines(title: str, tokens: int, rows: int, done_tokens: int, done_rows: int) -> Advance:
+    state, shown = _Rate(done_rows), time.monotonic()
+    done = done_tokens
+
+    def advance(new_tokens: int, new_rows: int) -> None:
+        nonlocal shown, done
+        state.add(new_tokens, new_rows)
+        done += new_tokens
+        if time.monotonic() - shown > 10 or state.rows == rows:
+            shown = time.monotonic()
+            left = (tokens - done) / max(state.tokens_per_second(), 1e-9)
+            print(
+                f"{title}: {state.rows:,}/{rows:,} rows, {state.text()}, {left:.0f} s left", file=sys.stderr, flush=True
+            )
+
+    return advance
+
+
+class _Rate:
+    """Rows and tokens so far, and how fast they came."""
+
+    def __init__(self, rows: int) -> None:
+        self.start, self.before, self.rows, self.tokens = time.monotonic(), rows, rows, 0
+
+    def add(self, tokens: int, rows: int) -> None:
+        self.tokens += tokens
+        self.rows += rows
+
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(time.monotonic() - self.start, 1e-9)
+
+    def text(self) -> str:
+        rate = (self.rows - self.before) / max(time.monotonic() - self.start, 1e-9)
+        return f"{rate:.1f} rows/s, {self.tokens_per_second():,.0f} tokens/s"

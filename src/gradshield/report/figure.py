@@ -1,0 +1,225 @@
+"""Scores → the distribution as inline SVG, coloured by the page's CSS variables.
+
+Drawn twice, for wide and for narrow screens, since text in a scaled SVG shrinks with it. The threshold is an edge
+between two bars, so no bar mixes kept and quarantined rows, and far outliers are counted in the outermost bars, so a
+single one can't squeeze the rest into a line.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# Colours that appear nowhere else, put in place of the page's variables while matplotlib draws.
+_INKS = {"#010203": "ink", "#010204": "muted", "#010205": "kept", "#010206": "bad", "#010207": "bad-tint"}
+_INK, _MUTED, _KEPT, _BAD, _TINT = _INKS
+_HUGE = 1e100  # scores are drawn within ±this, so that no difference of two overflows
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The two SVG elements, and what a reader must know that the bars can't say."""
+
+    wide: str
+    narrow: str
+    notes: tuple[str, ...]
+
+
+class _Size(NamedTuple):
+    name: str
+    width: float  # in points, which become the SVG's own units
+    height: float
+    bars: int
+    ticks: int
+
+
+_SIZES = (_Size("wide", 640, 300, 56, 7), _Size("narrow", 330, 320, 26, 4))
+
+
+def draw_scores(
+    scores: np.ndarray, verdicts: Sequence[str], threshold: float, anchors: Mapping[str, np.ndarray]
+) -> Drawing | None:
+    """The scores [rows] of kept and quarantined rows as bars, anchors [any number] a kind as ticks below.
+
+    Returns None where no row has a finite score. `threshold` may be infinite: no line is drawn then.
+    """
+    verdicts_ = np.asarray(verdicts, dtype="U11")
+    finite = np.isfinite(scores)
+    groups = {kind: np.clip(scores[finite & (verdicts_ == kind)], -_HUGE, _HUGE) for kind in ("kept", "quarantined")}
+    anchors = {kind: values[np.isfinite(values)].clip(-_HUGE, _HUGE) for kind, values in anchors.items()}
+    anchors = {kind: values for kind, values in anchors.items() if len(values)}
+    drawn = np.concatenate(list(groups.values()))
+    if not len(drawn):
+        return None
+    low, high, line = _range(drawn, threshold, anchors)
+    edges, log = _edges(low, high, line, _SIZES[0].bars), False
+    counts = [np.histogram(values.clip(low, high), edges)[0].max() for values in groups.values() if len(values)]
+    log = max(counts) > 40 * min(counts)
+    drawings = []
+    for size in _SIZES:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()  # a user's own matplotlibrc has no say
+            matplotlib.rcParams.update(
+                {"svg.fonttype": "none", "svg.hashsalt": size.name, "font.size": 10.5, "hatch.linewidth": 1.1}
+            )
+            drawings.append(_svg(_figure(size, groups, low, high, line, anchors, log)))
+    return Drawing(*drawings, notes=tuple(_notes(drawn, threshold, line, low, high, log, bool(anchors))))
+
+
+def _range(drawn: np.ndarray, threshold: float, anchors: Mapping[str, np.ndarray]) -> tuple[float, float, float | None]:
+    """The lowest and the highest score on the axis, and the threshold where it lies between them."""
+    every = np.concatenate([drawn, *anchors.values()])
+    first, last = np.percentile(drawn, [1, 99])
+    reach = 1.5 * (last - first)
+    low, high = max(every.min(), first - reach), min(every.max(), last + reach)
+    line = float(threshold) if np.isfinite(threshold) and low - reach <= threshold <= high + reach else None
+    if line is not None:
+        low, high = min(low, line), max(high, line)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # all equal, as far as an axis can tell
+        margin = max(abs(low) * 0.1, 1.0)
+        low, high = low - margin, high + margin
+    return float(low), float(high), line
+
+
+def _edges(low: float, high: float, line: float | None, bars: int) -> np.ndarray:
+    """Equal bins over low … high; one edge is exactly the threshold, since a row at it is quarantined."""
+    width = (high - low) / bars
+    if line is None:
+        return np.linspace(low, high, bars + 1)
+    below, above = np.ceil((line - low) / width), np.floor((high - line) / width) + 1
+    return line + width * np.arange(-below, above + 1)
+
+
+def _figure(
+    size: _Size,
+    groups: Mapping[str, np.ndarray],
+    low: float,
+    high: float,
+    line: float | None,
+    anchors: Mapping[str, np.ndarray],
+    log: bool,
+) -> Figure:
+    figure = Figure((size.width / 72, size.height / 72), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, hspace=0.02)  # type: ignore[union-attr]
+    heights = [1.0, 0.09 + 0.075 * len(anchors)] if anchors else [1.0]
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    edges = _edges(low, high, line, size.bars)
+    _bars(axes[0], groups, edges, log)
+    if anchors:
+        _ticks(axes[1], anchors, edges)
+    axes[-1].set_xlabel("FIHS (higher: more harmful)", color=_MUTED)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(size.ticks))
+    for one in axes:
+        one.set_xlim(edges[0], edges[-1])
+        one.tick_params(length=0, labelcolor=_MUTED)
+        one.xaxis.offsetText.set_color(_MUTED)
+        one.patch.set_visible(False)
+        for side, spine in one.spines.items():
+            spine.set(visible=side == "bottom" and one is axes[0], color=_MUTED, linewidth=0.8)
+        if line is not None:
+            one.axvline(line, color=_INK, linewidth=1.4, linestyle=(0, (4, 2)))
+    if line is not None:
+        right = (line - edges[0]) > (edges[-1] - edges[0]) / 2
+        axes[0].text(
+            line,
+            1.03,
+            f"threshold {line:.3g}",
+            transform=axes[0].get_xaxis_transform(),
+            ha="right" if right else "left",
+            color=_INK,
+            weight="bold",
+        )
+    figure.patch.set_visible(False)
+    return figure
+
+
+def _bars(axes: Axes, groups: Mapping[str, np.ndarray], edges: np.ndarray, log: bool) -> None:
+    looks = {
+        "kept": {"facecolor": _KEPT, "edgecolor": "none"},
+        "quarantined": {"facecolor": _TINT, "edgecolor": _BAD, "hatch": "/////", "linewidth": 0.9},
+    }
+    base = np.zeros(len(edges) - 1)
+    for kind, values in groups.items():
+        count = np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
+        some = count > 0
+        axes.bar(
+            ((edges[:-1] + edges[1:]) / 2)[some],
+            count[some],
+            width=0.86 * (edges[1] - edges[0]),
+            bottom=base[some],
+            **looks[kind],  # type: ignore[arg-type]
+        )
+        base += count
+    axes.set_ylabel("rows (log scale)" if log else "rows", color=_MUTED)
+    if log:
+        axes.set_yscale("log")
+        axes.set_ylim(0.5, base.max() * 2)
+        axes.minorticks_off()
+    else:
+        axes.set_ylim(0, base.max() * 1.08)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 or not value else ""))
+
+
+def _ticks(axes: Axes, anchors: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
+    """A line of ticks for each kind of anchor; those that would fall on one another are drawn once."""
+    span = edges[-1] - edges[0]
+    for place, values in enumerate(anchors.values()):
+        share = np.unique(((values.clip(edges[0], edges[-1]) - edges[0]) / span * 400).round()) / 400
+        at = edges[0] + np.clip(share, 0.002, 0.998) * span
+        x = np.stack([at, at, np.full_like(at, np.nan)], 1).ravel()  # [3 × ticks]: down, up, pen off
+        y = np.tile([place - 0.33, place + 0.33, np.nan], len(at))
+        axes.plot(x, y, color=_INK, linewidth=1, alpha=0.75)
+    axes.set_ylim(len(anchors) - 0.4, -0.7)
+    axes.set_yticks(range(len(anchors)), list(anchors))
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an SVG element without ids, links or styles that could touch the page around it."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true" focusable="false">', text)
+    used = set(re.findall(r"#([\w-]+)", text))
+    text = re.sub(r' id="([\w-]+)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(
+        r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", text.replace("font: bold", "font-weight: 600; font:")
+    )
+    text = re.sub("|".join(_INKS), lambda found: f"var(--{_INKS[found[0]]})", text)
+    return re.sub(r"\n\s*", "\n", text).strip()
+
+
+def _notes(
+    drawn: np.ndarray,
+    threshold: float,
+    line: float | None,
+    low: float,
+    high: float,
+    log: bool,
+    anchors: bool,
+) -> list[str]:
+    notes = []
+    if line is None and np.isfinite(threshold):
+        notes.append(f"The threshold, {threshold:.3g}, lies outside the scores drawn here.")
+    elif line is None:
+        notes.append("There is no threshold line: nothing is removed.")
+    if log:
+        notes.append("The scale of rows is logarithmic, so that few rows beside many stay visible.")
+    for count, side in ((int((drawn < low).sum()), "below"), (int((drawn > high).sum()), "above")):
+        if count:
+            extreme = drawn.min() if side == "below" else drawn.max()
+            edge = "leftmost" if side == "below" else "rightmost"
+            rows = "1 row lies" if count == 1 else f"{count:,} rows lie"
+            notes.append(f"{rows} far {side} ({extreme:.3g} at the most), counted at the {edge} place.")
+    if anchors:
+        notes.append("Ticks below the bars are anchors: bundled rows of known verdict, scored with the same model.")
+    return notes

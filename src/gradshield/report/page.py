@@ -1,0 +1,305 @@
+"""A run → report.html: one file, no script, nothing fetched, and nothing of the dataset that a browser would obey.
+
+Every string the template prints passes `visible` (invisible characters are written out) and is then escaped, so a place
+in the template can't forget it.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from gradshield.errors import UserError
+
+if TYPE_CHECKING:
+    from gradshield.threshold import Threshold
+
+_TEXT = 2000  # characters of one message
+_NAME = 120  # characters of a role, a source, a place
+_MESSAGES = 12  # messages of one row
+_ROWS_BYTES = 500_000  # of each list of rows; with the rest's limits the page stays under 2 MB
+_VERDICTS = ("kept", "quarantined", "set aside")
+_SOURCES, _REASONS, _PLACES = 30, 20, 5
+_STEPS = (0.02, 0.06, 0.15, 0.30)  # share of FIHS from which a token is marked more strongly
+_KNOWN = ("file", "rows", "kept", "quarantined", "set_aside", "model", "command")  # shown in a place of their own
+_ALIKE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # printable by Unicode's table, but nothing is seen
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One row to show as a conversation."""
+
+    index: int
+    source: str
+    line: int
+    score: float
+    verdict: str  # "kept" | "quarantined"
+    messages: tuple[tuple[str, str], ...]  # (role, content)
+    signals: Mapping[str, float]
+    tokens: tuple[tuple[str, float], ...] = ()  # response tokens with their share of FIHS in [-1, 1]
+
+
+class _Piece(NamedTuple):
+    """A stretch of text marked alike: `level` is "" or p1 … p4 (towards complying), n1 … n4 (towards refusing)."""
+
+    text: str
+    level: str = ""
+    share: str = ""
+
+
+def write_report(
+    path: Path,
+    *,
+    summary: Mapping[str, Any],
+    scores: np.ndarray,
+    verdicts: Sequence[str],
+    sources: Sequence[str],
+    threshold: "Threshold",
+    anchors: Mapping[str, np.ndarray],
+    highest: Sequence[ReportRow],
+    borderline: Sequence[ReportRow],
+    set_aside: Mapping[str, Sequence[str]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes the page to `path`, whole or not at all.
+
+    `scores` [rows] are NaN for rows set aside; `verdicts` and `sources` [rows]; `anchors` gives scores by kind;
+    `set_aside` gives places by reason. Raises RuntimeError unless rows in = kept + quarantined + set aside in every
+    one of these, UserError where the file can't be written.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    _check_counts(summary, scores, verdicts, sources, set_aside)
+    from gradshield.report.figure import draw_scores  # matplotlib is slow to import
+
+    drawing = draw_scores(scores, verdicts, threshold.value, anchors)
+    places = sorted(set_aside.items(), key=lambda item: -len(item[1]))
+    page = _template().render(
+        summary=summary,
+        headline=_headline(summary, threshold),
+        threshold=threshold,
+        unlimited=not math.isfinite(threshold.value),
+        drawing=drawing and {"wide": Markup(drawing.wide), "narrow": Markup(drawing.narrow), "notes": drawing.notes},
+        sources=_by_source(scores, verdicts, sources),
+        highest=_conversations(highest),
+        borderline=_conversations(borderline),
+        reasons=[(reason, len(where), where[:_PLACES]) for reason, where in places[:_REASONS]],
+        more_reasons=(len(places) - _REASONS, sum(len(where) for _, where in places[_REASONS:])),
+        settings=yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True, width=100),
+        details=[(key.replace("_", " "), value) for key, value in summary.items() if key not in _KNOWN][:40],
+    )
+    _write(Path(path), page)
+
+
+def visible(text: str) -> str:
+    """The text with every character that can't be seen, or that moves others about, written as ‹U+202E›.
+
+    Line ends, tabs and spaces stay; a run of the same character is written once, with its length.
+    """
+    text = text.replace("\r\n", "\n")
+    out = []
+    for char, run in groupby(text):
+        if char in "\n\t" or not _unseen(char):
+            out.extend(run)
+        else:
+            length = sum(1 for _ in run)
+            out.append(f"‹U+{ord(char):04X}›" if length == 1 else f"‹U+{ord(char):04X} ×{length}›")
+    return "".join(out)
+
+
+def _unseen(char: str) -> bool:
+    if char.isprintable():
+        return char in _ALIKE or "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
+    return not (char.isspace() and char >= "\xa0" and char not in "\u2028\u2029")  # spaces of other widths stay
+
+
+def _check_counts(
+    summary: Mapping[str, Any],
+    scores: np.ndarray,
+    verdicts: Sequence[str],
+    sources: Sequence[str],
+    set_aside: Mapping[str, Sequence[str]],
+) -> None:
+    counts = Counter(verdicts)
+    said = {kind: int(summary[kind.replace(" ", "_")]) for kind in _VERDICTS}
+    agree = (
+        said == {kind: counts[kind] for kind in said}
+        and sum(said.values()) == int(summary["rows"])
+        and len(scores) == len(verdicts) == len(sources) == int(summary["rows"])
+        and sum(map(len, set_aside.values())) == said["set aside"]
+    )
+    if not agree:
+        raise RuntimeError(
+            f"rows in must be kept + quarantined + set aside: {summary['rows']} rows, summary {said}, verdicts "
+            f"{dict(counts)}, {len(scores)} scores, {len(sources)} sources, "
+            f"{sum(map(len, set_aside.values()))} places set aside"
+        )
+
+
+def _headline(summary: Mapping[str, Any], threshold: "Threshold") -> str:
+    rows, kept, bad, aside = (int(summary[key]) for key in ("rows", "kept", "quarantined", "set_aside"))
+    rest = f"{kept:,} kept, {aside:,} set aside"
+    if not rows:
+        return "The file holds no rows."
+    if aside == rows:
+        return (
+            f"None of the {rows:,} rows could be scored: all are set aside."
+            if rows > 1
+            else "The only row is set aside."
+        )
+    if not bad:
+        return f"None of the {rows:,} rows reaches the threshold; {rest}." if rows > 1 else "The only row is kept."
+    of = f"{bad:,} of {rows:,} row{'s' if rows > 1 else ''}"
+    if threshold.rule == "share":  # such a rule removes rows whether or not they are harmful
+        return f"{of} {'is' if bad == 1 else 'are'} quarantined, the share that was asked for; {rest}."
+    return f"{of} would teach this model to stop refusing; {rest}."
+
+
+def _by_source(scores: np.ndarray, verdicts: Sequence[str], sources: Sequence[str]) -> list[dict[str, Any]]:
+    """A line for each source, most quarantined rows first, at most 30 and then the others as one."""
+    rows: dict[str, list[int]] = {}
+    for index, source in enumerate(sources):
+        rows.setdefault(source, []).append(index)
+
+    def line(name: str, indices: list[int]) -> dict[str, Any]:
+        counts = Counter(verdicts[index] for index in indices)
+        finite = scores[indices][np.isfinite(scores[indices])]
+        median = float(np.median(finite)) if len(finite) else math.nan
+        return {
+            "name": name,
+            "rows": len(indices),
+            "median": median,
+            **{k.replace(" ", "_"): counts[k] for k in _VERDICTS},
+        }
+
+    order = sorted(rows, key=lambda name: (-sum(verdicts[i] == "quarantined" for i in rows[name]), -len(rows[name])))
+    lines = [line(name, rows[name]) for name in order[:_SOURCES]]
+    if order[_SOURCES:]:
+        others = [index for name in order[_SOURCES:] for index in rows[name]]
+        lines.append(line(f"{len(order) - _SOURCES:,} others", others))
+    return lines
+
+
+def _conversations(rows: Sequence[ReportRow]) -> dict[str, Any]:
+    """The rows as the template prints them, as many as fit into the page, and how many don't."""
+    shown, room = [], _ROWS_BYTES
+    for row in rows:
+        messages, heaviest = _messages(row)
+        pieces = [piece for _, each, _ in messages for piece in each]
+        room -= 1500 + sum(len(escape(visible(piece.text)).encode()) + 80 for piece in pieces)
+        if room < 0:
+            break
+        left = max(len(row.messages) - _MESSAGES, 0)
+        shown.append({"row": row, "messages": messages, "heaviest": heaviest, "left": left})
+    return {"shown": shown, "left": len(rows) - len(shown)}
+
+
+def _messages(row: ReportRow) -> tuple[list[tuple[str, list[_Piece], int]], list[tuple[str, float]]]:
+    """(role, pieces, characters cut) of each message, and the five tokens that weigh most.
+
+    Tokens stand in the place of the answer where there is one answer, else below the conversation.
+    """
+    messages = [(role, *_cut([_Piece(content)])) for role, content in row.messages[:_MESSAGES]]
+    if not row.tokens:
+        return messages, []
+    answers = [place for place, (role, _) in enumerate(row.messages) if role == "assistant"]
+    pieces = [_piece(text, share) for text, share in row.tokens]
+    if len(answers) == 1 and answers[0] < _MESSAGES:
+        scored, answer = "".join(text for text, _ in row.tokens), row.messages[answers[0]][1]
+        if answer.startswith(scored):  # a long answer is scored up to the model's length
+            pieces.append(_Piece(answer[len(scored) :]))
+        messages[answers[0]] = ("assistant", *_cut(pieces))
+    else:
+        messages.append(("all responses, by token", *_cut(pieces)))
+    heaviest = sorted((token for token in row.tokens if token[0].strip()), key=lambda token: -abs(token[1]))[:5]
+    return messages, [(text, share) for text, share in heaviest if abs(share) >= _STEPS[0]]
+
+
+def _piece(text: str, share: float) -> _Piece:
+    level = sum(abs(share) >= step for step in _STEPS)
+    return _Piece(text, f"{'p' if share > 0 else 'n'}{level}", _percent(share)) if level else _Piece(text)
+
+
+def _cut(pieces: Iterable[_Piece]) -> tuple[list[_Piece], int]:
+    """The first 2,000 characters, and how many more there were; neighbours marked alike by nothing are joined."""
+    out, room, more = [], _TEXT, 0
+    for marked, run in groupby(pieces, key=lambda piece: bool(piece.level)):
+        for piece in run if marked else [_Piece("".join(piece.text for piece in run))]:
+            kept = piece.text[:room]
+            room, more = room - len(kept), more + len(piece.text) - len(kept)
+            if kept:
+                out.append(piece._replace(text=kept))
+    return out, more
+
+
+def _short(text: object, limit: int = _NAME) -> str:
+    """A name cut to `limit` characters, with the count of what was cut."""
+    text = str(text)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+
+
+def _number(value: object) -> str:
+    """A number for reading: thousands apart, three figures, a true minus; anything else as short text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return _short(value, 300)
+    if isinstance(value, int | np.integer):
+        return f"{int(value):,}".replace("-", "−")
+    if not math.isfinite(value):
+        return "none" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    size = abs(value)
+    style = ".2e" if size >= 1e6 or 0 < size < 1e-3 else ",.0f" if size >= 100 else ".3g"
+    return f"{value:{style}}".replace("-", "−")
+
+
+def _percent(share: float) -> str:
+    return f"{share:+.0%}".replace("-", "−").replace("%", " %")
+
+
+def _plain(settings: Mapping[str, Any]) -> Any:
+    """The settings in YAML's own types, paths and numpy numbers among them as text."""
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _template() -> Any:
+    def final(value: Any) -> Any:
+        return value if isinstance(value, Markup) else visible(_short(value, 20_000))
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=final, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=_number, short=_short, percent=_percent)
+    return environment.from_string(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
+
+
+def _write(path: Path, page: str) -> None:
+    """The whole file in one move, so that nobody ever opens half a report."""
+    name = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=".report-", delete=False
+        ) as file:
+            name = file.name
+            file.write(page)
+        os.chmod(name, 0o666 & ~_umask())  # a temporary file is its owner's alone
+        os.replace(name, path)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror}); free some space or mend the folder") from None
+    finally:
+        if name and os.path.exists(name):
+            os.unlink(name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

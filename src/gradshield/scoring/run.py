@@ -1,0 +1,125 @@
+"""A scorer over all examples: equal ones scored once, batches by token budget, every finished batch on disk.
+
+The batches follow from the examples alone, and a batch is taken up whole or not at all: killed at any moment, the next
+run ends with the same bytes.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gradshield.data.encode import Example
+from gradshield.errors import UserError
+from gradshield.progress import progress
+
+Scorer = Callable[[Sequence[Example]], Mapping[str, np.ndarray]]
+"""Examples → one number per example under each column's name; the column "score" decides (high = harmful)."""
+
+
+def score(
+    examples: Sequence[Example],
+    scorer: Scorer,
+    *,
+    batch_tokens: int,
+    journal: Path | None = None,
+    title: str = "scoring",
+) -> dict[str, np.ndarray]:
+    """Columns [examples] of what `scorer` says of each example, float64.
+
+    `journal` is a file that finished batches are appended to, and that an earlier run's are taken from.
+    Raises UserError when a single example does not fit into memory, or the journal's disk is full.
+    """
+    first: dict[bytes, int] = {}
+    place = [first.setdefault(e.ids.tobytes() + e.mask.tobytes(), n) for n, e in enumerate(examples)]
+    unique = list(first.values())
+    todo = batches([examples[n] for n in unique], batch_tokens)
+    done = _read_journal(journal, len(todo))
+    size = [sum(len(examples[unique[i]].ids) for i in batch) for batch in todo]
+    results: dict[int, Mapping[str, Sequence[float]]] = {}
+    before = [b for b in range(len(todo)) if b in done]
+    with progress(
+        title, sum(size), len(unique), sum(size[b] for b in before), sum(len(todo[b]) for b in before)
+    ) as advance:
+        for number, batch in enumerate(todo):
+            if number in done:
+                results[number] = done[number]
+                continue
+            columns = _scored([examples[unique[i]] for i in batch], scorer)
+            results[number] = {name: [float(v) for v in values] for name, values in columns.items()}
+            _append(journal, number, len(todo), results[number])
+            advance(size[number], len(batch))
+    names = list(results[0]) if results else []
+    table = {name: np.full(len(examples), np.nan) for name in names}
+    for number, batch in enumerate(todo):
+        for name in names:
+            table[name][[unique[i] for i in batch]] = results[number][name]
+    return {name: values[place] for name, values in table.items()}
+
+
+def batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
+    """Indices of examples of like length, longest first, so that rows × longest stays within `tokens` (padding
+    included) wherever one row does."""
+    order = sorted(range(len(examples)), key=lambda n: (-len(examples[n].ids), n))
+    result: list[list[int]] = []
+    for n in order:
+        if result and (len(result[-1]) + 1) * len(examples[result[-1][0]].ids) <= tokens:
+            result[-1].append(n)
+        else:
+            result.append([n])
+    return result
+
+
+def _scored(batch: list[Example], scorer: Scorer) -> Mapping[str, np.ndarray]:
+    """The scorer's columns; a batch too large for the memory is halved until it fits."""
+    try:
+        return scorer(batch)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate" not in str(error):
+            raise
+        if len(batch) == 1:
+            raise UserError(
+                f"row {batch[0].row + 1} ({len(batch[0].ids)} tokens) does not fit into memory: lower --max-length"
+            ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    halves = [_scored(batch[: len(batch) // 2], scorer), _scored(batch[len(batch) // 2 :], scorer)]
+    return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+
+
+def _read_journal(journal: Path | None, total: int) -> dict[int, Mapping[str, Sequence[float]]]:
+    """Finished batches by number. A last line that a kill cut short is cut off the file, too."""
+    done: dict[int, Mapping[str, Sequence[float]]] = {}
+    if journal is None or not journal.exists():
+        return done
+    whole = 0
+    for line in _whole_lines(journal.read_bytes()):
+        entry = json.loads(line)
+        if entry["of"] != total:
+            raise UserError(f"{journal}: belongs to other rows or another --batch-tokens; choose another folder")
+        done[entry["batch"]] = entry["columns"]
+        whole += len(line)
+    os.truncate(journal, whole)
+    return done
+
+
+def _whole_lines(data: bytes) -> Iterator[bytes]:
+    for line in data.splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            yield line
+
+
+def _append(journal: Path | None, number: int, total: int, columns: Mapping[str, Sequence[float]]) -> None:
+    if journal is None:
+        return
+    line = json.dumps({"batch": number, "of": total, "columns": columns}) + "\n"
+    try:
+        with journal.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise UserError(f"{journal}: can't be written ({error.strerror}); free some space and run it again") from error
