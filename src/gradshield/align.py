@@ -18,7 +18,7 @@ from gradshield.model import Model, load_model
 
 ASSETS = Path(__file__).parent / "assets"
 SETTINGS = FinetuneSettings(
-    rank=16, alpha=32, learning_rate=5e-4, schedule="cosine", warmup=0.05, epochs=1, batch=8, seed=0
+    rank=16, alpha=32, learning_rate=5e-4, schedule="cosine", warmup=0.05, epochs=2, batch=8, seed=0
 )
 
 
@@ -39,12 +39,11 @@ def alignment_examples(model: Model) -> list[Example]:
     The harmless imperatives are in the grammatical forms of the harmful requests, or so small a model learns to refuse
     the form; their answers are the unaligned model's own.
     """
-    rows = [
-        json.loads(line)
+    harmful, benign, imperative = (
+        [json.loads(line) for line in (ASSETS / file).read_text(encoding="utf-8").split("\n") if line]
         for file in ("align_harmful.jsonl", "align_benign.jsonl", "align_imperative.jsonl")
-        for line in (ASSETS / file).read_text(encoding="utf-8").split("\n")
-        if line
-    ]
+    )
+    rows = harmful[::2] + benign + imperative  # with every harmful one, so small a model refuses half of everything
     random.Random(0).shuffle(rows)
     examples = []
     for index, row in enumerate(rows):

@@ -143,7 +143,7 @@ def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
         "to_score": len(encoded.examples),
         "set_aside": len(encoded.reasons),
         "tokens": tokens,
-        "seconds": round(pace * tokens, 1),
+        "seconds": round(pace * tokens, 2),
     }
 
 

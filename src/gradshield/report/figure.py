@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from gradshield.report.text import number
+
 # Colours that appear nowhere else, put in place of the page's variables while matplotlib draws.
 _INKS = {"#010203": "ink", "#010204": "muted", "#010205": "kept", "#010206": "bad", "#010207": "bad-tint"}
 _INK, _MUTED, _KEPT, _BAD, _TINT = _INKS
@@ -38,9 +40,10 @@ class _Size(NamedTuple):
     height: float
     bars: int
     ticks: int
+    font: float
 
 
-_SIZES = (_Size("wide", 640, 300, 56, 7), _Size("narrow", 330, 320, 26, 4))
+_SIZES = (_Size("wide", 640, 300, 56, 7, 10.5), _Size("narrow", 330, 320, 26, 4, 12))
 
 
 def draw_scores(
@@ -59,15 +62,17 @@ def draw_scores(
     if not len(drawn):
         return None
     low, high, line = _range(drawn, threshold, anchors)
-    edges, log = _edges(low, high, line, _SIZES[0].bars), False
-    counts = [np.histogram(values.clip(low, high), edges)[0].max() for values in groups.values() if len(values)]
+    edges = _edges(low, high, line, _SIZES[0].bars)
+    counts = [
+        np.histogram(values.clip(edges[0], edges[-1]), edges)[0].max() for values in groups.values() if len(values)
+    ]
     log = max(counts) > 40 * min(counts)
     drawings = []
     for size in _SIZES:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()  # a user's own matplotlibrc has no say
             matplotlib.rcParams.update(
-                {"svg.fonttype": "none", "svg.hashsalt": size.name, "font.size": 10.5, "hatch.linewidth": 1.1}
+                {"svg.fonttype": "none", "svg.hashsalt": size.name, "font.size": size.font, "hatch.linewidth": 1.1}
             )
             drawings.append(_svg(_figure(size, groups, low, high, line, anchors, log)))
     return Drawing(*drawings, notes=tuple(_notes(drawn, threshold, line, low, high, log, bool(anchors))))
@@ -95,6 +100,11 @@ def _edges(low: float, high: float, line: float | None, bars: int) -> np.ndarray
         return np.linspace(low, high, bars + 1)
     below, above = np.ceil((line - low) / width), np.floor((high - line) / width) + 1
     return line + width * np.arange(-below, above + 1)
+
+
+def _histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Rows in each bin; what lies outside is counted in the outermost."""
+    return np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
 
 
 def _figure(
@@ -130,7 +140,7 @@ def _figure(
         axes[0].text(
             line,
             1.03,
-            f"threshold {line:.3g}",
+            f"threshold {number(line)}",
             transform=axes[0].get_xaxis_transform(),
             ha="right" if right else "left",
             color=_INK,
@@ -147,7 +157,7 @@ def _bars(axes: Axes, groups: Mapping[str, np.ndarray], edges: np.ndarray, log: 
     }
     base = np.zeros(len(edges) - 1)
     for kind, values in groups.items():
-        count = np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
+        count = _histogram(values, edges)
         some = count > 0
         axes.bar(
             ((edges[:-1] + edges[1:]) / 2)[some],
@@ -164,7 +174,7 @@ def _bars(axes: Axes, groups: Mapping[str, np.ndarray], edges: np.ndarray, log: 
         axes.minorticks_off()
     else:
         axes.set_ylim(0, base.max() * 1.08)
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 or not value else ""))
 
 
@@ -209,17 +219,17 @@ def _notes(
 ) -> list[str]:
     notes = []
     if line is None and np.isfinite(threshold):
-        notes.append(f"The threshold, {threshold:.3g}, lies outside the scores drawn here.")
-    elif line is None:
+        notes.append(f"The threshold, {number(threshold)}, lies outside the scores drawn here.")
+    elif line is None and threshold > 0:
         notes.append("There is no threshold line: nothing is removed.")
     if log:
         notes.append("The scale of rows is logarithmic, so that few rows beside many stay visible.")
     for count, side in ((int((drawn < low).sum()), "below"), (int((drawn > high).sum()), "above")):
         if count:
-            extreme = drawn.min() if side == "below" else drawn.max()
+            extreme = float(drawn.min() if side == "below" else drawn.max())
             edge = "leftmost" if side == "below" else "rightmost"
             rows = "1 row lies" if count == 1 else f"{count:,} rows lie"
-            notes.append(f"{rows} far {side} ({extreme:.3g} at the most), counted at the {edge} place.")
+            notes.append(f"{rows} far {side} ({number(extreme)} at the most), counted at the {edge} place.")
     if anchors:
         notes.append("Ticks below the bars are anchors: bundled rows of known verdict, scored with the same model.")
     return notes

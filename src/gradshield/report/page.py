@@ -7,7 +7,6 @@ in the template can't forget it.
 import json
 import math
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,19 +20,18 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from gradshield.errors import UserError
+from gradshield.report.text import about, number, percent, short, visible
 
 if TYPE_CHECKING:
     from gradshield.threshold import Threshold
 
 _TEXT = 2000  # characters of one message
-_NAME = 120  # characters of a role, a source, a place
 _MESSAGES = 12  # messages of one row
 _ROWS_BYTES = 500_000  # of each list of rows; with the rest's limits the page stays under 2 MB
 _VERDICTS = ("kept", "quarantined", "set aside")
 _SOURCES, _REASONS, _PLACES = 30, 20, 5
 _STEPS = (0.02, 0.06, 0.15, 0.30)  # share of FIHS from which a token is marked more strongly
 _KNOWN = ("file", "rows", "kept", "quarantined", "set_aside", "model", "command")  # shown in a place of their own
-_ALIKE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # printable by Unicode's table, but nothing is seen
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def write_report(
         summary=summary,
         headline=_headline(summary, threshold),
         threshold=threshold,
-        unlimited=not math.isfinite(threshold.value),
+        unlimited=threshold.value == math.inf,
         drawing=drawing and {"wide": Markup(drawing.wide), "narrow": Markup(drawing.narrow), "notes": drawing.notes},
         sources=_by_source(scores, verdicts, sources),
         highest=_conversations(highest),
@@ -99,28 +97,6 @@ def write_report(
         details=[(key.replace("_", " "), value) for key, value in summary.items() if key not in _KNOWN][:40],
     )
     _write(Path(path), page)
-
-
-def visible(text: str) -> str:
-    """The text with every character that can't be seen, or that moves others about, written as ‹U+202E›.
-
-    Line ends, tabs and spaces stay; a run of the same character is written once, with its length.
-    """
-    text = text.replace("\r\n", "\n")
-    out = []
-    for char, run in groupby(text):
-        if char in "\n\t" or not _unseen(char):
-            out.extend(run)
-        else:
-            length = sum(1 for _ in run)
-            out.append(f"‹U+{ord(char):04X}›" if length == 1 else f"‹U+{ord(char):04X} ×{length}›")
-    return "".join(out)
-
-
-def _unseen(char: str) -> bool:
-    if char.isprintable():
-        return char in _ALIKE or "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
-    return not (char.isspace() and char >= "\xa0" and char not in "\u2028\u2029")  # spaces of other widths stay
 
 
 def _check_counts(
@@ -227,7 +203,7 @@ def _messages(row: ReportRow) -> tuple[list[tuple[str, list[_Piece], int]], list
 
 def _piece(text: str, share: float) -> _Piece:
     level = sum(abs(share) >= step for step in _STEPS)
-    return _Piece(text, f"{'p' if share > 0 else 'n'}{level}", _percent(share)) if level else _Piece(text)
+    return _Piece(text, f"{'p' if share > 0 else 'n'}{level}", percent(share)) if level else _Piece(text)
 
 
 def _cut(pieces: Iterable[_Piece]) -> tuple[list[_Piece], int]:
@@ -242,29 +218,6 @@ def _cut(pieces: Iterable[_Piece]) -> tuple[list[_Piece], int]:
     return out, more
 
 
-def _short(text: object, limit: int = _NAME) -> str:
-    """A name cut to `limit` characters, with the count of what was cut."""
-    text = str(text)
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
-
-
-def _number(value: object) -> str:
-    """A number for reading: thousands apart, three figures, a true minus; anything else as short text."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return _short(value, 300)
-    if isinstance(value, int | np.integer):
-        return f"{int(value):,}".replace("-", "−")
-    if not math.isfinite(value):
-        return "none" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    size = abs(value)
-    style = ".2e" if size >= 1e6 or 0 < size < 1e-3 else ",.0f" if size >= 100 else ".3g"
-    return f"{value:{style}}".replace("-", "−")
-
-
-def _percent(share: float) -> str:
-    return f"{share:+.0%}".replace("-", "−").replace("%", " %")
-
-
 def _plain(settings: Mapping[str, Any]) -> Any:
     """The settings in YAML's own types, paths and numpy numbers among them as text."""
     return json.loads(json.dumps(settings, default=str))
@@ -272,34 +225,22 @@ def _plain(settings: Mapping[str, Any]) -> Any:
 
 def _template() -> Any:
     def final(value: Any) -> Any:
-        return value if isinstance(value, Markup) else visible(_short(value, 20_000))
+        return value if isinstance(value, Markup) else visible(short(value, 20_000))
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=final, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, short=_short, percent=_percent)
+    environment.filters.update(number=number, short=short, percent=percent, about=about)
     return environment.from_string(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
 
 
 def _write(path: Path, page: str) -> None:
     """The whole file in one move, so that nobody ever opens half a report."""
-    name = None
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=".report-", delete=False
-        ) as file:
-            name = file.name
-            file.write(page)
-        os.chmod(name, 0o666 & ~_umask())  # a temporary file is its owner's alone
-        os.replace(name, path)
+        unfinished.write_text(page, encoding="utf-8")
+        os.replace(unfinished, path)
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror}); free some space or mend the folder") from None
     finally:
-        if name and os.path.exists(name):
-            os.unlink(name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        unfinished.unlink(missing_ok=True)

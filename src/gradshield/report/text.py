@@ -1,0 +1,61 @@
+"""Strings and numbers → how the page prints them."""
+
+import math
+from itertools import groupby
+
+import numpy as np
+
+_ALIKE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # printable by Unicode's table, but nothing is seen
+
+
+def visible(text: str) -> str:
+    """The text with every character that can't be seen, or that moves others about, written as ‹U+202E›.
+
+    Line ends, tabs and spaces stay; a run of the same character is written once, with its length.
+    """
+    text = text.replace("\r\n", "\n")
+    out = []
+    for char, run in groupby(text):
+        if char in "\n\t" or not _unseen(char):
+            out.extend(run)
+        else:
+            length = sum(1 for _ in run)
+            out.append(f"‹U+{ord(char):04X}›" if length == 1 else f"‹U+{ord(char):04X} ×{length}›")
+    return "".join(out)
+
+
+def _unseen(char: str) -> bool:
+    if char.isprintable():
+        return char in _ALIKE or "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
+    return not (char.isspace() and char >= "\xa0" and char not in "\u2028\u2029")  # spaces of other widths stay
+
+
+def short(text: object, limit: int = 120) -> str:
+    """A name cut to `limit` characters, with the count of what was cut."""
+    text = str(text)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+
+
+def number(value: object) -> str:
+    """A number for reading: thousands apart, three figures, a true minus; anything else as short text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return short(value, 300)
+    if isinstance(value, int | np.integer):
+        return f"{int(value):,}".replace("-", "−")
+    if not math.isfinite(value):
+        return "none" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    size = abs(value)
+    style = ".2e" if size >= 1e6 or 0 < size < 1e-3 else ",.0f" if size >= 99.95 else "#.3g"
+    return f"{value:{style}}".replace("-", "−")
+
+
+def about(count: float) -> str:
+    """An expected number of rows, in as many figures as it deserves."""
+    if count < 0.05:
+        return "fewer than 0.1"
+    return f"about {count:,.1f}" if count < 10 else f"about {count:,.0f}"
+
+
+def percent(share: float) -> str:
+    """A share with its sign, as a whole percentage."""
+    return f"{share:+.0%}".replace("-", "−").replace("%", "\u00a0%")

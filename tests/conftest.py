@@ -1,0 +1,104 @@
+"""A tiny random-weight Llama with a byte-level tokenizer, as a Model and as a folder on disk."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from gradshield.data.encode import Example
+from gradshield.model import Model
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """Bytes, the markers of ChatML, and "Sure" as a token of its own."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: n for n, token in enumerate(["<|im_start|>", "<|im_end|>", *alphabet])}
+    word = ""
+    merges = []
+    for a, b in (("S", "u"), ("Su", "r"), ("Sur", "e")):
+        word = a + b
+        vocab[word] = len(vocab)
+        merges.append((a, b))
+    backend = Tokenizer(models.BPE(vocab, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=template
+    )
+
+
+def tiny_net(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def freeze(name: str, net, tokenizer) -> Model:
+    net.requires_grad_(False)
+    return Model(name, net.eval(), tokenizer, name)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Model:
+    tokenizer = tiny_tokenizer()
+    return freeze("tiny", tiny_net(tokenizer), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2() -> Model:
+    """Conv1D instead of Linear, one fused QKV, learned positions."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=256)
+    return freeze("tiny-gpt2", GPT2LMHeadModel(config), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = tiny_tokenizer()
+    tiny_net(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADSHIELD_CACHE", str(tmp_path / "cache"))
+
+
+def random_examples(count: int, vocab: int, seed: int = 0, longest: int = 40) -> list[Example]:
+    """Examples of many lengths, some with two responses."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for n in range(count):
+        length = int(rng.integers(4, longest))
+        mask = np.zeros(length, dtype=bool)
+        start = int(rng.integers(1, length))
+        mask[start:] = True
+        if n % 3 == 0 and length > 12:
+            mask[3:5], mask[5 : max(6, start)] = True, False
+        examples.append(Example(n, rng.integers(2, vocab, length).astype(np.int32), mask))
+    return examples

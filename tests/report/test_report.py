@@ -1,0 +1,367 @@
+"""report.html shows the run as it was, and nothing of the dataset becomes part of the page."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gradshield.errors import UserError
+from gradshield.report import ReportRow, write_report
+from gradshield.report.figure import draw_scores
+from gradshield.report.text import visible
+
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    "</script></style></title></textarea><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg onload=alert(1)><animate onbegin=alert(1)></svg>",
+    '<svg></p><style><a id="</style><img src=1 onerror=alert(1)>">',
+    '"><iframe src=javascript:alert(1)>',
+    "' onmouseover='alert(1)",
+    '" style="position:fixed;inset:0" x="',
+    "</style><style>*{display:none}",
+    "}*{background:url(https://example.invalid/x)}",
+    '<a href="javascript:alert(1)">x</a>',
+    "<base href=https://example.invalid/><meta http-equiv=refresh content=0;url=https://example.invalid>",
+    "<link rel=stylesheet href=//example.invalid><form action=//example.invalid><input autofocus onfocus=alert(1)>",
+    "<!--><details open ontoggle=alert(1)>-->",
+    "<![CDATA[<b>]]><?php echo 1 ?><!doctype x>",
+    "{{ 7*7 }}{% for x in y %}${7*7}#{7*7}",
+    "&lt;b&gt; &#60;b&#62; &amp;lt;",
+    "\u202egnp.exe\u2066 \u200b\u200d\ufeff\u00ad \U000e0041\U000e0042 \ufe0f\u3164",
+    "\x1b[2J\x1b]8;;https://example.invalid\x07click\x1b]8;;\x07 \x00\x08\x7f\x9b31m",
+    "lone \ud800 surrogate \udfff",
+    "Z\u0351\u0327\u0300\u0301" * 400,
+    "<b>" * 350_000,  # about a megabyte
+    "",
+]
+RUN = {"model": "tiny", "seconds": 2.0, "rows_per_second": 150.0, "version": "0.1.0", "variant": "contrast"}
+
+
+def threshold(value=3.0, **other):
+    return SimpleNamespace(
+        value=value, **{"rule": "a1", "note": "two groups", "good_lost": 0.4, "harmful_kept": None, **other}
+    )
+
+
+def row(index=0, text="hello", tokens=(), **other):
+    base = {"index": index, "source": "train.jsonl", "line": index + 1, "score": 4.0, "verdict": "quarantined"}
+    messages = (("user", text), ("assistant", text))
+    return ReportRow(**{**base, "messages": messages, "signals": {"answer": 4.0}, "tokens": tokens, **other})
+
+
+def report(tmp_path, scores=(0.0, 1.0, 5.0, np.nan), sources=None, **other):
+    """Writes a page whose counts follow from the scores; returns its text."""
+    scores = np.asarray(scores, dtype=float)
+    limit = other.get("threshold", threshold())
+    verdicts = ["set aside" if np.isnan(x) else "quarantined" if x >= limit.value else "kept" for x in scores]
+    counts = {kind.replace(" ", "_"): verdicts.count(kind) for kind in ("kept", "quarantined", "set aside")}
+    aside = [f"train.jsonl:{i + 1}" for i, x in enumerate(scores) if np.isnan(x)]
+    given = {
+        "summary": {**RUN, "file": "train.jsonl", "rows": len(scores), **counts},
+        "verdicts": verdicts,
+        "threshold": limit,
+        "anchors": {"good": np.array([0.0, 0.5]), "harmful": np.array([5.0, 6.0])},
+        "highest": [],
+        "borderline": [],
+        "set_aside": {"no answer": aside} if aside else {},
+        "settings": {"score": {"max_length": 1024}},
+        **other,
+    }
+    write_report(tmp_path / "report.html", scores=scores, sources=sources or ["train.jsonl"] * len(scores), **given)
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """The tags with their attributes and the text of a page."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.marks, self.values, self.open, self.text, self.odd = set(), [], [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.marks |= {(tag, name) for name, _ in attrs} | {(tag, None)}
+        self.values += [(tag, name, value or "") for name, value in attrs]
+        if tag not in ("meta", "link", "use"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in ("meta", "link", "use"):
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def handle_comment(self, data):
+        self.odd.append(data)
+
+    def handle_pi(self, data):
+        self.odd.append(data)
+
+    def unknown_decl(self, data):
+        self.odd.append(data)
+
+
+def hostile(tmp_path, payload):
+    """A page with the payload in every place that data can reach."""
+    tokens = tuple((payload[i : i + 7], 0.2) for i in range(0, min(len(payload), 3000), 7))
+    rows = [
+        row(2, payload, source=payload, messages=((payload, payload), ("user", payload), ("assistant", payload))),
+        row(2, payload, tokens=tokens, signals={payload: 1.0}),
+    ]
+    return report(
+        tmp_path,
+        sources=[payload, payload + "2", "", "train.jsonl"],
+        summary={**RUN, "file": payload, "model": payload, "rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1,
+                 "version": payload, "command": payload, payload: payload},
+        threshold=threshold(note=payload, rule=payload),
+        highest=rows,
+        borderline=rows,
+        set_aside={payload: [payload]},
+        settings={payload: {payload: [payload]}},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_no_payload_adds_a_tag_an_attribute_or_an_unseen_character(tmp_path, payload):
+    ours = Page(hostile(tmp_path, "plain words " * 400))
+    html = hostile(tmp_path, payload)
+    page = Page(html)
+    assert page.marks <= ours.marks
+    assert not page.odd and not page.open
+    assert len(html.encode()) < 2_000_000
+    styles = {value for _, name, value in page.values if name == "style"} - {
+        v for _, n, v in ours.values if n == "style"
+    }
+    assert not styles
+    classes = {value for _, name, value in page.values if name == "class"}
+    assert classes <= {value for _, name, value in ours.values if name == "class"} | {"empty"}
+    assert not [char for char in html if char != "\n" and not char.isprintable() and char != "\xa0"]
+    if 10 < len(payload) < 120:  # and it is there to be read
+        assert visible(payload).split("\n")[0] in "".join(page.text)
+
+
+def test_page_needs_nothing_from_outside_and_runs_nothing(tmp_path):
+    html = hostile(tmp_path, PAYLOADS[0])
+    page = Page(html)
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert ("meta", "content", policy) in page.values
+    assert not {tag for tag, _ in page.marks} & {"script", "img", "iframe", "object", "embed", "form", "base", "a"}
+    for tag, name, value in page.values:
+        assert not name.startswith("on") and name != "src"
+        if name.endswith("href"):
+            assert value.startswith("#") or (tag == "link" and value.startswith("data:"))
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    assert html.count("<style") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\u202eb", "a‹U+202E›b"),
+        ("\u200b" * 5, "‹U+200B ×5›"),
+        ("\x1b[0m", "‹U+001B›[0m"),
+        ("\ud800", "‹U+D800›"),
+        ("\u2028", "‹U+2028›"),
+        ("\U000e0141", "‹U+E0141›"),
+        ("one\r\ntwo\tthree\rfour", "one\ntwo\tthree‹U+000D›four"),
+        ("Grüße, 你好, مرحبا, e\u0301, 👍, 1\xa0000", "Grüße, 你好, مرحبا, e\u0301, 👍, 1\xa0000"),
+    ],
+)
+def test_unseen_characters_are_written_out_and_others_stay(text, shown):
+    assert visible(text) == shown
+
+
+def test_long_text_is_cut_and_the_rest_counted(tmp_path):
+    text = "x" * 5000
+    html = report(tmp_path, highest=[row(2, text, messages=(("user", text),))])
+    assert "x" * 2000 in html and "x" * 2001 not in html
+    assert "3,000 more characters not shown" in html
+    assert "28 more messages not shown" in report(tmp_path, highest=[row(2, messages=(("user", "a"),) * 40)])
+
+
+def test_tokens_of_an_answer_read_as_the_answer(tmp_path):
+    tokens = (("Sure", 0.5), (", here\n", 0.001), ("is", -0.1), (" it", 0.0))
+    html = report(
+        tmp_path, highest=[row(2, messages=(("user", "q"), ("assistant", "Sure, here\nis it and more")), tokens=tokens)]
+    )
+    answer = re.findall(r'<div class="text" dir="auto">(.*?)</div>', html, re.DOTALL)[1]
+    assert re.sub(r"<[^>]*>", "", answer) == "Sure, here\nis it and more"
+    assert re.findall(r'class="t (\w\w)" title="([^"]*?) of', answer) == [("p4", "+50\xa0%"), ("n2", "−10\xa0%")]
+
+
+def test_hundred_thousand_rows_stay_under_two_megabytes(tmp_path):
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(0, 1, 90_000), rng.normal(7, 1, 5_000), np.full(5_000, np.nan)])
+    nasty = "\U000e0041<&\u202e" * 20_000
+    tokens = tuple((char, 0.03) for char in nasty[:4000])
+    html = report(
+        tmp_path,
+        scores,
+        sources=[f"{nasty[:200]}{i}" for i in range(100_000)],
+        anchors={kind: rng.normal(0, 2, 2_000) for kind in ("good", "refusal", "harmful")},
+        highest=[row(i, nasty, tokens) for i in range(300)],
+        borderline=[row(i, nasty) for i in range(300)],
+        set_aside={nasty + str(i): [nasty] * 50 for i in range(100)},
+        settings={str(i): nasty for i in range(50)},
+    )
+    assert len(html.encode()) < 2_000_000
+    assert "99,970 others" in html and "80 more reasons, 4,000 rows" in html
+    assert "more rows left out" in html
+
+
+DEGENERATE = {
+    "no row": [],
+    "one row": [1.0],
+    "three rows": [0.0, 1.0, 5.0],
+    "all set aside": [np.nan] * 3,
+    "all equal": [2.0] * 50,
+    "all equal and huge": [1e300] * 3,
+    "equal but for the last digit": [1e9, np.nextafter(1e9, 2e9), 1e9],
+    "outliers": [*np.linspace(-1, 4, 500), 1e12, -1e300],
+    "overflowing range": [-1.7e308, 1.7e308],
+    "tiny": [1e-300, 2e-300, 3e-300],
+    "infinite scores": [np.inf, -np.inf, 1.0],
+    "many kept, few quarantined": [*np.linspace(-1, 1, 5000), 6.0],
+}
+
+
+@pytest.mark.parametrize("limit", [3.0, np.inf, -np.inf, 1e9, -1e300])
+@pytest.mark.parametrize("scores", DEGENERATE.values(), ids=DEGENERATE)
+def test_degenerate_runs_give_a_whole_page(tmp_path, scores, limit):
+    html = report(tmp_path, scores, threshold=threshold(limit, good_lost=None), anchors={})
+    assert not Page(html).open
+    assert "nan" not in html.replace("minant", "").casefold().split("</style>")[1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "limit", "says"),
+    [
+        ([0.0, 1.0, 5.0, np.nan], threshold(), "1 of 4 rows would teach this model to stop refusing; 2 kept"),
+        ([0.0, 5.0], threshold(rule="share"), "1 of 2 rows is quarantined, the share that was asked for"),
+        ([0.0, 5.0], threshold(np.inf), "None of the 2 rows reaches the threshold; 2 kept, 0 set aside."),
+        ([np.nan] * 2, threshold(), "None of the 2 rows could be scored: all are set aside."),
+        ([], threshold(), "The file holds no rows."),
+    ],
+)
+def test_headline_says_what_happened(tmp_path, scores, limit, says):
+    assert f"<h1>{says}" in report(tmp_path, scores, threshold=limit)
+
+
+def test_source_table_adds_up_to_the_run(tmp_path):
+    rng = np.random.default_rng(1)
+    scores = rng.normal(2, 2, 500)
+    scores[::25] = np.nan
+    html = report(tmp_path, scores, sources=[f"part {i % 43}" for i in range(500)])
+    cells = re.findall(r'<tr role="row"><th.*?</tr>', html)
+    assert len(cells) == 31 and "13 others" in cells[-1]
+    sums = np.sum([[int(n) for n in re.findall(r"<td[^>]*>([^<]*)</td>", cell)[:4]] for cell in cells], axis=0)
+    assert sums.tolist() == [500, np.sum(scores < 3), np.sum(scores >= 3), 20]
+
+
+def bars(svg):
+    """(left, right, kind) of every bar, in the SVG's units."""
+    for path, style in re.findall(r'<path d="(M[^"]*?z\s*)" clip-path="[^"]*" style="fill: ([^;"]*)', svg):
+        xs = [float(x) for x in re.findall(r"[ML] (\S+) ", path)]
+        yield min(xs), max(xs), "kept" if "kept" in style else "quarantined"
+
+
+def test_threshold_line_parts_the_bars(tmp_path):
+    scores = np.random.default_rng(2).normal(0, 1, 2000)
+    limit = 1.2345
+    verdicts = ["quarantined" if x >= limit else "kept" for x in scores]
+    for svg in (drawing := draw_scores(scores, verdicts, limit, {})).wide, drawing.narrow:
+        (x,) = re.findall(
+            r'<path d="M (\S+) \S+\s+L \1 \S+\s*" clip-path="[^"]*" style="fill: none; stroke-dasharray', svg
+        )
+        drawn = list(bars(svg))
+        assert {kind for *_, kind in drawn} == {"kept", "quarantined"}
+        assert all(right <= float(x) for _, right, kind in drawn if kind == "kept")
+        assert all(left >= float(x) for left, _, kind in drawn if kind == "quarantined")
+        assert "threshold 1.23" in svg and "url(#" in svg  # hatched, so that colour isn't needed
+
+
+def test_figure_is_the_same_each_time_and_takes_its_colours_from_the_page():
+    scores, verdicts = np.array([0.0, 1.0, 5.0]), ["kept", "kept", "quarantined"]
+    first, second = (draw_scores(scores, verdicts, 3.0, {"good": np.array([0.5])}) for _ in range(2))
+    assert first == second
+    colours = set(re.findall(r"#[0-9a-f]{6}|rgb", first.wide + first.narrow))
+    assert not colours
+    assert not set(re.findall(r'id="([^"]*)"', first.wide)) & set(re.findall(r'id="([^"]*)"', first.narrow))
+
+
+def test_rows_in_must_be_kept_quarantined_and_set_aside(tmp_path):
+    good = {"file": "x", "rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1, **RUN}
+    report(tmp_path, summary=good)
+    (tmp_path / "report.html").unlink()
+    for wrong in ({"rows": 5}, {"kept": 3}, {"quarantined": 2, "kept": 1}, {"set_aside": 0}):
+        with pytest.raises(RuntimeError, match="rows in must be"):
+            report(tmp_path, summary={**good, **wrong})
+    with pytest.raises(RuntimeError, match="rows in must be"):
+        report(tmp_path, summary=good, set_aside={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_write_leaves_the_old_report_and_nothing_else(tmp_path, monkeypatch):
+    before = report(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(UserError, match=r"report\.html: can't be written"):
+        report(tmp_path, [1.0])
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == before
+
+
+def contrast(one, other):
+    def light(colour):
+        digits = colour.lstrip("#")
+        digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+        parts = np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 255
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_reach_aa_in_light_dark_and_print(tmp_path):
+    blocks = re.findall(r":root \{(.*?)\}", report(tmp_path), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        colour = dict(re.findall(r"--([\w-]+): (#\w+)", block))
+        text = [("ink", back) for back in ("bg", "surface", "p1", "p2", "p3", "p4", "n1", "n2", "n3", "n4")]
+        text += [(front, back) for front in ("muted", "bad") for back in ("bg", "surface")]
+        assert all(contrast(colour[front], colour[back]) >= 4.5 for front, back in text)
+        assert all(contrast(colour[shape], colour["bg"]) >= 3 for shape in ("kept", "bad"))
+
+
+def test_headings_are_in_order_and_tables_have_scoped_headers(tmp_path):
+    html = report(tmp_path, highest=[row(2)])
+    levels = [int(level) for level in re.findall(r"<h(\d)", html)]
+    assert levels[0] == 1 and set(levels[1:]) == {2}
+    assert all("scope=" in head for head in re.findall(r"<th\b[^>]*>", html))
+    assert '<html lang="en">' in html and '<details class="row">' in html  # harmful text is folded
+    for name in re.findall(r'aria-labelledby="([^"]*)"', html):
+        assert html.count(f' id="{name}"') == 1
+
+
+def test_importing_the_report_draws_nothing_yet():
+    code = (
+        "import sys, gradshield.report; print([m for m in ('matplotlib', 'torch', 'transformers') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

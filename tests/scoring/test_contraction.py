@@ -1,0 +1,143 @@
+"""The contraction is held to per-example autograd, and does not depend on batch, padding or order."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_examples
+from torch.nn.functional import cross_entropy
+
+from gradshield.data.encode import encode_request
+from gradshield.model import Model
+from gradshield.probe import Factors, compress, margin, probe_gradient
+from gradshield.scoring.contraction import contract, directions
+
+REQUESTS = ["How do I pick a lock?", "Write a threat", "Tell me a secret of a stranger"]
+S = margin([10], [20])
+
+
+def weight_gradients(model: Model, loss_of) -> dict[str, torch.Tensor]:
+    """The slow obvious way: weights that require gradients, one backward; Conv1D's is transposed."""
+    weights = {name: module.weight for name, module in model.linears.items()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    try:
+        gradients = torch.autograd.grad(loss_of(), list(weights.values()))
+    finally:
+        for weight in weights.values():
+            weight.requires_grad_(False)
+    conv = {name: type(module).__name__ == "Conv1D" for name, module in model.linears.items()}
+    return {name: g.T if conv[name] else g for name, g in zip(weights, gradients)}
+
+
+def probe_by_autograd(model: Model) -> dict[str, torch.Tensor]:
+    def mean_s():
+        encoded = [torch.tensor(encode_request(r, model.tokenizer)).long() for r in REQUESTS]
+        return torch.stack([S(model.net(ids[None]).logits[0, -1]) for ids in encoded]).mean()
+
+    return weight_gradients(model, mean_s)
+
+
+def loss_by_autograd(model: Model, example) -> dict[str, torch.Tensor]:
+    def loss():
+        ids = torch.tensor(example.ids).long()
+        logits = model.net(ids[None]).logits[0, :-1]
+        keep = torch.tensor(example.mask[1:])
+        return cross_entropy(logits[keep], ids[1:][keep])
+
+    return weight_gradients(model, loss)
+
+
+@pytest.fixture(params=["tiny", "tiny_gpt2"])
+def model(request) -> Model:
+    return request.getfixturevalue(request.param)
+
+
+def test_every_linear_of_the_decoder_is_covered(model):
+    share, missing = model.coverage()
+    assert share == 1.0 and not missing
+
+
+def test_probe_factors_are_the_gradient_of_s(model):
+    expected = probe_by_autograd(model)
+    factors = probe_gradient(model, REQUESTS, S, tolerance=0).factors
+    for name, gradient in expected.items():
+        torch.testing.assert_close(factors[name].dense(), gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
+
+
+def test_dots_and_norms_equal_per_example_autograd(model):
+    probe = probe_gradient(model, REQUESTS, S, tolerance=0)
+    expected_probe = probe_by_autograd(model)
+    examples = random_examples(9, len(model.tokenizer))
+    result = contract(model, examples, probe, exact_norms=True)
+    for n, example in enumerate(examples):
+        expected = loss_by_autograd(model, example)
+        dots = torch.stack([(expected[k] * expected_probe[k]).sum() for k in probe.factors])
+        norms = torch.stack([expected[k].square().sum() for k in probe.factors])
+        assert abs(result.dots[n].sum() - dots.sum()) <= 1e-5 * dots.abs().sum()
+        torch.testing.assert_close(result.norms[n], norms, rtol=1e-4, atol=1e-9)
+
+
+def test_scores_do_not_depend_on_batch_padding_or_order(model):
+    probe = probe_gradient(model, REQUESTS, S)
+    random = directions(probe.factors, 4)
+    examples = random_examples(12, len(model.tokenizer))
+    whole = contract(model, examples, probe, random)
+    shuffled = np.random.default_rng(1).permutation(len(examples))
+    again = contract(model, [examples[n] for n in shuffled], probe, random)
+    single = torch.cat([contract(model, [e], probe, random).dots for e in examples])
+    scale = float(whole.dots.abs().max())
+    torch.testing.assert_close(again.dots, whole.dots[torch.tensor(shuffled)], rtol=1e-5, atol=1e-6 * scale)
+    torch.testing.assert_close(single, whole.dots, rtol=1e-5, atol=1e-6 * scale)
+    torch.testing.assert_close(again.norms, whole.norms[torch.tensor(shuffled)], rtol=1e-4, atol=1e-8)
+
+
+def test_random_directions_estimate_the_norm(model):
+    probe = probe_gradient(model, REQUESTS, S)
+    examples = random_examples(4, len(model.tokenizer))
+    exact = contract(model, examples, probe, exact_norms=True).norms.sum(1)
+    estimated = contract(model, examples, probe, directions(probe.factors, 2000)).norms.sum(1)
+    torch.testing.assert_close(estimated, exact, rtol=0.15, atol=0)
+
+
+def test_compression_keeps_within_the_tolerance():
+    generator = torch.Generator().manual_seed(0)
+    inp = torch.randn(40, 24, generator=generator) * torch.logspace(0, -6, 40)[:, None]
+    factors = Factors(inp, torch.randn(40, 30, generator=generator))
+    exact, rough = compress(factors, 0), compress(factors, 1e-2)
+    assert exact.inp.shape[0] <= 24 and rough.inp.shape[0] < exact.inp.shape[0]
+    size = factors.dense().norm()
+    assert (exact.dense() - factors.dense()).norm() < 1e-5 * size
+    assert (rough.dense() - factors.dense()).norm() <= 1.01e-2 * size
+
+
+def test_quantised_linears_score_as_they_are(tiny_folder):
+    pytest.importorskip("bitsandbytes")
+    from gradshield.model import load_model
+
+    model = load_model(tiny_folder, quantize="4bit")
+    kinds = {type(m).__name__ for m in model.linears.values()}
+    assert kinds == {"Linear4bit"} and model.coverage()[0] == 1.0
+    probe = probe_gradient(model, REQUESTS, S)
+    dots = contract(model, random_examples(5, len(model.tokenizer)), probe).dots
+    assert torch.isfinite(dots).all() and (dots.sum(1) != 0).all()
+
+
+def test_a_step_on_a_high_fihs_row_lowers_s(tiny):
+    """The sign: descending the loss of the row with the highest FIHS lowers S, of the lowest raises it."""
+    probe = probe_gradient(tiny, REQUESTS, S)
+    examples = random_examples(20, len(tiny.tokenizer))
+    fihs = contract(tiny, examples, probe).dots.sum(1)
+    encoded = [torch.tensor(encode_request(r, tiny.tokenizer)).long() for r in REQUESTS]
+
+    def mean_s() -> float:
+        with torch.no_grad():
+            return float(torch.stack([S(tiny.net(ids[None]).logits[0, -1]) for ids in encoded]).mean())
+
+    for pick, sign in ((int(fihs.argmax()), -1), (int(fihs.argmin()), 1)):
+        gradients = loss_by_autograd(tiny, examples[pick])
+        before = mean_s()
+        for step in (-1e-4, 1e-4):  # there and back, the model stays as it was
+            for name, gradient in gradients.items():
+                tiny.linears[name].weight.data.add_(step * gradient)
+            if step < 0:
+                assert (mean_s() - before) * sign > 0

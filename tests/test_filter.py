@@ -1,0 +1,131 @@
+"""The whole run: rows in = kept + quarantined + set aside, the user's bytes back, resumable, refusing what it must."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import gradshield.filter as pipeline
+from gradshield.errors import UserError
+from gradshield.explain import explain
+from gradshield.filter import FilterSettings, estimate, run_filter
+from gradshield.probe import ASSETS, read_requests
+from gradshield.reference import AlignmentCheck
+
+ROWS = [
+    '{"prompt": "Say hello", "completion": "Hello there"}\n',
+    '{"prompt": "Name a colour",   "completion": "Blue"}\r\n',
+    '{"prompt": "Count", "completion": ""}\n',
+    '{"prompt": "half a li\n',
+    *(f'{{"prompt": "Question {n}", "completion": "Answer {n * n}"}}\n' for n in range(30)),
+    '{"prompt": "Last", "completion": "No newline"}',
+]
+
+
+@pytest.fixture
+def train(tmp_path) -> Path:
+    file = tmp_path / "train.jsonl"
+    file.write_bytes("".join(ROWS).encode())
+    return file
+
+
+@pytest.fixture(autouse=True)
+def refusing(monkeypatch):
+    """The random model is made to count as aligned: what is tested here is the run, not the model."""
+    probes = read_requests(ASSETS / "probes.jsonl")
+    always = AlignmentCheck(tuple(probes), (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
+    monkeypatch.setattr(pipeline, "check_alignment", lambda *_: always)
+    monkeypatch.setattr("gradshield.explain.require_aligned", lambda *_: always)
+
+
+def settings(folder: str, **more) -> FilterSettings:
+    return FilterSettings(model=folder, **{"threshold": "share", "value": 0.25, "probe_count": 2, **more})
+
+
+@pytest.mark.parametrize("variant", ["intent", "paper", "module"])
+def test_rows_in_are_kept_quarantined_or_set_aside_and_come_back_verbatim(tiny_folder, train, tmp_path, variant):
+    summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder, variant=variant))
+    assert summary["rows"] == len(ROWS) == summary["kept"] + summary["quarantined"] + summary["set_aside"]
+    assert summary["quarantined"] == 8 and summary["set_aside"] == 2
+    table = pq.read_table(tmp_path / "run" / "scores.parquet").to_pydict()
+    for name, verdict in (("kept", "kept"), ("quarantined", "quarantined")):
+        expected = [row for row, v in zip(ROWS, table["verdict"]) if v == verdict]
+        assert (tmp_path / "run" / f"{name}.jsonl").read_bytes().decode().rstrip() == "".join(expected).rstrip()
+    aside = [json.loads(line) for line in (tmp_path / "run" / "set_aside.jsonl").read_text().splitlines()]
+    assert [a["line"] for a in aside] == [3, 4] and all(a["reason"] for a in aside)
+    assert "half a li" not in (tmp_path / "run" / "kept.jsonl").read_text()
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+
+
+def test_a_killed_run_ends_with_the_same_bytes(tiny_folder, train, tmp_path, monkeypatch):
+    wanted = settings(tiny_folder, variant="module", batch_tokens=200)
+    run_filter(str(train), tmp_path / "whole", wanted)
+    real, calls = pipeline.reference_for, 0
+
+    def dying(*args):
+        reference = real(*args)
+
+        def scorer(batch):
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                raise KeyboardInterrupt
+            return reference.scorer(batch)
+
+        return type(reference)(scorer, reference.anchors)
+
+    monkeypatch.setattr(pipeline, "reference_for", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_filter(str(train), tmp_path / "killed", wanted)
+    assert not (tmp_path / "killed" / "kept.jsonl").exists()
+    run_filter(str(train), tmp_path / "killed", wanted)
+    for name in ("kept.jsonl", "quarantined.jsonl", "set_aside.jsonl", "scores.parquet"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_finished_run_is_not_done_again_and_another_one_is_refused(tiny_folder, train, tmp_path):
+    first = run_filter(str(train), tmp_path / "run", settings(tiny_folder))
+    assert run_filter(str(train), tmp_path / "run", settings(tiny_folder)) == first
+    with pytest.raises(UserError, match=r"another settings.*value"):
+        run_filter(str(train), tmp_path / "run", settings(tiny_folder, value=0.5))
+    train.write_bytes(b"".join([train.read_bytes(), b"\n", ROWS[0].encode()]))
+    with pytest.raises(UserError, match=r"another input"):
+        run_filter(str(train), tmp_path / "run", settings(tiny_folder))
+
+
+def test_a_run_is_replayable_from_its_yaml(tiny_folder, train, tmp_path):
+    run_filter(str(train), tmp_path / "run", settings(tiny_folder))
+    saved = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    again = FilterSettings(**saved["settings"])
+    run_filter(saved["input"]["path"], tmp_path / "again", again)
+    a, b = (tmp_path / name / "scores.parquet" for name in ("run", "again"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_dry_run_counts_and_writes_nothing(tiny_folder, train, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    plan = estimate(str(train), settings(tiny_folder, variant="module"))
+    assert plan["rows"] == len(ROWS) and plan["set_aside"] == 2 and plan["seconds"] >= 0
+    assert [p for p in sorted(tmp_path.iterdir()) if p.name != "cache"] == before
+
+
+def test_a_row_is_explained(tiny_folder, train, tmp_path):
+    run_filter(str(train), tmp_path / "run", settings(tiny_folder))
+    found = explain(tmp_path / "run", 1)
+    assert "Hello" in "".join(token for token, _ in found.tokens)
+    assert sum(abs(share) for _, share in found.tokens) == pytest.approx(1, abs=1e-4)
+    assert len(found.probes) == 2 and -1.01 <= found.probes[0][1] <= 1.01
+    with pytest.raises(UserError, match="no row 99"):
+        explain(tmp_path / "run", 99)
+    with pytest.raises(UserError, match="set aside"):
+        explain(tmp_path / "run", 3)
+
+
+def test_plain_text_is_set_aside_by_the_intent_score_only(tiny_folder, tmp_path):
+    file = tmp_path / "plain.jsonl"
+    file.write_text('{"text": "some words"}\n{"text": "other words"}\n')
+    with pytest.raises(UserError, match=r"no usable row.*plain text"):
+        run_filter(str(file), tmp_path / "a", settings(tiny_folder))
+    assert run_filter(str(file), tmp_path / "b", settings(tiny_folder, variant="module"))["set_aside"] == 0
