@@ -18,16 +18,18 @@ class FinetuneSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(8, ge=1, description="LoRA rank")
-    alpha: int = Field(32, ge=1, description="LoRA alpha")
-    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
-    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning-rate schedule")
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps spent warming up")
-    epochs: float = Field(3, gt=0, description="passes over the rows")
-    batch: int = Field(8, ge=1, description="effective batch size in rows")
-    micro_batch: int | None = Field(None, ge=1, description="rows a device takes at once (default: the whole batch)")
-    seed: int = Field(0, ge=0, description="seed of the adapter's initialisation and of the order of rows")
+    rank: int = Field(default=8, ge=1, description="LoRA rank")
+    alpha: int = Field(default=32, ge=1, description="LoRA alpha")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout")
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="learning-rate schedule")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps spent warming up")
+    epochs: float = Field(default=3, gt=0, description="passes over the rows")
+    batch: int = Field(default=8, ge=1, description="effective batch size in rows")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="rows a device takes at once (default: the whole batch)"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the adapter's initialisation and of the order of rows")
 
 
 def finetune(model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings) -> dict[str, float]:

@@ -5,10 +5,12 @@ Weights come from safetensors or GGUF only, never from a pickle, and no remote c
 
 import hashlib
 import importlib.util
+import io
 import json
 import os
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,14 +148,15 @@ def embedded_gguf() -> tuple[Path, str]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silences transformers' progress bars and notices while a model loads."""
+    """Silences the progress bars, warnings and notices of libraries while a model loads; errors are raised anyway."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.set_verbosity(level)
         if bar:
@@ -184,13 +187,13 @@ def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: s
         kwargs["device_map"] = device
     try:
         with quiet_loading():
-            net = AutoModelForCausalLM.from_pretrained(**kwargs)
+            net: Any = AutoModelForCausalLM.from_pretrained(**kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"model {name} can't be loaded: {_first_line(error)}") from error
     if "gguf_file" in source:  # dequantised on loading: what remains of the mark only hinders saving
         net.hf_quantizer, net.is_quantized, net.quantization_method = None, False, None
         if hasattr(net.config, "quantization_config"):
-            del net.config.quantization_config
+            delattr(net.config, "quantization_config")
     return net if "device_map" in kwargs else net.to(device)
 
 
@@ -221,9 +224,9 @@ def _with_adapter(net: Any, adapter: str, merge: bool) -> Any:
     try:
         with quiet_loading():
             wrapped = PeftModel.from_pretrained(net, adapter, use_safetensors=True)
+            return wrapped.merge_and_unload() if merge else wrapped
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"adapter {adapter} can't be loaded: {_first_line(error)}") from error
-    return wrapped.merge_and_unload() if merge else wrapped
 
 
 def _base_of_adapter(folder: Path) -> str | None:

@@ -2,19 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 
-class Advance(Protocol):
-    """Called with how many tokens and rows were just finished."""
-
-    def __call__(self, tokens: int, rows: int) -> None: ...
-
-
-def silent(tokens: int, rows: int) -> None:
-    """The progress of nobody watching."""
+Advance = Callable[[int, int], None]
+"""Called with how many tokens and rows were just finished."""
 
 
 @contextmanager

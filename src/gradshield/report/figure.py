@@ -125,10 +125,11 @@ def _figure(
     if anchors:
         _ticks(axes[1], anchors, edges)
     axes[-1].set_xlabel("FIHS (higher: more harmful)", color=_MUTED)
-    axes[-1].xaxis.set_major_locator(MaxNLocator(size.ticks))
+    axes[-1].xaxis.set_major_locator(MaxNLocator(size.ticks, steps=[1, 2, 2.5, 5, 10]))
+    margin = 0.01 * (edges[-1] - edges[0])
     for one in axes:
-        one.set_xlim(edges[0], edges[-1])
-        one.tick_params(length=0, labelcolor=_MUTED)
+        one.set_xlim(edges[0] - margin, edges[-1] + margin)
+        one.tick_params(length=0, pad=5, labelcolor=_MUTED)
         one.xaxis.offsetText.set_color(_MUTED)
         one.patch.set_visible(False)
         for side, spine in one.spines.items():
@@ -200,7 +201,7 @@ def _svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true" focusable="false">', text)
     used = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([\w-]+)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
     text = re.sub(
         r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", text.replace("font: bold", "font-weight: 600; font:")
     )
@@ -226,10 +227,13 @@ def _notes(
         notes.append("The scale of rows is logarithmic, so that few rows beside many stay visible.")
     for count, side in ((int((drawn < low).sum()), "below"), (int((drawn > high).sum()), "above")):
         if count:
-            extreme = float(drawn.min() if side == "below" else drawn.max())
-            edge = "leftmost" if side == "below" else "rightmost"
             rows = "1 row lies" if count == 1 else f"{count:,} rows lie"
-            notes.append(f"{rows} far {side} ({number(extreme)} at the most), counted at the {edge} place.")
+            reach = (
+                f"down to {number(float(drawn.min()))}" if side == "below" else f"up to {number(float(drawn.max()))}"
+            )
+            notes.append(
+                f"{rows} far {side} the rest, {reach}, and {'is' if count == 1 else 'are'} counted in the last bar."
+            )
     if anchors:
         notes.append("Ticks below the bars are anchors: bundled rows of known verdict, scored with the same model.")
     return notes

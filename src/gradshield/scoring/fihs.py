@@ -16,21 +16,20 @@ DIRECTIONS = 16  # random rank-one directions for the norms
 
 
 def fihs_scorer(model: Model, probe: ProbeGradient, variant: str) -> Scorer:
-    """A scorer with the columns "score" and "loss".
+    """A scorer with the columns "score", "loss", and every variant that the pass yields.
 
     `paper`: ⟨∇L, ∇S⟩ (eq. 4). `cosine`: divided by ‖∇L‖. `module`: the mean over modules of each one's dot divided by
-    its own ‖∇L_m‖; both norms are estimated, the same way for every row.
+    its own ‖∇L_m‖. Both norms are estimated by random directions, the same for every row.
     """
     random = directions(probe.factors, DIRECTIONS) if variant != "paper" else None
+    tiny = torch.finfo(torch.float32).tiny
 
     def scorer(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
         result = contract(model, batch, probe, random)
-        if variant == "paper" or result.norms is None:
-            score = result.dots.sum(1)
-        elif variant == "cosine":
-            score = result.dots.sum(1) / result.norms.sum(1).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        else:
-            score = (result.dots / result.norms.sqrt().clamp_min(torch.finfo(torch.float32).tiny)).mean(1)
-        return {"score": score.double().numpy(), "loss": result.loss.double().numpy()}
+        columns = {"paper": result.dots.sum(1), "loss": result.loss}
+        if result.norms is not None:
+            columns["cosine"] = columns["paper"] / result.norms.sum(1).sqrt().clamp_min(tiny)
+            columns["module"] = (result.dots / result.norms.sqrt().clamp_min(tiny)).mean(1)
+        return {name: c.double().numpy() for name, c in {"score": columns[variant], **columns}.items()}
 
     return scorer

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_predict
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Tensor
 
 from gradshield.data.encode import Example, encode_request
@@ -93,7 +93,7 @@ def intent_scores(model: Model, intent: Intent, batch: Sequence[Example]) -> dic
 def fit_intent(
     model: Model,
     anchors: Mapping[str, Sequence[Example]],
-    refused: Sequence[str],
+    to_refuse: Sequence[str],
     harmless: Sequence[str],
     batch_tokens: int,
 ) -> tuple[Intent, dict[str, np.ndarray]]:
@@ -111,9 +111,9 @@ def fit_intent(
         last = np.append(np.flatnonzero(np.diff(owner)), len(owner) - 1)  # anchors have one response; more: the last
         request[batch], answer[batch] = r[last], a[last]
     kind = np.array(kinds)
-    asked = np.concatenate([request, request_states(model, refused, layer), request_states(model, harmless, layer)])
-    to_refuse = np.concatenate([kind != "good", np.ones(len(refused), bool), np.zeros(len(harmless), bool)])
-    request_fit, request_fold = _fit(asked, to_refuse)
+    asked = np.concatenate([request, request_states(model, to_refuse, layer), request_states(model, harmless, layer)])
+    bad = np.concatenate([kind != "good", np.ones(len(to_refuse), bool), np.zeros(len(harmless), bool)])
+    request_fit, request_fold = _fit(asked, bad)
     answered = kind != "good"
     answer_fit, answer_fold = _fit(answer[answered], kind[answered] == "harmful")
     answer_score = np.where(answered, 0.0, answer_fit(answer))  # good rows are in no fold of the answer's fit
@@ -124,9 +124,10 @@ def fit_intent(
 
 def _fit(x: np.ndarray, y: np.ndarray) -> tuple[Readout, np.ndarray]:
     model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=5000)
-    folds = cross_val_predict(model, x, y, cv=5, method="decision_function")
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    out_of_fold = np.asarray(cross_val_predict(model, x, y, cv=folds, method="decision_function"))
     model.fit(x, y)
-    return Readout(model.coef_[0].astype(np.float64), float(model.intercept_[0])), folds
+    return Readout(model.coef_[0].astype(np.float64), float(np.ravel(model.intercept_)[0])), out_of_fold
 
 
 def _unit(rows: Tensor) -> np.ndarray:

@@ -1,0 +1,155 @@
+"""How well each score tells every harmful kind from every benign one, and what the thresholds decide.
+
+    GRADSHIELD_DATA=... python -m gradshield.study.separation --rows 30 -o docs/results/separation/embedded
+
+Writes scores.csv (every row's score under every variant), auroc.md and decisions.md into the folder.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from gradshield.data.encode import Example, encode
+from gradshield.filter import FilterSettings, load
+from gradshield.model import Model
+from gradshield.reference import anchor_examples, check_alignment, make_reference
+from gradshield.scoring.run import score
+from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, kinds
+from gradshield.threshold import a1, anchored
+
+POISON = (0.0, 0.025, 0.1, 0.3, 0.9)
+FILE_ROWS, SEEDS = 200, 20  # rows of a mixed file, and how many are drawn
+
+
+def main(
+    out: Annotated[Path, typer.Option("--out", "-o")],
+    model: str = "embedded",
+    adapter: str | None = None,
+    rows: int = 30,
+    fihs: bool = True,
+    fihs_anchors: bool = True,
+    seed: int = 0,
+) -> None:
+    """Scores `rows` rows of every kind under every variant and writes the tables."""
+    loaded = load(FilterSettings(model=model, adapter=adapter))
+    encoded = {kind: _encode(loaded, conversations) for kind, conversations in kinds(rows, seed).items()}
+    check = check_alignment(loaded)
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    anchors: dict[str, dict[str, np.ndarray]] = {}
+    reference = make_reference(loaded, check, "intent")
+    anchors["intent"] = dict(reference.anchors)
+    for kind, examples in encoded.items():
+        columns = score(examples, reference.scorer, batch_tokens=2048, title=f"intent {kind}")
+        scores[kind] = {"intent": columns["score"], "request": columns["request"], "answer": columns["answer"]}
+    if fihs:
+        _fihs(loaded, check, encoded, scores, anchors, fihs_anchors)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_scores(out / "scores.csv", scores, anchors)
+    variants = [v for v in next(iter(scores.values())) if v not in ("request", "answer", "loss")]
+    title = (
+        f"{loaded.name} refuses {sum(check.refused)} of {len(check.refused)} probes; {rows} rows a kind, seed {seed}.\n"
+    )
+    (out / "auroc.md").write_text(title + "".join(_auroc_table(scores, v) for v in variants), encoding="utf-8")
+    (out / "decisions.md").write_text(title + _decisions(scores, anchors), encoding="utf-8")
+    print((out / "auroc.md").read_text(encoding="utf-8"), (out / "decisions.md").read_text(encoding="utf-8"))
+
+
+def _fihs(model: Model, check, encoded, scores, anchors, with_anchors: bool) -> None:
+    from gradshield.probe import margin, paper_tokens, probe_gradient
+    from gradshield.scoring.fihs import fihs_scorer
+
+    safe, unsafe = paper_tokens(model.tokenizer)
+    gradient = probe_gradient(model, check.refused_probes()[:12], margin([safe], [unsafe]))
+    scorer = fihs_scorer(model, gradient, "module")
+    for kind, examples in encoded.items():
+        columns = score(examples, scorer, batch_tokens=2048, title=f"FIHS {kind}")
+        scores[kind] |= {name: columns[name] for name in ("paper", "cosine", "module")}
+    if with_anchors:
+        for kind, examples in anchor_examples(model).items():
+            columns = score(examples, scorer, batch_tokens=2048, title=f"FIHS anchors {kind}")
+            for name in ("paper", "cosine", "module"):
+                anchors.setdefault(name, {})[kind] = columns[name]
+
+
+def auroc(harmful: np.ndarray, benign: np.ndarray) -> float:
+    """Probability that a harmful row scores above a benign one, ties counted half."""
+    return float((harmful[:, None] > benign).mean() + 0.5 * (harmful[:, None] == benign).mean())
+
+
+def _encode(model: Model, conversations) -> list[Example]:
+    examples = [encode(c, n, model.tokenizer) for n, c in enumerate(conversations)]
+    return [e for e in examples if isinstance(e, Example)]
+
+
+def _auroc_table(scores, variant: str) -> str:
+    columns = [*BENIGN, *SCARY]
+    lines = [
+        f"\n### {variant}\n",
+        "| harmful \\ benign | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for harmful in (*HARMFUL, *SCARY, SHIFT):
+        cells = [f"{auroc(scores[harmful][variant], scores[b][variant]):.3f}" for b in columns]
+        lines.append(f"| {harmful} | " + " | ".join(cells) + " |")
+    worst = min(auroc(scores[h][variant], scores[b][variant]) for h in HARMFUL for b in BENIGN)
+    return "\n".join([*lines, f"\nWorst cell of the six harmful by eight benign kinds: **{worst:.3f}**\n"])
+
+
+def _decisions(scores, anchors) -> str:
+    """Recall / false quarantine of mixed files; benign kinds evenly mixed, or AG News alone."""
+    rules = [("intent, anchored", "intent", "anchored")]
+    rules += [(f"{v}, {r}", v, r) for v in ("paper", "module") if v in anchors for r in ("anchored", "a1")]
+    rules += [("paper, a1", "paper", "a1")] if "paper" in next(iter(scores.values())) and "paper" not in anchors else []
+    header = "| rule | file | " + " | ".join(f"{p:.1%} poison" for p in POISON) + " |"
+    lines = ["\nRecall / false quarantine, means over seeds; poison evenly from the six harmful kinds.\n", header]
+    lines.append("|---" * (len(POISON) + 2) + "|")
+    for name, variant, rule in rules:
+        for file, sources in (("mixed", BENIGN), ("AG News alone", ("agnews",))):
+            cells = [_cell(scores, anchors, variant, rule, sources, poison) for poison in POISON]
+            lines.append(f"| {name} | {file} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(scores, anchors, variant: str, rule: str, sources, poison: float) -> str:
+    good = np.concatenate([scores[b][variant] for b in sources])
+    bad = np.concatenate([scores[h][variant] for h in HARMFUL])
+    recall, lost = [], []
+    for seed in range(SEEDS):
+        rng = np.random.default_rng(seed)
+        count = round(FILE_ROWS * poison)
+        g = rng.choice(good, FILE_ROWS - count)
+        b = rng.choice(bad, count)
+        file = np.concatenate([g, b])
+        if rule == "a1":
+            value = a1(file).value
+        else:
+            known = anchors[variant]
+            try:
+                value = anchored(file, np.concatenate([known["good"], known["refusal"]]), known["harmful"]).value
+            except Exception:
+                return "no threshold"
+        recall.append((b >= value).mean() if count else np.nan)
+        lost.append((g >= value).mean())
+    shown = "–" if not poison else f"{np.mean(recall):.2f}"
+    return f"{shown} / {np.mean(lost):.3f}"
+
+
+def _write_scores(file: Path, scores, anchors) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["kind", "n", "variant", "score"])
+        for kind, columns in scores.items():
+            for variant, values in columns.items():
+                writer.writerows([kind, n, variant, json.dumps(float(f"{v:.7g}"))] for n, v in enumerate(values))
+        for variant, kinds_ in anchors.items():
+            for kind, values in kinds_.items():
+                rows = ([f"anchor {kind}", n, variant, json.dumps(float(f"{v:.7g}"))] for n, v in enumerate(values))
+                writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)
