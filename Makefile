@@ -12,14 +12,13 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 setup: $(VENV)/ready
 
-# torch comes first and alone, so that nothing else pulls in the CUDA build. A wheel that pip already knows of
-# (PIP_FIND_LINKS) wins; otherwise the CPU index is asked; last the default index.
+# torch comes first and alone, so that nothing else pulls in the CUDA build: a wheel at hand (PIP_FIND_LINKS) wins,
+# then the CPU index, then the default index.
 $(VENV)/ready: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) (log: $(VENV)/setup.log)"
 ifeq ($(HAS_GPU),)
 	@$(BIN)/python -c "import torch" 2>/dev/null \
-	  || $(BIN)/pip install -q --no-index $(TORCH) typing-extensions filelock sympy networkx jinja2 fsspec >>$(VENV)/setup.log 2>&1 \
 	  || $(BIN)/pip install -q --only-binary=:all: --no-index --no-deps $(TORCH) >>$(VENV)/setup.log 2>&1 \
 	  || $(BIN)/pip install -q --index-url $(TORCH_CPU_INDEX) $(TORCH) >>$(VENV)/setup.log 2>&1 \
 	  || $(BIN)/pip install $(TORCH)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-
 Advance = Callable[[int, int], None]
 """Called with how many tokens and rows were just finished."""
 
