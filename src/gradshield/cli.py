@@ -156,12 +156,18 @@ def align(
     as_json: JsonOption = False,
 ) -> None:
     """Make the alignment adapter of the embedded model again, from our requests and refusals."""
+    import os
+
+    from gradshield.align import SETTINGS, alignment_report, write_card
     from gradshield.align import align as make
-    from gradshield.align import alignment_report
     from gradshield.model import load_model
 
     figures: dict[str, Any] = dict(make(base, out))
-    report = alignment_report(load_model(base, adapter=str(out)))
+    aligned = load_model(base, adapter=str(out))
+    report = alignment_report(aligned)
+    folder = Path(os.environ.get("GRADSHIELD_DATA", ""))
+    public = (folder / "advbench.jsonl", folder / "jbb_benign.jsonl")
+    write_card(out, SETTINGS, report, alignment_report(aligned, *public) if all(p.is_file() for p in public) else None)
     figures |= {k: v for k, v in report.items() if k != "answers"}
     _show(figures, as_json, f"adapter in {out}")
 
