@@ -22,7 +22,7 @@ from gradshield.scoring.contraction import pad
 from gradshield.scoring.run import batches
 from gradshield.scoring.windows import end_tokens, opening, response_starts
 
-DEPTH = 0.6  # of the blocks: where requests are read best on both models of docs/results/separation
+DEPTH = 0.55  # of the blocks: about where requests are read best on both models (docs/log.md)
 WINDOW = 8  # response tokens read
 REGULARISATION = 3.0  # LogisticRegression's C, on states of unit length
 
