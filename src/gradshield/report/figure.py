@@ -124,7 +124,7 @@ def _figure(
     _bars(axes[0], groups, edges, log)
     if anchors:
         _ticks(axes[1], anchors, edges)
-    axes[-1].set_xlabel("FIHS (higher: more harmful)", color=_MUTED)
+    axes[-1].set_xlabel("score (higher: more harmful)", color=_MUTED)
     axes[-1].xaxis.set_major_locator(MaxNLocator(size.ticks, steps=[1, 2, 2.5, 5, 10]))
     margin = 0.01 * (edges[-1] - edges[0])
     for one in axes:
