@@ -109,5 +109,6 @@ def write_card(out: Path, settings: FinetuneSettings, report: dict[str, Any], he
         f"{lines}\nAnswers: card.json. Stored in float16. Apache-2.0.\n"
     )
     (out / "README.md").write_text(text, encoding="utf-8")
-    both = {"own": report, "public": held_out}
+    public = {k: v for k, v in held_out.items() if k != "answers"} if held_out else None
+    both = {"own": report, "public": public}
     (out / "card.json").write_text(json.dumps(both, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
