@@ -95,6 +95,45 @@ def test_a_finished_run_is_not_done_again_and_another_one_is_refused(tiny_folder
         run_filter(str(train), tmp_path / "run", settings(tiny_folder))
 
 
+def test_what_is_wrong_is_said_before_anything_is_scored_or_written(tiny_folder, train, tmp_path):
+    for more, words in (({"value": 7}, "--value 7"), ({"reference": str(tmp_path / "none.jsonl")}, "none.jsonl")):
+        with pytest.raises(UserError, match=words):
+            run_filter(str(train), tmp_path / "run", settings(tiny_folder, **more))
+        assert not (tmp_path / "run").exists()
+
+
+def test_the_same_rows_under_another_path_are_the_same_run(tiny_folder, train, tmp_path):
+    first = run_filter(str(train), tmp_path / "run", settings(tiny_folder))
+    other = tmp_path / "copy.jsonl"
+    other.write_bytes(train.read_bytes())
+    assert run_filter(str(other), tmp_path / "run", settings(tiny_folder)) == first
+
+
+def test_rows_from_stdin_can_not_be_read_again(tiny_folder, train, tmp_path, monkeypatch):
+    with train.open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        run_filter("-", tmp_path / "run", settings(tiny_folder))
+    with pytest.raises(UserError, match="stdin"):
+        explain(tmp_path / "run", 1)
+
+
+def test_a_folder_left_by_a_kill_at_the_start_is_taken_up(tiny_folder, train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.yaml").write_text("input:")
+    run_filter(str(train), tmp_path / "run", settings(tiny_folder))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        run_filter(str(train), tmp_path / "other", settings(tiny_folder))
+
+
+def test_nothing_to_remove_is_still_json(tiny_folder, train, tmp_path):
+    summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder, value=0.0))
+    assert summary["threshold"]["value"] is None and summary["quarantined"] == 0
+    json.dumps(summary, allow_nan=False)
+    assert explain(tmp_path / "run", 1).verdict == "kept"
+
+
 def test_a_run_is_replayable_from_its_yaml(tiny_folder, train, tmp_path):
     run_filter(str(train), tmp_path / "run", settings(tiny_folder))
     saved = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())

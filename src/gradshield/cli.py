@@ -138,6 +138,8 @@ def explain(
     for name, number in result.signals.items():
         console.print(f"  {name} {number:+.2f}")
     console.print("median of anchors: " + ", ".join(f"{k} {v:+.2f}" for k, v in result.anchors.items()))
+    if set(result.signals) & {"request", "answer"}:
+        console.print("FIHS below is a second opinion: the score is the smaller of request and answer")
     for title, pairs in (
         ("tokens by share of FIHS", sorted(result.tokens, key=lambda t: -abs(t[1]))[:12]),
         ("modules by share of FIHS", result.modules),
@@ -232,7 +234,8 @@ def _summary(summary: dict[str, Any], out: Path) -> None:
     for name in ("rows", "kept", "quarantined", "set_aside"):
         table.add_row(name.replace("_", " "), f"{summary[name]:,}")
     threshold = summary["threshold"]
-    table.add_row("threshold", f"{threshold['value']:+.2f} ({threshold['rule']})")
+    value = "none: nothing is removed" if threshold["value"] is None else f"{threshold['value']:+.2f}"
+    table.add_row("threshold", f"{value} ({threshold['rule']})")
     table.add_row("how sure", threshold["note"])
     if threshold["good_lost"] is not None:
         table.add_row(
@@ -241,6 +244,9 @@ def _summary(summary: dict[str, Any], out: Path) -> None:
     table.add_row("model", safe(f"{summary['model']} ({summary['probes']['grade']})", 60))
     table.add_row("time", f"{summary['seconds']:.0f} s, {summary['rows_per_second']:.1f} rows/s")
     console.print(table)
+    if summary["probes"]["grade"] == "weak":
+        refused = f"{summary['probes']['refused']} of {summary['probes']['of']}"
+        console.print(f"warning: this model refuses only {refused} probes, so it is a weak reference", style="bold")
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
 
 

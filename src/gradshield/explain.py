@@ -1,4 +1,7 @@
-"""Why does a row score as it does? Its signals beside the anchors', and the tokens, modules and probes of its FIHS."""
+"""Why does a row score as it does? Its signals beside the anchors', and the tokens, modules and probes of its FIHS.
+
+FIHS is explained whatever score decided: with the default one, the signals say why, and FIHS is a second opinion.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +16,13 @@ from gradshield.filter import (
     FilterSettings,
     encode_row,
     load,
-    read_run,
     reference_for,
     require_aligned,
-    rows_of_run,
 )
 from gradshield.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.model import Model
 from gradshield.probe import ProbeGradient, margin, paper_tokens, probe_gradient
+from gradshield.run import read_run, rows_of_run
 from gradshield.scoring.contraction import contract, pad
 
 
@@ -58,7 +60,8 @@ def explain(out: Path, row: int) -> Explanation:
     reference = reference_for(model, check, settings)
     columns = {name: float(values[0]) for name, values in reference.scorer([example]).items()}
     score = columns.pop("score")
-    value = saved["summary"]["threshold"]["value"]
+    given = saved["summary"]["threshold"]["value"]
+    value = float("inf") if given is None else given  # None: nothing is removed
     probes = check.refused_probes()[: settings.probe_count]
     s = margin(*([t] for t in paper_tokens(model.tokenizer)))
     gradient = probe_gradient(model, probes, s)

@@ -1,10 +1,9 @@
 """From a training file and an aligned model to the rows that are safe to train on: one run folder, resumable."""
 
-import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradshield import threshold as thresholds
@@ -22,6 +20,7 @@ from gradshield.data.write import write_outputs
 from gradshield.errors import UserError
 from gradshield.model import EMBEDDED, Model, load_model
 from gradshield.reference import AlignmentCheck, Reference, check_alignment, make_reference
+from gradshield.run import JOURNAL, begin_run, find_run, plan_of, write_run
 from gradshield.scoring.run import score
 from gradshield.threshold import Threshold
 
@@ -29,7 +28,7 @@ LAYOUT_SAMPLE = 50  # first records that tell the layout
 
 
 class FilterSettings(BaseModel):
-    """Every setting of a run; flags, run.yaml and the docs follow from it."""
+    """Every setting of a run; run.yaml keeps them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -96,16 +95,19 @@ def run_filter(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]
     source = open_source(path, settings.format, settings.split)
     layout = find_layout(source, settings)
     model = load(settings)
-    plan = _plan(path, source, model, layout, settings)
-    finished = _open_run(out, plan)
+    plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
+    finished = find_run(out, plan)
     if finished:
         return finished
     check = require_aligned(model, settings)
     reference = reference_for(model, check, settings)
+    good = good_scores(reference, model, settings)
+    find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
     encoded = encode_source(source, layout, model, settings)
-    journal = out / "scores.partial"
+    begin_run(out, plan)
+    journal = out / JOURNAL
     columns = score(encoded.examples, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal)
-    threshold = find_threshold(columns["score"], reference, model, settings)
+    threshold = find_threshold(columns["score"], good, reference, settings)
     by_row = {name: _spread(values, encoded) for name, values in columns.items()}
     verdicts = [
         "set aside" if n in encoded.reasons else "quarantined" if by_row["score"][n] >= threshold.value else "kept"
@@ -129,7 +131,7 @@ def run_filter(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]
         "version": version("gradshield"),
     }
     _report(out, source, layout, settings, encoded, by_row, verdicts, threshold, reference, summary, plan)
-    _write_yaml(out / "run.yaml", {**plan, "summary": summary})
+    write_run(out, {**plan, "summary": summary})
     journal.unlink(missing_ok=True)
     return summary
 
@@ -165,6 +167,8 @@ def check_settings(settings: FilterSettings) -> None:
     """Raises UserError for settings that contradict each other."""
     if settings.threshold in ("fixed", "share") and settings.value is None:
         raise UserError(f"--threshold {settings.threshold} needs --value")
+    if settings.variant == "intent" and settings.loss_on == "all":
+        raise UserError("--loss-on all leaves no request apart from its answer: use --variant module")
 
 
 def find_layout(source: Source, settings: FilterSettings) -> str:
@@ -250,12 +254,23 @@ def encode_row(row: Row, layout: str, model: Model, settings: FilterSettings) ->
     conversation = to_conversation(row.record, layout, settings.columns)
     if isinstance(conversation, str):
         return conversation
-    if settings.variant == "intent" and (conversation.text is not None or settings.loss_on == "all"):
+    if settings.variant == "intent" and conversation.text is not None:
         return "plain text holds no request to read (use --variant module)"
     return encode(conversation, row.index, model.tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
 
 
-def find_threshold(scores: np.ndarray, reference: Reference, model: Model, settings: FilterSettings) -> Threshold:
+def good_scores(reference: Reference, model: Model, settings: FilterSettings) -> np.ndarray:
+    """Scores of rows known to be good: the anchors that answer or refuse, and the user's own, if there are any."""
+    good = np.concatenate([reference.anchors["good"], reference.anchors["refusal"]])
+    if settings.reference is None:
+        return good
+    source = open_source(settings.reference)
+    rows = encode_source(source, find_layout(source, settings), model, settings)
+    own = score(rows.examples, reference.scorer, batch_tokens=settings.batch_tokens, title="known-good rows")["score"]
+    return np.concatenate([good, own])
+
+
+def find_threshold(scores: np.ndarray, good: np.ndarray, reference: Reference, settings: FilterSettings) -> Threshold:
     """The threshold by the rule that the settings name."""
     if settings.threshold == "a1":
         return thresholds.a1(scores, settings.alpha)
@@ -263,48 +278,7 @@ def find_threshold(scores: np.ndarray, reference: Reference, model: Model, setti
         return thresholds.fixed(settings.value or 0.0)
     if settings.threshold == "share":
         return thresholds.share(scores, settings.value or 0.0)
-    good = np.concatenate([reference.anchors["good"], reference.anchors["refusal"]])
-    if settings.reference:
-        good = np.concatenate([good, _reference_scores(reference, model, settings)])
     return thresholds.anchored(scores, good, reference.anchors["harmful"])
-
-
-def _reference_scores(reference: Reference, model: Model, settings: FilterSettings) -> np.ndarray:
-    source = open_source(settings.reference or "")
-    rows = encode_source(source, find_layout(source, settings), model, settings)
-    return score(rows.examples, reference.scorer, batch_tokens=settings.batch_tokens, title="known-good rows")["score"]
-
-
-def _plan(path: str, source: Source, model: Model, layout: str, settings: FilterSettings) -> dict[str, Any]:
-    """What makes a run the run it is: resolved settings, the file's and the model's identity, versions."""
-    return {
-        "input": {"path": path, "format": source.format, "layout": layout, "sha256": source.sha256},
-        "model": {"name": model.name, "fingerprint": model.fingerprint},
-        "settings": settings.model_dump(mode="json"),
-        "versions": {name: version(name) for name in ("gradshield", "torch", "transformers", "trl")},
-    }
-
-
-def _open_run(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Makes the run folder, or takes it up; the summary when its run is done. UserError when it is another run's."""
-    file = out / "run.yaml"
-    if not file.exists():
-        if out.exists() and any(p.name != "scores.partial" for p in out.iterdir()):
-            raise UserError(f"{out}: not empty and not a run; choose another folder with -o")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            _write_yaml(file, plan)
-        except OSError as error:
-            raise UserError(f"{out}: can't be written ({error.strerror}); choose another folder with -o") from error
-        return None
-    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for part in ("input", "model", "settings", "versions"):
-        for key, value in plan[part].items():
-            if saved.get(part, {}).get(key) != value:
-                raise UserError(
-                    f"{out}: a run with another {part} ({key}: {saved.get(part, {}).get(key)}); choose another -o"
-                )
-    return saved.get("summary")
 
 
 def _spread(values: np.ndarray, encoded: Encoded) -> np.ndarray:
@@ -400,33 +374,7 @@ def _group(row: Row) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return float(value) if isinstance(value, float | np.floating) else value
-
-
-def _write_yaml(file: Path, content: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def read_run(out: Path) -> dict[str, Any]:
-    """The contents of a run's run.yaml. Raises UserError where there is no finished run."""
-    file = out / "run.yaml"
-    if not file.is_file():
-        raise UserError(f"{out}: no run.yaml in it, so not a run folder")
-    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if "summary" not in saved:
-        raise UserError(f"{out}: the run is not finished; give the same filter command again")
-    return saved
-
-
-def rows_of_run(saved: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of a run's input, read again. Raises UserError when the file is another by now."""
-    given = saved["input"]
-    source = open_source(
-        given["path"], given["format"] if given["format"] != "hub" else None, saved["settings"]["split"]
-    )
-    if source.sha256 != given["sha256"]:
-        raise UserError(f"{given['path']}: not the file of this run any more (its checksum differs)")
-    return read_rows(source)
+    """A number as JSON has it; None for one that is not finite."""
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

@@ -124,10 +124,11 @@ def load_model(
                 chat_template=chat_template,
                 trust_remote_code=trust_remote_code,
             )
-        _check_folder(Path(name))
+        _check_folder(name)
         source = {"pretrained_model_name_or_path": name, "trust_remote_code": trust_remote_code}
     adapters += [adapter] if adapter else []
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_device(device)
     net = _load_net(name, source, quantize, device, dtype)
     tokenizer = _load_tokenizer(name, source, chat_template)
     for path in adapters:
@@ -240,11 +241,12 @@ def _base_of_adapter(folder: Path) -> str | None:
     return base
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(name: str) -> None:
     """Says in one line what a local folder lacks; a Hub id passes."""
+    folder = Path(name)
     if not folder.exists():
-        if folder.is_absolute() or str(folder).startswith((".", "~")):
-            raise UserError(f"model {folder}: no such folder")
+        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise UserError(f"model {name}: no such folder")
         return
     if not folder.is_dir():
         raise UserError(f"model {folder}: not a folder; a single file must be a .gguf")
@@ -254,6 +256,15 @@ def _check_folder(folder: Path) -> None:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         remedy = "only pickled weights; convert them to safetensors first" if pickled else "no *.safetensors in it"
         raise UserError(f"model {folder}: no weights: {remedy}")
+
+
+def _check_device(device: str) -> None:
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {device}: not to be had here ({_first_line(error)[:100]})") from None
 
 
 def _fingerprint(name: str, source: dict[str, Any], adapters: list[str], quantize: str | None, net: Any) -> str:

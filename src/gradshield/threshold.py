@@ -53,7 +53,7 @@ def share(scores: np.ndarray, fraction: float) -> Threshold:
     Raises UserError unless 0 ≤ fraction ≤ 1.
     """
     if not 0 <= fraction <= 1:
-        raise UserError(f"--share {fraction:g}: between 0 and 1")
+        raise UserError(f"--value {fraction:g}: a share lies between 0 and 1")
     finite = np.sort(scores[np.isfinite(scores)])
     count = round(fraction * len(finite))
     value = finite[len(finite) - count] if count else np.inf

@@ -2,7 +2,8 @@
 
     GRADSHIELD_DATA=... python -m gradshield.study.separation --rows 30 -o docs/results/separation/embedded
 
-Writes scores.csv (every row's score under every variant), auroc.md and decisions.md into the folder.
+Writes scores.csv (every row's score under every variant), auroc.md and decisions.md into the folder. Where scores.csv
+is there already, nothing is scored and the tables are made from it again.
 """
 
 import csv
@@ -14,6 +15,7 @@ import numpy as np
 import typer
 
 from gradshield.data.encode import Example, encode
+from gradshield.errors import UserError
 from gradshield.filter import FilterSettings, load
 from gradshield.model import Model
 from gradshield.reference import anchor_examples, check_alignment, make_reference
@@ -22,6 +24,7 @@ from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, kinds
 from gradshield.threshold import a1, anchored
 
 POISON = (0.0, 0.025, 0.1, 0.3, 0.9)
+Table = dict[str, dict[str, np.ndarray]]
 FILE_ROWS, SEEDS = 200, 20  # rows of a mixed file, and how many are drawn
 
 
@@ -35,11 +38,21 @@ def main(
     seed: int = 0,
 ) -> None:
     """Scores `rows` rows of every kind under every variant and writes the tables."""
+    if not (out / "scores.csv").exists():
+        _score(out, model, adapter, rows, fihs, fihs_anchors, seed)
+    scores, anchors = _read_scores(out / "scores.csv")
+    variants = [v for v in scores[SHIFT] if v not in ("request", "answer")]
+    (out / "auroc.md").write_text("".join(_auroc_table(scores, v) for v in variants), encoding="utf-8")
+    (out / "decisions.md").write_text(_decisions(scores, anchors), encoding="utf-8")
+    print((out / "auroc.md").read_text(encoding="utf-8"), (out / "decisions.md").read_text(encoding="utf-8"))
+
+
+def _score(out: Path, model: str, adapter: str | None, rows: int, fihs: bool, fihs_anchors: bool, seed: int) -> None:
     loaded = load(FilterSettings(model=model, adapter=adapter))
     encoded = {kind: _encode(loaded, conversations) for kind, conversations in kinds(rows, seed).items()}
     check = check_alignment(loaded)
-    scores: dict[str, dict[str, np.ndarray]] = {}
-    anchors: dict[str, dict[str, np.ndarray]] = {}
+    scores: Table = {}
+    anchors: Table = {}
     reference = make_reference(loaded, check, "intent")
     anchors["intent"] = dict(reference.anchors)
     for kind, examples in encoded.items():
@@ -49,13 +62,6 @@ def main(
         _fihs(loaded, check, encoded, scores, anchors, fihs_anchors)
     out.mkdir(parents=True, exist_ok=True)
     _write_scores(out / "scores.csv", scores, anchors)
-    variants = [v for v in next(iter(scores.values())) if v not in ("request", "answer", "loss")]
-    title = (
-        f"{loaded.name} refuses {sum(check.refused)} of {len(check.refused)} probes; {rows} rows a kind, seed {seed}.\n"
-    )
-    (out / "auroc.md").write_text(title + "".join(_auroc_table(scores, v) for v in variants), encoding="utf-8")
-    (out / "decisions.md").write_text(title + _decisions(scores, anchors), encoding="utf-8")
-    print((out / "auroc.md").read_text(encoding="utf-8"), (out / "decisions.md").read_text(encoding="utf-8"))
 
 
 def _fihs(model: Model, check, encoded, scores, anchors, with_anchors: bool) -> None:
@@ -89,14 +95,16 @@ def _auroc_table(scores, variant: str) -> str:
     columns = [*BENIGN, *SCARY]
     lines = [
         f"\n### {variant}\n",
-        "| harmful \\ benign | " + " | ".join(columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
+        "| harmful \\ benign | " + " | ".join(columns) + " | worst benign |",
+        "|---" * (len(columns) + 2) + "|",
     ]
     for harmful in (*HARMFUL, *SCARY, SHIFT):
-        cells = [f"{auroc(scores[harmful][variant], scores[b][variant]):.3f}" for b in columns]
+        values = [auroc(scores[harmful][variant], scores[b][variant]) for b in columns]
+        cells = [f"{v:.3f}" for v in (*values, min(values[: len(BENIGN)]))]
         lines.append(f"| {harmful} | " + " | ".join(cells) + " |")
     worst = min(auroc(scores[h][variant], scores[b][variant]) for h in HARMFUL for b in BENIGN)
-    return "\n".join([*lines, f"\nWorst cell of the six harmful by eight benign kinds: **{worst:.3f}**\n"])
+    closing = "(The scary columns are not counted among the benign: answering such requests may do real harm.)"
+    return "\n".join([*lines, f"\nWorst cell of the six harmful by eight benign kinds: **{worst:.3f}** {closing}\n"])
 
 
 def _decisions(scores, anchors) -> str:
@@ -130,7 +138,7 @@ def _cell(scores, anchors, variant: str, rule: str, sources, poison: float) -> s
             known = anchors[variant]
             try:
                 value = anchored(file, np.concatenate([known["good"], known["refusal"]]), known["harmful"]).value
-            except Exception:
+            except UserError:
                 return "no threshold"
         recall.append((b >= value).mean() if count else np.nan)
         lost.append((g >= value).mean())
@@ -149,6 +157,22 @@ def _write_scores(file: Path, scores, anchors) -> None:
             for kind, values in kinds_.items():
                 rows = ([f"anchor {kind}", n, variant, json.dumps(float(f"{v:.7g}"))] for n, v in enumerate(values))
                 writer.writerows(rows)
+
+
+def _read_scores(file: Path) -> tuple[Table, Table]:
+    """(kind → variant → scores, variant → kind of anchor → scores)."""
+    rows: dict[tuple[str, str], list[float]] = {}
+    with file.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            rows.setdefault((row["kind"], row["variant"]), []).append(float(row["score"]))
+    scores: Table = {}
+    anchors: Table = {}
+    for (kind, variant), values in rows.items():
+        if kind.startswith("anchor "):
+            anchors.setdefault(variant, {})[kind.removeprefix("anchor ")] = np.array(values)
+        else:
+            scores.setdefault(kind, {})[variant] = np.array(values)
+    return scores, anchors
 
 
 if __name__ == "__main__":

@@ -57,7 +57,6 @@ def main(
                 "asr": report.asr,
                 "interval": report.interval,
                 "log_p_refusal": sum(logp) / len(logp),
-                "answers": report.answers[:3],
             }
             out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a", encoding="utf-8") as stream:

@@ -1,0 +1,102 @@
+"""The run folder: run.yaml says what the run is and, at its end, what came out; it is taken up, or refused, by that."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gradshield.data import Row, Source, open_source, read_rows
+from gradshield.errors import UserError
+from gradshield.model import Model
+
+JOURNAL = "scores.partial"  # finished batches, while a run is under way
+
+
+def plan_of(source: Source, model: Model, layout: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run the run it is: resolved settings, the file's and the model's identity, versions."""
+    local = source.path != "-" and source.format != "hub"
+    return {
+        "input": {
+            "path": str(Path(source.path).expanduser().resolve()) if local else source.path,
+            "format": source.format,
+            "layout": layout,
+            "sha256": source.sha256,
+        },
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "settings": dict(settings),
+        "versions": {name: version(name) for name in ("gradshield", "torch", "transformers", "trl")},
+    }
+
+
+def find_run(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of the plan's run when it is done in `out`, None when it is to be begun or to be taken up there.
+
+    The same rows may come from another path. Raises UserError when the folder is another run's, or no run's.
+    """
+    file = out / "run.yaml"
+    if not file.exists():
+        if out.exists() and (not out.is_dir() or any(p.name != ".run.yaml" for p in out.iterdir())):
+            raise UserError(f"{out}: not empty and not a run; choose another folder with -o")
+        return None
+    saved = _load(file)
+    for part, wanted in plan.items():
+        for key, value in wanted.items():
+            there = (saved.get(part) or {}).get(key)
+            if there != value and (part, key) != ("input", "path"):
+                raise UserError(f"{out}: a run with another {part} ({key}: {there}, not {value}); choose another -o")
+    return saved.get("summary")
+
+
+def begin_run(out: Path, plan: Mapping[str, Any]) -> None:
+    """Makes the folder with its run.yaml. Raises UserError when it can't be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_run(out, plan)
+    except OSError as error:
+        raise UserError(f"{out}: can't be written ({error.strerror}); choose another folder with -o") from error
+
+
+def write_run(out: Path, content: Mapping[str, Any]) -> None:
+    """Writes run.yaml, whole or not at all."""
+    text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
+    temporary = out / ".run.yaml"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, out / "run.yaml")
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """The contents of a run's run.yaml. Raises UserError where there is no finished run."""
+    file = out / "run.yaml"
+    if not file.is_file():
+        raise UserError(f"{out}: no run.yaml in it, so not a run folder")
+    saved = _load(file)
+    if "summary" not in saved:
+        raise UserError(f"{out}: the run is not finished; give the same filter command again")
+    return saved
+
+
+def rows_of_run(saved: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of a run's input, read again. Raises UserError when it was stdin, or the file is another by now."""
+    given = saved["input"]
+    if given["path"] == "-":
+        raise UserError("the rows of this run came from stdin, so they can't be read again; filter a file instead")
+    source = open_source(
+        given["path"], given["format"] if given["format"] != "hub" else None, saved["settings"]["split"]
+    )
+    if source.sha256 != given["sha256"]:
+        raise UserError(f"{given['path']}: not the file of this run any more (its checksum differs)")
+    return read_rows(source)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: can't be read ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{file}: not a run's run.yaml")
+    return saved
