@@ -134,6 +134,17 @@ def test_nothing_to_remove_is_still_json(tiny_folder, train, tmp_path):
     assert explain(tmp_path / "run", 1).verdict == "kept"
 
 
+def test_a_disk_that_fills_up_is_one_line_and_the_next_run_goes_on(tiny_folder, train, tmp_path, monkeypatch):
+    wanted = settings(tiny_folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(UserError, match="No space left"):
+            run_filter(str(train), tmp_path / "run", wanted)
+    assert (tmp_path / "run" / "scores.partial").exists()
+    summary = run_filter(str(train), tmp_path / "run", wanted)
+    assert summary["rows"] == len(ROWS) and not (tmp_path / "run" / "scores.partial").exists()
+
+
 def test_a_run_is_replayable_from_its_yaml(tiny_folder, train, tmp_path):
     run_filter(str(train), tmp_path / "run", settings(tiny_folder))
     saved = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())

@@ -20,7 +20,7 @@ from gradshield.data.write import write_outputs
 from gradshield.errors import UserError
 from gradshield.model import EMBEDDED, Model, load_model
 from gradshield.reference import AlignmentCheck, Reference, check_alignment, make_reference
-from gradshield.run import JOURNAL, begin_run, find_run, plan_of, write_run
+from gradshield.run import JOURNAL, begin_run, find_run, plan_of, write_run, writing
 from gradshield.scoring.run import score
 from gradshield.threshold import Threshold
 
@@ -114,7 +114,8 @@ def run_filter(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]
         for n in range(encoded.rows)
     ]
     counts = write_outputs(source, verdicts, encoded.reasons, out)
-    _write_scores(out, encoded, by_row, verdicts)
+    with writing(out):
+        _write_scores(out, encoded, by_row, verdicts)
     seconds = time.monotonic() - start
     tokens = sum(len(e.ids) for e in encoded.examples)
     summary = {
@@ -130,9 +131,10 @@ def run_filter(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]
         "tokens_per_second": round(tokens / seconds),
         "version": version("gradshield"),
     }
-    _report(out, source, layout, settings, encoded, by_row, verdicts, threshold, reference, summary, plan)
-    write_run(out, {**plan, "summary": summary})
-    journal.unlink(missing_ok=True)
+    with writing(out):
+        _report(out, source, layout, settings, encoded, by_row, verdicts, threshold, reference, summary, plan)
+        write_run(out, {**plan, "summary": summary})
+        journal.unlink(missing_ok=True)
     return summary
 
 

@@ -217,13 +217,13 @@ def _load_tokenizer(name: str, source: dict[str, Any], chat_template: str | None
 
 
 def _with_adapter(net: Any, adapter: str, merge: bool) -> Any:
-    from peft import PeftModel
-
     path = Path(adapter)
     if path.exists() and not (path / "adapter_model.safetensors").is_file():
         raise UserError(f"adapter {adapter}: no adapter_model.safetensors in it (pickled adapters are not read)")
     try:
         with quiet_loading():
+            from peft import PeftModel  # here, since bitsandbytes has something to say when it is imported
+
             wrapped = PeftModel.from_pretrained(net, adapter, use_safetensors=True)
             return wrapped.merge_and_unload() if merge else wrapped
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,19 @@ def find_run(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def begin_run(out: Path, plan: Mapping[str, Any]) -> None:
     """Makes the folder with its run.yaml. Raises UserError when it can't be written."""
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         write_run(out, plan)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turns what goes wrong in writing to the run folder into one line; what is finished there stays."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"{out}: can't be written ({error.strerror}); choose another folder with -o") from error
+        why = error.strerror or " ".join(str(error).split())
+        raise UserError(f"{out}: can't be written ({why}); mend that and run it again, or choose another -o") from error
 
 
 def write_run(out: Path, content: Mapping[str, Any]) -> None:
