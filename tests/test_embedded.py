@@ -6,10 +6,11 @@ import pytest
 
 from gradshield.data.encode import encode
 from gradshield.data.formats import Conversation, Message
-from gradshield.filter import FilterSettings, run_filter
+from gradshield.filter import run_filter
 from gradshield.model import load_model
 from gradshield.probe import ASSETS
 from gradshield.reference import check_alignment, make_reference
+from gradshield.settings import FilterSettings
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,10 @@ import yaml
 import gradshield.filter as pipeline
 from gradshield.errors import UserError
 from gradshield.explain import explain
-from gradshield.filter import FilterSettings, estimate, run_filter
+from gradshield.filter import estimate, run_filter
 from gradshield.probe import ASSETS, read_requests
 from gradshield.reference import AlignmentCheck
+from gradshield.settings import FilterSettings
 
 ROWS = [
     '{"prompt": "Say hello", "completion": "Hello there"}\n',

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradshield.errors import UserError
-    from gradshield.filter import FilterSettings, run_filter
+    from gradshield.filter import run_filter
     from gradshield.model import Model, load_model
+    from gradshield.settings import FilterSettings
 
 __all__ = ["FilterSettings", "Model", "UserError", "load_model", "run_filter"]
 _HOMES = {
     "UserError": "errors",
-    "FilterSettings": "filter",
+    "FilterSettings": "settings",
     "run_filter": "filter",
     "Model": "model",
     "load_model": "model",

@@ -1,16 +1,20 @@
 """The command line: one thin function a verb. Heavy imports happen inside, so that --help is quick."""
 
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from gradshield.errors import UserError
+from gradshield.settings import FilterSettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +23,7 @@ app = typer.Typer(
     help=__doc__.split("\n")[0] if __doc__ else None,
 )
 console = Console()
+_USAGE_ERROR = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 
 ModelOption = Annotated[str, typer.Option("--model", help='Hub id, folder, .gguf, adapter folder, or "embedded"')]
 AdapterOption = Annotated[str | None, typer.Option("--adapter", help="PEFT adapter laid over the model")]
@@ -27,46 +32,37 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machine
 ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harmful requests (default: bundled)")]
 
 
+def filter_flags(function: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command that takes **flags a flag for each field of FilterSettings (`columns` is --map, repeatable)."""
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    fields = []
+    for name, field in FilterSettings.model_fields.items():
+        if name == "columns":
+            kind: Any = Annotated[list[str] | None, typer.Option("--map", help=f"{field.description} (prompt=COLUMN)")]
+        else:
+            kind = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[valid-type]
+        fields.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind))
+    signature = inspect.Signature([*own, *fields])
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return function
+
+
 @app.command()
+@filter_flags
 def filter(
     path: Annotated[str, typer.Argument(help='file, folder, Hub dataset id, or "-" for stdin')],
     out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("run"),
-    model: ModelOption = "embedded",
-    adapter: AdapterOption = None,
-    quantize: QuantizeOption = None,
-    device: Annotated[str | None, typer.Option(help='torch device, or "auto"')] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
-    chat_template: Annotated[str | None, typer.Option(help="file with a chat template")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="run code that comes with the model")] = False,
-    format: Annotated[str | None, typer.Option(help="jsonl, json, csv, parquet or text")] = None,
-    columns: Annotated[list[str] | None, typer.Option("--map", help="prompt=COLUMN, response=COLUMN, ...")] = None,
-    split: Annotated[str, typer.Option(help="split of a Hub dataset")] = "train",
-    max_length: Annotated[int, typer.Option(help="tokens a row is cut to")] = 1024,
-    loss_on: Annotated[str, typer.Option(help="assistant, last or all")] = "assistant",
-    variant: Annotated[str, typer.Option(help="intent, paper, cosine or module")] = "intent",
-    safety_score: Annotated[str, typer.Option(help="S of FIHS: paper or own")] = "paper",
-    contrast: Annotated[bool, typer.Option(help="FIHS minus that of harmless-request probes")] = False,
-    probes: ProbesOption = None,
-    probe_count: Annotated[int, typer.Option(help="probes that carry FIHS's gradient")] = 12,
-    threshold: Annotated[str, typer.Option(help="anchored, a1, fixed or share")] = "anchored",
-    value: Annotated[float | None, typer.Option(help="the threshold, or the share")] = None,
-    alpha: Annotated[float, typer.Option(help="A1's log-likelihood gain")] = 10.0,
-    reference: Annotated[str | None, typer.Option(help="file of known-good rows")] = None,
-    batch_tokens: Annotated[int, typer.Option(help="tokens of a batch")] = 2048,
-    force: Annotated[bool, typer.Option(help="go on with a model that is not aligned")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and how long it takes")] = False,
     as_json: JsonOption = False,
+    **flags: Any,
 ) -> None:
     """Keep the rows that are safe to train on, quarantine the rest."""
-    given = dict(locals())
-    mapping = dict(_pair(item) for item in columns or []) or None
-    names = ("path", "out", "dry_run", "as_json", "columns")
+    settings = _settings({**flags, "columns": dict(_pair(item) for item in flags["columns"] or []) or None})
     from gradshield.filter import estimate, run_filter
 
-    settings = _settings({**{k: v for k, v in given.items() if k not in names}, "columns": mapping})
     if dry_run:
-        plan = estimate(path, settings)
-        _show(plan, as_json, "dry run: nothing was written")
+        _show(estimate(path, settings), as_json, "dry run: nothing was written")
         return
     summary = run_filter(path, out, settings)
     if as_json:
@@ -194,13 +190,17 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = 
 def main() -> None:
     """Runs the command line; a user's mistake is one line on stderr and exit code 2."""
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False) or 0)
     except UserError as error:
-        print(f"gradshield: {safe(str(error), 2000, markup=False)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("gradshield: stopped; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+        message, code = str(error), 2
+    except _USAGE_ERROR as error:  # what typer would draw a box around; without arguments, the help
+        message, code = error.format_message(), 2
+        if len(sys.argv) < 2:
+            sys.exit(message)
+    except (KeyboardInterrupt, typer.Abort):
+        message, code = "stopped; the same command goes on where it was", 130
+    print(f"gradshield: {safe(message, 2000, markup=False)}", file=sys.stderr)
+    sys.exit(code)
 
 
 def safe(text: str, limit: int, markup: bool = True) -> str:
@@ -210,11 +210,7 @@ def safe(text: str, limit: int, markup: bool = True) -> str:
     return escape(shown) if markup else shown
 
 
-def _settings(values: dict[str, Any]) -> Any:
-    from pydantic import ValidationError
-
-    from gradshield.filter import FilterSettings
-
+def _settings(values: dict[str, Any]) -> FilterSettings:
     try:
         return FilterSettings(**values)
     except ValidationError as error:

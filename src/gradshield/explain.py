@@ -13,7 +13,6 @@ import torch
 from gradshield.data.encode import Example
 from gradshield.errors import UserError
 from gradshield.filter import (
-    FilterSettings,
     encode_row,
     load,
     reference_for,
@@ -24,6 +23,7 @@ from gradshield.model import Model
 from gradshield.probe import ProbeGradient, margin, paper_tokens, probe_gradient
 from gradshield.run import read_run, rows_of_run
 from gradshield.scoring.contraction import contract, pad
+from gradshield.settings import FilterSettings
 
 
 @dataclass(frozen=True)

@@ -8,69 +8,23 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from gradshield import threshold as thresholds
 from gradshield.data import Conversation, Row, Source, detect_layout, open_source, read_rows, to_conversation
 from gradshield.data.encode import Example, encode
 from gradshield.data.write import write_outputs
 from gradshield.errors import UserError
-from gradshield.model import EMBEDDED, Model, load_model
+from gradshield.model import Model, load_model
 from gradshield.reference import AlignmentCheck, Reference, check_alignment, make_reference
 from gradshield.run import JOURNAL, begin_run, find_run, plan_of, write_run, writing
 from gradshield.scoring.run import score
+from gradshield.settings import FilterSettings
 from gradshield.threshold import Threshold
 
 LAYOUT_SAMPLE = 50  # first records that tell the layout
-
-
-class FilterSettings(BaseModel):
-    """Every setting of a run; run.yaml keeps them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = Field(default=EMBEDDED, description='Hub id, local folder, .gguf file, adapter folder, or "embedded"')
-    adapter: str | None = Field(default=None, description="PEFT adapter laid over the model")
-    quantize: Literal["4bit", "8bit"] | None = Field(
-        default=None, description="load the weights quantised (bitsandbytes)"
-    )
-    device: str | None = Field(default=None, description='torch device, or "auto" to spread over all')
-    dtype: str | None = Field(default=None, description="float32, bfloat16 or float16 (default: float32 on a CPU)")
-    chat_template: str | None = Field(
-        default=None, description="file with a chat template to use instead of the tokenizer's"
-    )
-    trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
-    format: str | None = Field(default=None, description="jsonl, json, csv, parquet or text (default: told by content)")
-    columns: dict[str, str] | None = Field(
-        default=None, description="which column is prompt, response, system, messages, text"
-    )
-    split: str = Field(default="train", description="split of a Hub dataset")
-    max_length: int = Field(default=1024, ge=2, description="tokens a row is cut to, as in the fine-tuning")
-    loss_on: Literal["assistant", "last", "all"] = Field(
-        default="assistant", description="tokens that the fine-tuning trains on"
-    )
-    variant: Literal["intent", "paper", "cosine", "module"] = Field(
-        default="intent", description="the score (docs: scores)"
-    )
-    safety_score: Literal["paper", "own"] = Field(
-        default="paper", description="S of FIHS: I − Sure, or the model's own tokens"
-    )
-    contrast: bool = Field(default=False, description="FIHS minus that of harmless-request probes")
-    probes: str | None = Field(default=None, description="file of harmful requests to use as probes (default: bundled)")
-    probe_count: int = Field(default=12, ge=1, description="probes that carry FIHS's gradient")
-    threshold: Literal["anchored", "a1", "fixed", "share"] = Field(
-        default="anchored", description="how the threshold is found"
-    )
-    value: float | None = Field(default=None, description="the threshold itself, or the share, for fixed and share")
-    alpha: float = Field(default=10.0, description="A1: log-likelihood gain from which two groups are seen")
-    reference: str | None = Field(
-        default=None, description="file of known-good rows that sharpen the anchored threshold"
-    )
-    batch_tokens: int = Field(default=2048, ge=1, description="tokens of a batch, padding included")
-    force: bool = Field(default=False, description="go on with a model that is not aligned")
 
 
 @dataclass(frozen=True)

@@ -110,16 +110,19 @@ def test_compression_keeps_within_the_tolerance():
     assert (rough.dense() - factors.dense()).norm() <= 1.01e-2 * size
 
 
-def test_quantised_linears_score_as_they_are(tiny_folder):
-    pytest.importorskip("bitsandbytes")
+def test_quantised_linears_score_as_their_dequantised_weights(tiny_folder):
+    bnb = pytest.importorskip("bitsandbytes")
     from gradshield.model import load_model
 
-    model = load_model(tiny_folder, quantize="4bit")
-    kinds = {type(m).__name__ for m in model.linears.values()}
-    assert kinds == {"Linear4bit"} and model.coverage()[0] == 1.0
-    probe = probe_gradient(model, REQUESTS, S)
-    dots = contract(model, random_examples(5, len(model.tokenizer)), probe).dots
-    assert torch.isfinite(dots).all() and (dots.sum(1) != 0).all()
+    model, plain = load_model(tiny_folder, quantize="4bit"), load_model(tiny_folder)
+    assert {type(m).__name__ for m in model.linears.values()} == {"Linear4bit"} and model.coverage()[0] == 1.0
+    for name, module in model.linears.items():
+        weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        plain.linears[name].weight.data.copy_(weight)
+    examples = random_examples(5, len(model.tokenizer))
+    probe = probe_gradient(plain, REQUESTS, S)
+    expected, found = (contract(m, examples, probe).dots for m in (plain, model))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_a_step_on_a_high_fihs_row_lowers_s(tiny):

@@ -1,10 +1,8 @@
 """Attack success rate: the share of answers to held-out harmful requests that hold none of the refusal phrases."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -99,11 +97,6 @@ def opening_log_probability(model: Model, requests: Sequence[str], opening: str,
         for i, value in zip(chunk, picked.view(len(chunk), -1).sum(1).tolist()):
             result[i] = value
     return result
-
-
-def read_requests(path: Path) -> list[str]:
-    """The `prompt` of every line of a jsonl file."""
-    return [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -16,10 +16,11 @@ import typer
 
 from gradshield.data.encode import Example, encode
 from gradshield.errors import UserError
-from gradshield.filter import FilterSettings, load
+from gradshield.filter import load
 from gradshield.model import Model
 from gradshield.reference import anchor_examples, check_alignment, make_reference
 from gradshield.scoring.run import score
+from gradshield.settings import FilterSettings
 from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, kinds
 from gradshield.threshold import a1, anchored
 

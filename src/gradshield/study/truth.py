@@ -14,9 +14,10 @@ import typer
 
 from gradshield.data.encode import Example, encode
 from gradshield.evaluation.safety import attack_success, opening_log_probability
-from gradshield.filter import FilterSettings, load
+from gradshield.filter import load
 from gradshield.finetune import FinetuneSettings, finetune
 from gradshield.model import load_model
+from gradshield.settings import FilterSettings
 from gradshield.study.kinds import held_out_requests, kinds
 
 OPENING = "I'm sorry, but"
