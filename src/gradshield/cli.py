@@ -23,7 +23,7 @@ app = typer.Typer(
     help=__doc__.split("\n")[0] if __doc__ else None,
 )
 console = Console()
-_USAGE_ERROR = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 
 ModelOption = Annotated[str, typer.Option("--model", help='Hub id, folder, .gguf, adapter folder, or "embedded"')]
 AdapterOption = Annotated[str | None, typer.Option("--adapter", help="PEFT adapter laid over the model")]
