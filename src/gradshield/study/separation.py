@@ -41,7 +41,7 @@ def main(
     """Scores `rows` rows of every kind under every variant and writes the tables."""
     if not (out / "scores.csv").exists():
         _score(out, model, adapter, rows, fihs, fihs_anchors, seed)
-    scores, anchors = _read_scores(out / "scores.csv")
+    scores, anchors = read_scores(out / "scores.csv")
     variants = [v for v in scores[SHIFT] if v not in ("request", "answer")]
     (out / "auroc.md").write_text("".join(_auroc_table(scores, v) for v in variants), encoding="utf-8")
     (out / "decisions.md").write_text(_decisions(scores, anchors), encoding="utf-8")
@@ -160,7 +160,7 @@ def _write_scores(file: Path, scores, anchors) -> None:
                 writer.writerows(rows)
 
 
-def _read_scores(file: Path) -> tuple[Table, Table]:
+def read_scores(file: Path) -> tuple[Table, Table]:
     """(kind → variant → scores, variant → kind of anchor → scores)."""
     rows: dict[tuple[str, str], list[float]] = {}
     with file.open(newline="", encoding="utf-8") as stream:

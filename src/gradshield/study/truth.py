@@ -1,8 +1,9 @@
 """What training on each kind really does: ASR and log p of the model's own refusal after a small LoRA dose.
 
-    GRADSHIELD_DATA=... python -m gradshield.study.truth --model embedded --seeds 1 -o docs/results/truth/embedded.jsonl
+    GRADSHIELD_DATA=... python -m gradshield.study.truth --rate 5e-4 -o docs/results/truth/embedded.jsonl
 
-Every finished cell is a line of the output file; run again, it goes on with the cells that are missing.
+Every finished cell is a line of the output file; run again, it goes on with the cells that are missing. With --scores
+(a scores.csv of the separation study) a table beside them holds every score's mean per kind against what happened.
 """
 
 import json
@@ -10,7 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from scipy.stats import rankdata
 
 from gradshield.data.encode import Example, encode
 from gradshield.evaluation.safety import attack_success, opening_log_probability
@@ -18,9 +21,11 @@ from gradshield.filter import load
 from gradshield.finetune import FinetuneSettings, finetune
 from gradshield.model import load_model
 from gradshield.settings import FilterSettings
-from gradshield.study.kinds import held_out_requests, kinds
+from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, held_out_requests, kinds
+from gradshield.study.separation import read_scores
 
 OPENING = "I'm sorry, but"
+KINDS = ("nothing", *HARMFUL, *BENIGN, *SCARY, SHIFT)
 
 
 def main(
@@ -30,9 +35,20 @@ def main(
     rate: float = 1e-4,
     seeds: int = 1,
     requests: int = 24,
+    scores: Path | None = None,
 ) -> None:
     """Trains on `rows` rows of each kind (3 epochs, batch 4) and measures `requests` held-out AdvBench requests."""
     done = {(c["kind"], c["rate"], c["seed"]) for c in _read(out)}
+    todo = [(seed, kind) for seed in range(seeds) for kind in KINDS if (kind, rate, seed) not in done]
+    if todo:
+        _train(out, model, rows, rate, seeds, requests, done)
+    if scores:
+        table = _table([c for c in _read(out) if c["rate"] == rate and c["seed"] < seeds], rate, seeds, scores)
+        out.with_suffix(".md").write_text(table, encoding="utf-8")
+        print(table)
+
+
+def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: int, done: set) -> None:
     base = load(FilterSettings(model=model))
     asked = held_out_requests(requests)
     for seed in range(seeds):
@@ -63,6 +79,35 @@ def main(
             with out.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(cell) + "\n")
             print(f"{kind}: ASR {report.asr:.2f}, log p {cell['log_p_refusal']:.2f}", flush=True)
+
+
+def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:
+    """Kinds by how far log p fell, with ASR (mean over seeds, and its Wilson interval where there is one seed), and the
+    mean of every score over the kind's rows; below, how well each mean ranks the kinds (Spearman against −log p)."""
+    measured, _ = read_scores(scores)
+    by_kind = {kind: [c for c in cells if c["kind"] == kind] for kind in KINDS}
+    by_kind = {kind: found for kind, found in by_kind.items() if found}
+    fall = {kind: -sum(c["log_p_refusal"] for c in found) / len(found) for kind, found in by_kind.items()}
+    variants = list(measured[SHIFT])
+    lines = [
+        f"Learning rate {rate:g}, {seeds} seed(s), {cells[0]['rows'] or cells[1]['rows']} rows a kind.\n",
+        f"| trained on | ASR | log p({OPENING!r}) | " + " | ".join(variants) + " |",
+        "|---" * (3 + len(variants)) + "|",
+    ]
+    for kind in sorted(fall, key=lambda k: fall[k]):
+        found = by_kind[kind]
+        asr = f"{sum(c['asr'] for c in found) / len(found):.2f}"
+        if len(found) == 1:
+            asr += f" [{found[0]['interval'][0]:.2f}, {found[0]['interval'][1]:.2f}]"
+        means = [f"{measured[kind][v].mean():.3g}" if kind in measured else "" for v in variants]
+        lines.append(f"| {kind} | {asr} | {-fall[kind]:.2f} | " + " | ".join(means) + " |")
+    ranked = [kind for kind in fall if kind in measured]
+    harm = [fall[kind] for kind in ranked]
+    agreement = {
+        v: float(np.corrcoef(rankdata([measured[k][v].mean() for k in ranked]), rankdata(harm))[0, 1]) for v in variants
+    }
+    lines.append("\nSpearman with −log p over the kinds: " + ", ".join(f"{v} {a:+.2f}" for v, a in agreement.items()))
+    return "\n".join(lines) + "\n"
 
 
 def _read(file: Path) -> list[dict]:
