@@ -63,7 +63,7 @@ def test_rows_in_are_kept_quarantined_or_set_aside_and_come_back_verbatim(tiny_f
 def test_a_killed_run_ends_with_the_same_bytes(tiny_folder, train, tmp_path, monkeypatch):
     wanted = settings(tiny_folder, variant="module", batch_tokens=200)
     run_filter(str(train), tmp_path / "whole", wanted)
-    real, calls = pipeline.reference_for, 0
+    real, calls = pipeline.make_reference, 0
 
     def dying(*args):
         reference = real(*args)
@@ -77,7 +77,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tiny_folder, train, tmp_path, mon
 
         return type(reference)(scorer, reference.anchors)
 
-    monkeypatch.setattr(pipeline, "reference_for", dying)
+    monkeypatch.setattr(pipeline, "make_reference", dying)
     with pytest.raises(KeyboardInterrupt):
         run_filter(str(train), tmp_path / "killed", wanted)
     assert not (tmp_path / "killed" / "kept.jsonl").exists()

@@ -15,12 +15,12 @@ from gradshield.errors import UserError
 from gradshield.filter import (
     encode_row,
     load,
-    reference_for,
     require_aligned,
 )
 from gradshield.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.model import Model
-from gradshield.probe import ProbeGradient, margin, paper_tokens, probe_gradient
+from gradshield.probe import ProbeGradient, inner, margin, paper_tokens, probe_gradient
+from gradshield.reference import make_reference
 from gradshield.run import read_run, rows_of_run
 from gradshield.scoring.contraction import contract, pad
 from gradshield.settings import FilterSettings
@@ -57,7 +57,7 @@ def explain(out: Path, row: int) -> Explanation:
     if isinstance(example, str):
         raise UserError(f"row {row} was set aside: {example}")
     check = require_aligned(model, settings)
-    reference = reference_for(model, check, settings)
+    reference = make_reference(model, check, settings)
     columns = {name: float(values[0]) for name, values in reference.scorer([example]).items()}
     score = columns.pop("score")
     given = saved["summary"]["threshold"]["value"]
@@ -69,9 +69,8 @@ def explain(out: Path, row: int) -> Explanation:
     for probe in probes:
         one = probe_gradient(model, [probe], s, tolerance=1e-2)
         result = contract(model, [example], one, exact_norms=True)
-        size = sum(float((f.out @ f.out.T * (f.inp @ f.inp.T)).sum()) for f in one.factors.values())
         norm = float(result.norms.sum()) if result.norms is not None else 1.0
-        nearest.append((probe, float(result.dots.sum()) / (norm * size) ** 0.5))
+        nearest.append((probe, float(result.dots.sum()) / (norm * inner(one, one)) ** 0.5))
     return Explanation(
         row,
         score,

@@ -54,7 +54,7 @@ def run_filter(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]
     if finished:
         return finished
     check = require_aligned(model, settings)
-    reference = reference_for(model, check, settings)
+    reference = make_reference(model, check, settings)
     good = good_scores(reference, model, settings)
     find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
     encoded = encode_source(source, layout, model, settings)
@@ -99,7 +99,7 @@ def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
     layout = find_layout(source, settings)
     model = load(settings)
     check = require_aligned(model, settings)
-    reference = reference_for(model, check, settings)
+    reference = make_reference(model, check, settings)
     encoded = encode_source(source, layout, model, settings)
     step = max(1, len(encoded.examples) // 16)
     sample = encoded.examples[::step][:16]
@@ -168,19 +168,6 @@ def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
             "breaks alignment: use an aligned model (gradshield check shows more; --force goes on)"
         )
     return check
-
-
-def reference_for(model: Model, check: AlignmentCheck, settings: FilterSettings) -> Reference:
-    """The scorer and the anchors' scores that the settings ask for."""
-    return make_reference(
-        model,
-        check,
-        settings.variant,
-        safety_score=settings.safety_score,
-        contrast=settings.contrast,
-        probe_count=settings.probe_count,
-        batch_tokens=settings.batch_tokens,
-    )
 
 
 def encode_source(source: Source, layout: str, model: Model, settings: FilterSettings) -> Encoded:

@@ -105,14 +105,9 @@ def first_logits(model: Model, requests: Sequence[str], batch: int = 16) -> Tens
 
 
 def probe_gradient(
-    model: Model,
-    requests: Sequence[str],
-    score: SafetyScore,
-    *,
-    against: Sequence[str] = (),
-    tolerance: float = 1e-3,
+    model: Model, requests: Sequence[str], score: SafetyScore, *, tolerance: float = 1e-3
 ) -> ProbeGradient:
-    """Mean of ∇_W S over `requests`, minus its mean over the benign requests `against`, as factors per module.
+    """Mean of ∇_W S over `requests`, as factors per module.
 
     `tolerance` bounds the relative Frobenius error of every module's recompressed gradient; 0 keeps the exact sum.
     """
@@ -123,15 +118,53 @@ def probe_gradient(
         inputs[name].append(x[0].float())
         outputs[name].append(delta[0].float())
 
-    for group, weight in ((requests, 1.0), (against, -1.0)):
-        for request in group:
-            ids = torch.from_numpy(encode_request(request, model.tokenizer)).long().to(model.device)
-            with linear_hooks(model.linears, lambda _name, x: x, collect), gradients_from(model):
-                last = torch.tensor([len(ids) - 1])
-                logits = logits_at(model, ids[None], torch.tensor([0]), last)
-                (weight / len(group) * score(logits[0])).backward()
+    for request in requests:
+        ids = torch.from_numpy(encode_request(request, model.tokenizer)).long().to(model.device)
+        with linear_hooks(model.linears, lambda _name, x: x, collect), gradients_from(model):
+            logits = logits_at(model, ids[None], torch.tensor([0]), torch.tensor([len(ids) - 1]))
+            (score(logits[0]) / len(requests)).backward()
     return ProbeGradient(
         {name: compress(Factors(torch.cat(inputs[name]), torch.cat(outputs[name])), tolerance) for name in inputs}
+    )
+
+
+def inner(one: ProbeGradient, other: ProbeGradient) -> float:
+    """⟨one, other⟩ over all modules, from the factors: tr(outᵀ inp inp'ᵀ out') = Σ (out out'ᵀ) ∘ (inp inp'ᵀ)."""
+    pairs = ((f, other.factors[name]) for name, f in one.factors.items())
+    return sum(float(((f.out @ g.out.T) * (f.inp @ g.inp.T)).sum()) for f, g in pairs)
+
+
+def minus(one: ProbeGradient, other: ProbeGradient, times: float = 1.0) -> ProbeGradient:
+    """one − times · other, by stacking factors. With times = ⟨one, other⟩ / ⟨other, other⟩: the part of `one` that is
+    orthogonal to `other`."""
+    return ProbeGradient(
+        {
+            name: Factors(
+                torch.cat([f.inp, other.factors[name].inp]), torch.cat([f.out, -times * other.factors[name].out])
+            )
+            for name, f in one.factors.items()
+        }
+    )
+
+
+def lora_inputs(gradient: ProbeGradient, rank: int = 8, seed: int = 0) -> dict[str, Tensor]:
+    """A [rank, d_in] of each module as PEFT draws it, for FIHS over a LoRA adapter's weights.
+
+    At the start B = 0, so only B has a gradient, (∇_W L) Aᵀ: FIHS over B is the contraction with x replaced by A x.
+    """
+    result = {}
+    for index, (name, f) in enumerate(gradient.factors.items()):
+        generator = torch.Generator().manual_seed(seed * 100_003 + index)
+        width = f.inp.shape[1]
+        drawn = (2 * torch.rand(rank, width, generator=generator) - 1) / width**0.5  # Kaiming uniform with a = √5
+        result[name] = drawn.to(f.inp)
+    return result
+
+
+def within_lora(gradient: ProbeGradient, inputs: Mapping[str, Tensor]) -> ProbeGradient:
+    """The gradient as seen from LoRA's B: ⟨(∇L) Aᵀ, (∇S) Aᵀ⟩ = ⟨∇L, (∇S) AᵀA⟩."""
+    return ProbeGradient(
+        {name: Factors(f.inp @ inputs[name].T @ inputs[name], f.out) for name, f in gradient.factors.items()}
     )
 
 

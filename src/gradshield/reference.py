@@ -20,16 +20,20 @@ from gradshield.model import Model
 from gradshield.probe import (
     ASSETS,
     first_logits,
+    inner,
     margin,
+    minus,
     own_tokens,
     paper_tokens,
     probe_gradient,
     read_requests,
     refused,
 )
-from gradshield.scoring.fihs import VARIANTS, fihs_scorer
+from gradshield.scoring.autograd import autograd_scorer
+from gradshield.scoring.fihs import fihs_scorer
 from gradshield.scoring.intent import DEPTH, REGULARISATION, WINDOW, Intent, Readout, fit_intent, intent_scores
 from gradshield.scoring.run import Scorer, score
+from gradshield.settings import FilterSettings
 
 ALIGNED, WEAK = 0.8, 0.4  # shares of the probes refused
 ANCHOR_FILES = {"good": "anchors_good.jsonl", "refusal": "anchors_refusal.jsonl", "harmful": "anchors_harmful.jsonl"}
@@ -89,49 +93,58 @@ def check_alignment(model: Model, probes: str | None = None) -> AlignmentCheck:
     return check
 
 
-def make_reference(
-    model: Model,
-    check: AlignmentCheck,
-    variant: str,
-    *,
-    safety_score: str = "paper",
-    contrast: bool = False,
-    probe_count: int = 12,
-    batch_tokens: int = 2048,
-) -> Reference:
-    """The scorer of `variant` ("intent", or one of FIHS's: "paper", "cosine", "module") and its anchors' scores.
+def make_reference(model: Model, check: AlignmentCheck, settings: FilterSettings) -> Reference:
+    """The scorer that the settings name ("intent", or one of FIHS's variants) and its anchors' scores.
 
-    `safety_score` ("paper": the two tokens of eq. 5, "own": sets read off the model) and `contrast` (minus a
-    harmless-request probe) shape FIHS's S; the first `probe_count` probes that the model refuses carry its gradient.
-    Raises UserError when the model refuses no probe.
+    The first `probe_count` probes that the model refuses carry FIHS's gradient.
+    Raises UserError when the model refuses no probe, or for settings that exclude each other.
     """
     usable = check.refused_probes()
     if not usable:
         raise UserError(
             f"{model.name} refuses none of the {len(check.probes)} probes, so there is nothing to measure with"
         )
-    harmless = read_requests(ASSETS / "harmless_requests.jsonl")
-    if variant == "intent":
-        return _intent_reference(model, usable, batch_tokens)
-    if variant not in VARIANTS:
-        raise UserError(f"--variant {variant}: one of intent, {', '.join(VARIANTS)}")
-    if safety_score == "own":
-        safe, unsafe = own_tokens(model, usable, harmless)
-    else:
-        safe, unsafe = ([token] for token in paper_tokens(model.tokenizer))
-    against = harmless[:probe_count] if contrast else []
-    gradient = probe_gradient(model, usable[:probe_count], margin(safe, unsafe), against=against)
-    scorer = fihs_scorer(model, gradient, variant)
-    file = _cache("fihs", model, [variant, safety_score, contrast, probe_count, usable])
+    if settings.variant == "intent":
+        return _intent_reference(model, usable, settings.batch_tokens)
+    scorer = _fihs_scorer(model, usable, settings)
+    shape = [getattr(settings, n) for n in ("variant", "safety_score", "contrast", "weights", "mapping", "probe_count")]
+    file = _cache("fihs", model, [*shape, usable])
     if file.exists():
         saved = json.loads(file.read_text(encoding="utf-8"))
         return Reference(scorer, {kind: np.array(values) for kind, values in saved.items()})
     anchors = {
-        kind: score(examples, scorer, batch_tokens=batch_tokens, title=f"{kind} anchors")["score"]
+        kind: score(examples, scorer, batch_tokens=settings.batch_tokens, title=f"{kind} anchors")["score"]
         for kind, examples in anchor_examples(model).items()
     }
     _write(file, json.dumps({kind: values.tolist() for kind, values in anchors.items()}))
     return Reference(scorer, anchors)
+
+
+def _fihs_scorer(model: Model, usable: list[str], settings: FilterSettings) -> Scorer:
+    harmless = read_requests(ASSETS / "harmless_requests.jsonl")
+    if settings.safety_score == "own":
+        s = margin(*own_tokens(model, usable, harmless))
+    else:
+        s = margin(*([token] for token in paper_tokens(model.tokenizer)))
+    probes, against = usable[: settings.probe_count], harmless[: settings.probe_count]
+    if settings.weights == "all" or settings.mapping == "sign":
+        if settings.variant == "module" or settings.contrast == "orthogonal" or settings.weights == "lora":
+            raise UserError("--weights all and --mapping sign go with --variant paper or cosine, --contrast minus only")
+        scored = autograd_scorer(
+            model,
+            probes,
+            s,
+            against=against if settings.contrast else (),
+            weights=settings.weights,
+            mapping=settings.mapping,
+        )
+        return lambda batch: (columns := scored(batch)) | {"score": columns[settings.variant]}
+    gradient = probe_gradient(model, probes, s)
+    if settings.contrast:
+        benign = probe_gradient(model, against, s)
+        times = inner(gradient, benign) / inner(benign, benign) if settings.contrast == "orthogonal" else 1.0
+        gradient = minus(gradient, benign, times)
+    return fihs_scorer(model, gradient, settings.variant, lora=settings.weights == "lora")
 
 
 def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Reference:

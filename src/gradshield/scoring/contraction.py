@@ -26,14 +26,20 @@ class Contraction:
     loss: Tensor  # [B]: mean next-token cross-entropy of the tokens in the mask, nats
 
 
-def directions(factors: Mapping[str, Factors], count: int, seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """`count` random rank-one directions a module: (v [count, d_in], u [count, d_out]), the same in every run."""
+def directions(
+    factors: Mapping[str, Factors], count: int, seed: int = 0, within: Mapping[str, Tensor] | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """`count` random rank-one directions a module: (v [count, d_in], u [count, d_out]), the same in every run.
+
+    `within` holds the A [rank, d_in] of LoRA adapters where the norm wanted is that of B's gradient, ‖(∇_W L) Aᵀ‖.
+    """
     result = {}
     for index, (name, f) in enumerate(factors.items()):
         generator = torch.Generator().manual_seed(seed * 100_003 + index)
-        v = torch.randn(count, f.inp.shape[1], generator=generator)
+        width = within[name].shape[0] if within else f.inp.shape[1]
+        v = torch.randn(count, width, generator=generator).to(f.inp)
         u = torch.randn(count, f.out.shape[1], generator=generator)
-        result[name] = (v.to(f.inp), u.to(f.out))
+        result[name] = (v @ within[name] if within else v, u.to(f.out))
     return result
 
 

@@ -7,7 +7,7 @@ import torch
 
 from gradshield.data.encode import Example
 from gradshield.model import Model
-from gradshield.probe import ProbeGradient
+from gradshield.probe import ProbeGradient, lora_inputs, within_lora
 from gradshield.scoring.contraction import contract, directions
 from gradshield.scoring.run import Scorer
 
@@ -15,13 +15,16 @@ VARIANTS = ("paper", "cosine", "module")
 DIRECTIONS = 16  # random rank-one directions for the norms
 
 
-def fihs_scorer(model: Model, probe: ProbeGradient, variant: str) -> Scorer:
+def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool = False) -> Scorer:
     """A scorer with the columns "score", "loss", and every variant that the pass yields.
 
     `paper`: ⟨∇L, ∇S⟩ (eq. 4). `cosine`: divided by ‖∇L‖. `module`: the mean over modules of each one's dot divided by
-    its own ‖∇L_m‖. Both norms are estimated by random directions, the same for every row.
+    its own ‖∇L_m‖. Both norms are estimated by random directions, the same for every row. With `lora`, all of it
+    is over the weights of a LoRA adapter at its start instead.
     """
-    random = directions(probe.factors, DIRECTIONS) if variant != "paper" else None
+    inputs = lora_inputs(probe) if lora else None
+    probe = within_lora(probe, inputs) if inputs else probe
+    random = directions(probe.factors, DIRECTIONS, within=inputs) if variant != "paper" else None
     tiny = torch.finfo(torch.float32).tiny
 
     def scorer(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:

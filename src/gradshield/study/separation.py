@@ -50,11 +50,11 @@ def main(
 
 def _score(out: Path, model: str, adapter: str | None, rows: int, fihs: bool, fihs_anchors: bool, seed: int) -> None:
     loaded = load(FilterSettings(model=model, adapter=adapter))
-    encoded = {kind: _encode(loaded, conversations) for kind, conversations in kinds(rows, seed).items()}
+    encoded = {kind: encode_kind(loaded, conversations) for kind, conversations in kinds(rows, seed).items()}
     check = check_alignment(loaded)
     scores: Table = {}
     anchors: Table = {}
-    reference = make_reference(loaded, check, "intent")
+    reference = make_reference(loaded, check, FilterSettings())
     anchors["intent"] = dict(reference.anchors)
     for kind, examples in encoded.items():
         columns = score(examples, reference.scorer, batch_tokens=2048, title=f"intent {kind}")
@@ -87,7 +87,8 @@ def auroc(harmful: np.ndarray, benign: np.ndarray) -> float:
     return float((harmful[:, None] > benign).mean() + 0.5 * (harmful[:, None] == benign).mean())
 
 
-def _encode(model: Model, conversations) -> list[Example]:
+def encode_kind(model: Model, conversations) -> list[Example]:
+    """The conversations as examples; those that the template can't take are left out."""
     examples = [encode(c, n, model.tokenizer) for n, c in enumerate(conversations)]
     return [e for e in examples if isinstance(e, Example)]
 
