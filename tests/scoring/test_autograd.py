@@ -31,7 +31,7 @@ def test_all_weights_add_what_the_linears_leave_out(tiny):
     examples = random_examples(3, len(tiny.tokenizer))
     linear, everything = (autograd_scorer(tiny, REQUESTS, S, weights=w)(examples)["score"] for w in ("linear", "all"))
     assert not np.allclose(linear, everything)
-    rest = {n: p for n, p in tiny.net.named_parameters() if not n.removesuffix(".weight") in tiny.linears}
+    rest = {n: p for n, p in tiny.net.named_parameters() if n.removesuffix(".weight") not in tiny.linears}
     assert any("embed" in n for n in rest) and any("norm" in n for n in rest)
 
 
