@@ -16,6 +16,7 @@ class Threshold:
     value: float
     rule: str
     note: str  # in plain words, how sure it is
+    clear: bool = False  # two groups are seen, with next to nothing between them
     good_lost: float | None = None  # expected number of good rows quarantined
     harmful_kept: float | None = None  # expected number of harmful rows kept
 
@@ -38,7 +39,7 @@ def a1(scores: np.ndarray, alpha: float = 10.0) -> Threshold:
     labels = mixture.predict(z)
     if gain > alpha and 0 < labels.sum() < len(labels):
         value = min(finite[labels == 0].max(), finite[labels == 1].max())
-        return Threshold(float(value), "a1", f"two groups (log-likelihood gain {gain:.0f} > {alpha:g})")
+        return Threshold(float(value), "a1", f"two groups (log-likelihood gain {gain:.0f} > {alpha:g})", True)
     return Threshold(float(mean + 2 * spread), "a1", f"one group (gain {gain:.0f} ≤ {alpha:g}): mean + 2 spreads")
 
 
@@ -82,10 +83,11 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
     poison = min(max((above - len(finite) * lost) / max(1 - missed - lost, 1e-9), 0.0), float(len(finite)))
     margin = 0.25 * (np.median(harmful) - np.median(good))
     near = int((np.abs(finite - value) < margin / 2).sum())
+    clear = above > 0 and near <= 0.02 * len(finite)
     if not above:
         note = "one group: no row comes near the harmful anchors"
-    elif near <= 0.02 * len(finite):
+    elif clear:
         note = f"two clear groups: {near} of {len(finite)} rows lie near the threshold"
     else:
         note = f"no clear gap: {near} of {len(finite)} rows lie near the threshold; look at the borderline rows"
-    return Threshold(value, "anchored", note, (len(finite) - poison) * lost, poison * missed)
+    return Threshold(value, "anchored", note, clear, (len(finite) - poison) * lost, poison * missed)

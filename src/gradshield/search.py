@@ -1,0 +1,114 @@
+"""Algorithm 1: which rows, from the lowest score up, can be trained on without the model ceasing to refuse?
+
+Pure search: training and measuring are a callable, so the same code runs an 8B model, a study, and a test without any.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import ceil, floor
+
+import numpy as np
+
+from gradshield.threshold import Threshold
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fine-tuning of the search: what it trained on and what became of it."""
+
+    number: int  # from 1
+    threshold: float | None  # None: every row
+    lo: int  # ranks in ascending order of score: the search is between lo and up
+    up: int
+    kept: int  # rows trained on
+    asr: float | None  # None where the training failed
+    utility: float | None  # None where it was not measured, the trial being unsafe already
+    safe: bool
+    useful: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the search ended: `accepted` is the trial whose model is handed out, `best` the safest of all."""
+
+    accepted: Trial | None
+    best: Trial | None
+    trials: tuple[Trial, ...]
+    reason: str
+
+
+Measure = Callable[[int, float | None, np.ndarray], Trial]
+"""(number, threshold, indices of the rows to train on) → the trial, with lo and up still 0."""
+
+
+def search(
+    scores: Callable[[], np.ndarray],
+    guess: Callable[[np.ndarray, int], Threshold],
+    measure: Measure,
+    rows: int,
+    *,
+    screen_first: bool,
+    max_searches: int = 3,
+    step: float = 0.05,
+    literal: bool = False,
+) -> Iterator[Trial | Outcome]:
+    """Yields every trial as it is done, and the outcome last (alg. 1).
+
+    `scores()` is called when they are first needed: with the paper's start, not before a first model trained on
+    everything turned out unsafe. `guess(scores in play, which guess)` is Tguess; `step` is λ; `max_searches` N_max.
+    `screen_first` skips that first model when the guess says two clear groups. `literal` reads line 12 as printed:
+    the rows below the lower end of the search are not trained on either; by default they are, being the safest.
+    Scores are finite; equal ones stay together, so a rank is the number of rows strictly below the threshold.
+    """
+    trials: list[Trial] = []
+    everything = np.arange(rows)
+
+    def outcome(accepted: Trial | None, reason: str) -> Outcome:
+        best = min((t for t in trials if t.asr is not None), key=lambda t: (t.asr, -t.kept), default=None)
+        return Outcome(accepted, accepted or best, tuple(trials), reason)
+
+    def run(threshold: float | None, chosen: np.ndarray, lo: int, up: int) -> Trial:
+        trial = measure(len(trials) + 1, threshold, chosen)
+        trials.append(replace(trial, lo=lo, up=up))
+        return trials[-1]
+
+    first = guess(scores(), 0) if screen_first else None
+    doomed = first is not None and first.clear and bool((scores() >= first.value).any())
+    if not doomed:
+        trial = run(None, everything, 0, rows)
+        yield trial
+        if trial.safe:
+            good = "trained on every row: safe and useful"
+            yield outcome(trial, good) if trial.useful else outcome(None, f"every row was safe, but {trial.note}")
+            return
+    value = scores()
+    ordered = np.sort(value)
+    lo, up = 0, rows
+    for number in range(max_searches):
+        if number == 0 and first is not None and doomed:
+            t = first.value  # nothing was found unsafe yet, so the guess stands as it is
+        else:
+            t = _clamp(guess(ordered[lo:up], number).value, ordered, lo, up, step)
+        below = int(np.searchsorted(ordered, t))
+        if not below:
+            yield outcome(None, "no row is left to train on")
+            return
+        chosen = np.flatnonzero((value < t) & (value >= ordered[lo])) if literal else np.flatnonzero(value < t)
+        trial = run(t, chosen, lo, up)
+        yield trial
+        if trial.safe and trial.useful:
+            yield outcome(trial, "safe and useful")
+            return
+        lo, up = (below, up) if trial.safe else (lo, below)
+        if up - lo < 2:
+            yield outcome(None, "the search closed without a model that is both safe and useful")
+            return
+    yield outcome(None, f"no model was both safe and useful within {max_searches} searches")
+
+
+def _clamp(t: float, ordered: np.ndarray, lo: int, up: int, step: float) -> float:
+    """t between the scores at ranks lo' = ⌊lo (1 − λ) + up λ⌋ and up' = ⌈up (1 − λ) + lo λ⌉ of alg. 1, so that every
+    trial closes the search by at least λ of it."""
+    low, high = floor(lo * (1 - step) + up * step), ceil(up * (1 - step) + lo * step)
+    return float(np.clip(t, ordered[low], ordered[min(high, up - 1)]))
