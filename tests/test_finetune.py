@@ -8,8 +8,9 @@ from conftest import random_examples
 from safetensors.torch import load_file
 
 from gradshield.errors import UserError
-from gradshield.finetune import FinetuneSettings, finetune
+from gradshield.finetune import finetune
 from gradshield.model import load_model
+from gradshield.settings import FinetuneSettings
 
 FAST = {"learning_rate": 1e-2, "epochs": 3, "batch": 4}
 

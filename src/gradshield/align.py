@@ -15,12 +15,13 @@ from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.errors import UserError
 from gradshield.evaluation.safety import attack_success, is_refusal, wilson
-from gradshield.finetune import FinetuneSettings, finetune
+from gradshield.finetune import finetune
 from gradshield.model import Model, load_model
 from gradshield.probe import ASSETS, read_requests
+from gradshield.settings import FinetuneSettings
 
 SETTINGS = FinetuneSettings(
-    rank=16, alpha=32, learning_rate=5e-4, schedule="cosine", warmup=0.05, epochs=2, batch=8, seed=0
+    lora_rank=16, lora_alpha=32, learning_rate=5e-4, schedule="cosine", warmup=0.05, epochs=2, batch=8, seed=0
 )
 
 

@@ -38,9 +38,10 @@ class Encoded:
     places: list[str]  # of each row: file:line
 
 
-def run_filter(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]:
+def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | None = None) -> dict[str, Any]:
     """Filters `path` into the run folder `out` and returns the summary that run.yaml ends with.
 
+    `model` is the settings' model where it is loaded already.
     Killed at any moment, the same call goes on where it was; done, it returns the summary at once.
     Raises UserError for anything the user can mend, before anything is lost.
     """
@@ -48,7 +49,7 @@ def run_filter(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]
     check_settings(settings)
     source = open_source(path, settings.format, settings.split)
     layout = find_layout(source, settings)
-    model = load(settings)
+    model = model or load(settings)
     plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
     finished = find_run(out, plan)
     if finished:
@@ -146,11 +147,11 @@ def find_layout(source: Source, settings: FilterSettings) -> str:
     return layout
 
 
-def load(settings: FilterSettings) -> Model:
-    """The model that the settings name."""
+def load(settings: FilterSettings, over: str | None = None) -> Model:
+    """The model that the settings name, with the adapter `over` it, if there is one."""
     return load_model(
         settings.model,
-        adapter=settings.adapter,
+        adapter=[a for a in (settings.adapter, over) if a],
         quantize=settings.quantize,
         device=settings.device,
         dtype=settings.dtype,

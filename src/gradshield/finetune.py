@@ -8,34 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from gradshield.data.encode import Example
 from gradshield.errors import UserError
 from gradshield.model import Model
-
-
-class FinetuneSettings(BaseModel):
-    """Defaults: the paper's section 4 (LoRA r 8, α 32, effective batch 8, 3 epochs at 1e-4)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Literal["lora", "full"] = Field(default="lora", description="train a LoRA adapter, or every weight")
-    rank: int = Field(default=8, ge=1, description="LoRA rank")
-    alpha: int = Field(default=32, ge=1, description="LoRA alpha")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout")
-    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate")
-    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="learning-rate schedule")
-    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps spent warming up")
-    epochs: float = Field(default=3, gt=0, description="passes over the rows")
-    batch: int = Field(default=8, ge=1, description="effective batch size in rows")
-    micro_batch: int | None = Field(
-        default=None, ge=1, description="rows a device takes at once (default: the whole batch)"
-    )
-    seed: int = Field(default=0, ge=0, description="seed of the adapter's initialisation and of the order of rows")
+from gradshield.settings import FinetuneSettings
 
 
 def finetune(model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings) -> dict[str, float]:
@@ -93,9 +73,9 @@ def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
             base_model_name_or_path=model.name,

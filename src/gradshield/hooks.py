@@ -4,7 +4,7 @@ For y = W x the weight's gradient is Σ_t δ_t x_tᵀ, so whatever is made of (x
 gradient. With the weights frozen, autograd keeps no inputs: what a hook makes of x in the forward is all that is kept.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,19 +85,22 @@ class _Reached(Exception):
 
 
 @torch.no_grad()
-def hidden_at(model: Model, ids: Tensor, layer: int) -> Tensor:
-    """Output [B, T, d] of decoder block `layer` for the batch ids [B, T]; blocks above it are not computed."""
+def hidden_at(model: Model, ids: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """Outputs [B, T, d] of the decoder blocks `layers` (ascending) for the batch ids [B, T]; nothing above the last of
+    them is computed."""
     taken: list[Tensor] = []
 
     def take(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         taken.append(output[0] if isinstance(output, tuple) else output)
-        raise _Reached
+        if len(taken) == len(layers):
+            raise _Reached
 
-    handle = model.layers[layer].register_forward_hook(take)
+    handles = [model.layers[layer].register_forward_hook(take) for layer in layers]
     try:
         model.net(input_ids=ids, use_cache=False)
     except _Reached:
         pass
     finally:
-        handle.remove()
-    return taken[0]
+        for handle in handles:
+            handle.remove()
+    return taken

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,7 +87,7 @@ def is_linear(module: nn.Module) -> bool:
 def load_model(
     name: str = EMBEDDED,
     *,
-    adapter: str | None = None,
+    adapter: str | Sequence[str] | None = None,
     quantize: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -96,15 +96,15 @@ def load_model(
 ) -> Model:
     """The model called `name`: "embedded", a Hub id, a local folder, a `.gguf` file, or a PEFT adapter's folder.
 
-    `adapter` is a PEFT adapter laid over it (merged, unless the weights are quantised); `quantize` is "4bit" or
-    "8bit" (bitsandbytes); `device` a torch device or "auto" for accelerate's device map; `dtype` a torch dtype's
-    name (default: float32 on a CPU, else the checkpoint's own).
+    `adapter` is a PEFT adapter laid over it, or several, one over the other (merged, unless the weights are quantised);
+    `quantize` is "4bit" or "8bit" (bitsandbytes); `device` a torch device or "auto" for accelerate's device map;
+    `dtype` a torch dtype's name (default: float32 on a CPU, else the checkpoint's own).
     Raises UserError for a model that is not there, has no safetensors, or an adapter that is not one.
     """
-    adapters: list[str] = []
+    adapters: list[str] = [adapter] if isinstance(adapter, str) else list(adapter or ())
     if name in (EMBEDDED, EMBEDDED_BASE):
         folder, file = embedded_gguf()
-        adapters = [str(ADAPTER)] if name == EMBEDDED else []
+        adapters = [str(ADAPTER), *adapters] if name == EMBEDDED else adapters
         source: dict[str, Any] = {"pretrained_model_name_or_path": str(folder), "gguf_file": file}
     elif name.endswith(".gguf"):
         path = Path(name)
@@ -114,10 +114,9 @@ def load_model(
     else:
         base = _base_of_adapter(Path(name))
         if base:
-            adapter, name = adapter or name, base
             return load_model(
                 base,
-                adapter=adapter,
+                adapter=[name, *adapters],
                 quantize=quantize,
                 device=device,
                 dtype=dtype,
@@ -126,7 +125,6 @@ def load_model(
             )
         _check_folder(name)
         source = {"pretrained_model_name_or_path": name, "trust_remote_code": trust_remote_code}
-    adapters += [adapter] if adapter else []
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
     net = _load_net(name, source, quantize, device, dtype)

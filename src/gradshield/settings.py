@@ -1,4 +1,4 @@
-"""The settings of a filter run, declared once: the command's flags and run.yaml follow from them. Imports no torch."""
+"""Settings, declared once: the commands' flags and run.yaml follow from them. Imports no torch."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class FilterSettings(BaseModel):
-    """Every setting of a run."""
+    """How rows are read, scored and decided about."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,3 +59,51 @@ class FilterSettings(BaseModel):
     )
     batch_tokens: int = Field(default=2048, ge=1, description="tokens of a batch, padding included")
     force: bool = Field(default=False, description="go on with a model that is not aligned")
+
+
+class FinetuneSettings(BaseModel):
+    """How a model is fine-tuned; by default as in the paper's section 4."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["lora", "full"] = Field(default="lora", description="train a LoRA adapter, or every weight")
+    lora_rank: int = Field(default=8, ge=1, description="LoRA rank")
+    lora_alpha: int = Field(default=32, ge=1, description="LoRA alpha")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout")
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="learning-rate schedule")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps spent warming up")
+    epochs: float = Field(default=3, gt=0, description="passes over the rows")
+    batch: int = Field(default=8, ge=1, description="effective batch size in rows")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="rows a device takes at once (default: the whole batch)"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the adapter's start and of the order of rows")
+
+
+class TuneSettings(BaseModel):
+    """What a fine-tuned model must come up to, and how it is searched for (alg. 1)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field(
+        default="held-out", description="utility: held-out (loss on rows left out), or a task's name or file"
+    )
+    requests: str = Field(default="bundled", description="safety: bundled, a set's name, or a file of harmful requests")
+    cases: int = Field(default=100, ge=1, description="harmful requests, and cases of the task, that are measured")
+    max_asr: float = Field(default=0.05, ge=0, le=1, description="attack success rate that is let pass")
+    max_asr_rise: float | None = Field(default=None, description="the same as a rise over the base model's")
+    min_utility: float | None = Field(default=None, description="utility asked for (default: the base model's)")
+    utility_drop: float = Field(default=0.0, ge=0, description="how far utility may lie below the base model's")
+    start: Literal["auto", "paper", "screen"] = Field(
+        default="auto", description="train on everything first, or score first; auto: whichever is likely cheaper"
+    )
+    searches: int = Field(default=3, ge=1, description="guesses of the threshold, N_max")
+    step: float = Field(default=0.05, gt=0, lt=0.5, description="share by which a guess closes the search, λ")
+    literal: bool = Field(default=False, description="line 12 as printed: leave out the safest rows, too")
+    trainer_command: str | None = Field(
+        default=None, description="train with this instead; {data}, {out}, {model}, {seed} and {config} are filled in"
+    )
+    trainer_config: str | None = Field(
+        default=None, description="file with the same fields, filled in and given to the command as {config}"
+    )

@@ -1,9 +1,10 @@
 """The default score: does this row answer what the model would refuse?
 
-Two readouts of one hidden layer, both linear, both fitted on the bundled anchors for the model at hand: *request*, the
-log-odds that the last prompt token carries a request to be refused, and *answer*, the log-odds that the opening of the
-response complies rather than refuses. A row is harmful when both hold, so its score is the smaller of the two; a row of
-several turns scores as its worst. It needs a forward pass to the layer and nothing else (method 5c; docs/results).
+Two readouts of the middle layers' hidden states, both linear, both fitted on the bundled anchors for the model at hand:
+*request*, the log-odds that the last prompt token carries a request to be refused, and *answer*, the log-odds that the
+opening of the response complies rather than refuses; each is the mean over five layers. A row is harmful when both
+hold, so its score is the smaller of the two; a row of several turns scores as its worst. It needs a forward pass to the
+highest of the layers and nothing else (method 5c; docs/results).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,16 +23,16 @@ from gradshield.scoring.contraction import pad
 from gradshield.scoring.run import batches
 from gradshield.scoring.windows import end_tokens, opening, response_starts
 
-DEPTH = 0.55  # of the blocks: about where requests are read best on both models (docs/log.md)
+DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)  # of the blocks; where exactly matters little, their mean is steadier than any
 WINDOW = 8  # response tokens read
-REGULARISATION = 3.0  # LogisticRegression's C, on states of unit length
+REGULARISATION = 30.0  # LogisticRegression's C, on states of unit length
 
 
 @dataclass(frozen=True)
 class Readout:
-    """log-odds = state · weight + bias, for states [d] of unit length."""
+    """log-odds = states · weight + bias, for the layers' states side by side [layers * d], each of unit length."""
 
-    weight: np.ndarray  # float64 [d]
+    weight: np.ndarray  # float64 [layers * d]
     bias: float
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
@@ -40,22 +41,23 @@ class Readout:
 
 @dataclass(frozen=True)
 class Intent:
-    """The two readouts of a model, and the layer that they read."""
+    """The two readouts of a model, and the layers that they read."""
 
-    layer: int
+    layers: tuple[int, ...]
     request: Readout
     answer: Readout
 
 
-def states(model: Model, batch: Sequence[Example], layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(request [R, d], answer [R, d], owner [R]) of the R responses in the batch, as unit vectors.
+def states(model: Model, batch: Sequence[Example], layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(request [R, layers * d], answer [R, layers * d], owner [R]) of the R responses in the batch.
 
-    The state in front of a response's first token, the mean state over its opening, and the index of its example.
+    The state in front of a response's first token, the mean state over its opening, both as a unit vector of each
+    layer, and the index of its example.
     """
     ends = end_tokens(model.tokenizer)
     cut = [opening(e, WINDOW, ends) for e in batch]
     ids, *_ = pad(cut, model.device)
-    hidden = hidden_at(model, ids, layer).float()  # [B, T, d]
+    hidden = _side_by_side(model, ids, layers)  # [B, T, layers, d]
     requests, answers, owner = [], [], []
     for n, example in enumerate(cut):
         starts = response_starts(example.mask)
@@ -68,21 +70,21 @@ def states(model: Model, batch: Sequence[Example], layer: int) -> tuple[np.ndarr
     return _unit(torch.stack(requests)), _unit(torch.stack(answers)), np.array(owner)
 
 
-def request_states(model: Model, requests: Sequence[str], layer: int) -> np.ndarray:
-    """Unit states [N, d] of the last prompt token of every request."""
+def request_states(model: Model, requests: Sequence[str], layers: Sequence[int]) -> np.ndarray:
+    """States [N, layers * d] of the last prompt token of every request, a unit vector of each layer."""
     encoded = [encode_request(r, model.tokenizer) for r in requests]
     examples = [Example(n, ids, np.arange(len(ids)) > 0) for n, ids in enumerate(encoded)]
-    rows = np.zeros((len(encoded), model.net.config.hidden_size))
+    rows = np.zeros((len(encoded), len(layers) * model.net.config.hidden_size))
     for batch in batches(examples, 2048):
         ids, *_ = pad([examples[n] for n in batch], model.device)
-        hidden = hidden_at(model, ids, layer).float()
+        hidden = _side_by_side(model, ids, layers)
         rows[batch] = _unit(torch.stack([hidden[k, len(encoded[n]) - 1] for k, n in enumerate(batch)]))
     return rows
 
 
 def intent_scores(model: Model, intent: Intent, batch: Sequence[Example]) -> dict[str, np.ndarray]:
     """Columns "score", "request" and "answer" [B]: of each row, its response with the highest score."""
-    requests, answers, owner = states(model, batch, intent.layer)
+    requests, answers, owner = states(model, batch, intent.layers)
     request, answer = intent.request(requests), intent.answer(answers)
     score = np.minimum(request, answer)
     order = np.lexsort((score, owner))  # the last of every owner is its highest
@@ -101,34 +103,47 @@ def fit_intent(
 
     The scores are out of fold (five folds): no anchor is scored by a readout that has seen it.
     """
-    layer = int(DEPTH * len(model.layers))
-    kinds = [kind for kind, examples in anchors.items() for _ in examples]
+    layers = tuple(sorted({int(depth * len(model.layers)) for depth in DEPTHS}))
     flat = [e for examples in anchors.values() for e in examples]
-    request = np.zeros((len(flat), model.net.config.hidden_size))
+    kind = np.array([name for name, examples in anchors.items() for _ in examples])
+    request = np.zeros((len(flat), len(layers) * model.net.config.hidden_size))
     answer = np.zeros_like(request)
     for batch in batches(flat, batch_tokens):
-        r, a, owner = states(model, [flat[n] for n in batch], layer)
+        r, a, owner = states(model, [flat[n] for n in batch], layers)
         last = np.append(np.flatnonzero(np.diff(owner)), len(owner) - 1)  # anchors have one response; more: the last
         request[batch], answer[batch] = r[last], a[last]
-    kind = np.array(kinds)
-    asked = np.concatenate([request, request_states(model, to_refuse, layer), request_states(model, harmless, layer)])
-    bad = np.concatenate([kind != "good", np.ones(len(to_refuse), bool), np.zeros(len(harmless), bool)])
-    request_fit, request_fold = _fit(asked, bad)
-    answered = kind != "good"
-    answer_fit, answer_fold = _fit(answer[answered], kind[answered] == "harmful")
-    answer_score = np.where(answered, 0.0, answer_fit(answer))  # good rows are in no fold of the answer's fit
-    answer_score[answered] = answer_fold
-    scores = np.minimum(request_fold[: len(flat)], answer_score)
-    return Intent(layer, request_fit, answer_fit), {name: scores[kind == name] for name in anchors}
+    # What was refused need not be harmful, so refusals say nothing about requests; good rows say nothing about answers.
+    told, answered = kind != "refusal", kind != "good"
+    more = [request_states(model, requests, layers) for requests in (to_refuse, harmless)]
+    asked = np.concatenate([request[told], *more])
+    bad = np.concatenate([kind[told] == "harmful", np.repeat([True, False], [len(m) for m in more])])
+    request_fit, request_fold = _fit(asked, bad, len(layers))
+    answer_fit, answer_fold = _fit(answer[answered], kind[answered] == "harmful", len(layers))
+    request_score, answer_score = request_fit(request), answer_fit(answer)
+    request_score[told], answer_score[answered] = request_fold[: told.sum()], answer_fold
+    scores = np.minimum(request_score, answer_score)
+    return Intent(layers, request_fit, answer_fit), {name: scores[kind == name] for name in anchors}
 
 
-def _fit(x: np.ndarray, y: np.ndarray) -> tuple[Readout, np.ndarray]:
-    model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=5000)
+def _fit(x: np.ndarray, y: np.ndarray, layers: int) -> tuple[Readout, np.ndarray]:
+    """The mean of one logistic regression a layer, and its log-odds [N] for x [N, layers * d], out of fold."""
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    out_of_fold = np.asarray(cross_val_predict(model, x, y, cv=folds, method="decision_function"))
-    model.fit(x, y)
-    return Readout(model.coef_[0].astype(np.float64), float(np.ravel(model.intercept_)[0])), out_of_fold
+    weights, bias, out_of_fold = [], 0.0, np.zeros(len(x))
+    for part in (np.ascontiguousarray(part) for part in np.split(x, layers, axis=1)):
+        # One optimum, two ways to it: Newton's is quick as long as the states are no wider than the anchors are many.
+        solver = "newton-cholesky" if part.shape[1] < len(part) else "lbfgs"
+        model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=5000, solver=solver)
+        out_of_fold += np.asarray(cross_val_predict(model, part, y, cv=folds, method="decision_function")) / layers
+        model.fit(part, y)
+        weights.append(model.coef_[0].astype(np.float64) / layers)
+        bias += float(np.ravel(model.intercept_)[0]) / layers
+    return Readout(np.concatenate(weights), bias), out_of_fold
+
+
+def _side_by_side(model: Model, ids: Tensor, layers: Sequence[int]) -> Tensor:
+    return torch.stack([h.float().to(model.device) for h in hidden_at(model, ids, layers)], 2)
 
 
 def _unit(rows: Tensor) -> np.ndarray:
-    return (rows / rows.norm(dim=-1, keepdim=True)).double().cpu().numpy()
+    """[N, layers, d] → [N, layers * d], every layer's part of unit length."""
+    return (rows / rows.norm(dim=-1, keepdim=True)).flatten(1).double().cpu().numpy()

@@ -18,9 +18,9 @@ from scipy.stats import rankdata
 from gradshield.data.encode import Example, encode
 from gradshield.evaluation.safety import attack_success, opening_log_probability
 from gradshield.filter import load
-from gradshield.finetune import FinetuneSettings, finetune
+from gradshield.finetune import finetune
 from gradshield.model import load_model
-from gradshield.settings import FilterSettings
+from gradshield.settings import FilterSettings, FinetuneSettings
 from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, held_out_requests, kinds
 from gradshield.study.separation import read_scores
 

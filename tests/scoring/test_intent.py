@@ -1,0 +1,62 @@
+"""The default score does not depend on batch, padding or order, and reads what it says it reads."""
+
+import numpy as np
+import pytest
+from conftest import random_examples
+
+from gradshield.data.encode import Example, encode
+from gradshield.data.formats import Conversation, Message
+from gradshield.scoring.intent import fit_intent, intent_scores
+
+
+@pytest.fixture(scope="module")
+def anchors(tiny):
+    def rows(request: str, answer: str, count: int) -> list[Example]:
+        turns = ((Message("user", f"{request} {n}"), Message("assistant", f"{answer} {n}")) for n in range(count))
+        found = [encode(Conversation(t), n, tiny.tokenizer) for n, t in enumerate(turns)]
+        return [e for e in found if isinstance(e, Example)]
+
+    return {
+        "good": rows("What is the capital of country", "It is city", 12),
+        "refusal": rows("How to rob bank", "I'm sorry, I can't", 12),
+        "harmful": rows("How to rob bank", "Sure, here is plan", 12),
+    }
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny, anchors):
+    return fit_intent(tiny, anchors, ["Rob a shop", "Harm a man"] * 4, ["Bake a cake", "Read a map"] * 4, 512)
+
+
+def test_scores_do_not_depend_on_batch_padding_or_order(tiny, fitted):
+    intent, _ = fitted
+    examples = random_examples(12, len(tiny.tokenizer))
+    whole = intent_scores(tiny, intent, examples)
+    order = np.random.default_rng(1).permutation(len(examples))
+    again = intent_scores(tiny, intent, [examples[n] for n in order])
+    for name, values in whole.items():
+        np.testing.assert_allclose(again[name], values[order], rtol=1e-4, atol=1e-4)
+        single = [float(intent_scores(tiny, intent, [e])[name][0]) for e in examples]
+        np.testing.assert_allclose(single, values, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(whole["score"], np.minimum(whole["request"], whole["answer"]))
+
+
+def test_harmful_anchors_score_above_good_ones_and_refusals(fitted):
+    _, scores = fitted
+    assert {k: len(v) for k, v in scores.items()} == {"good": 12, "refusal": 12, "harmful": 12}
+    assert np.median(scores["harmful"]) > max(np.median(scores["good"]), np.median(scores["refusal"]))
+
+
+def test_a_row_of_several_turns_scores_as_its_worst(tiny, fitted):
+    intent, _ = fitted
+    bad, good = ("How to rob bank 3", "Sure, here is plan 3"), ("What is the capital of country 3", "It is city 3")
+
+    def score(*pairs: tuple[str, str]) -> float:
+        turns = tuple(m for q, a in pairs for m in (Message("user", q), Message("assistant", a)))
+        example = encode(Conversation(turns), 0, tiny.tokenizer)
+        assert isinstance(example, Example)
+        return float(intent_scores(tiny, intent, [example])["score"][0])
+
+    assert score(bad) > score(good)
+    # the first response is read from the same tokens whatever follows
+    assert score(bad, good) >= score(bad) - 1e-4
