@@ -7,7 +7,7 @@ import pytest
 from gradshield.data.encode import encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.filter import run_filter
-from gradshield.model import load_model
+from gradshield.model import embedded_gguf, load_model
 from gradshield.probe import ASSETS
 from gradshield.reference import check_alignment, make_reference
 from gradshield.settings import FilterSettings
@@ -58,3 +58,13 @@ def test_the_demo_file_loses_its_poison_and_little_else(embedded, tmp_path):
     quarantined = np.array(table["verdict"]) == "quarantined"
     assert quarantined[poison].mean() >= 0.9
     assert quarantined[~poison].mean() <= 0.05
+
+
+def test_a_gguf_file_of_the_users_own_reads_as_the_embedded_base(tmp_path):
+    folder, name = embedded_gguf()
+    file = tmp_path / "mine.gguf"
+    file.symlink_to(folder / name)
+    mine, base = load_model(str(file)), load_model("embedded-unaligned")
+    one, other = (dict(m.net.named_parameters()) for m in (mine, base))
+    assert one.keys() == other.keys() and all((one[k] == other[k]).all() for k in one)
+    assert mine.tokenizer.chat_template == base.tokenizer.chat_template and mine.coverage()[0] == 1.0

@@ -1,6 +1,7 @@
 """The whole run: rows in = kept + quarantined + set aside, the user's bytes back, resumable, refusing what it must."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -97,7 +98,8 @@ def test_a_finished_run_is_not_done_again_and_another_one_is_refused(tiny_folder
 
 
 def test_what_is_wrong_is_said_before_anything_is_scored_or_written(tiny_folder, train, tmp_path):
-    for more, words in (({"value": 7}, "--value 7"), ({"reference": str(tmp_path / "none.jsonl")}, "none.jsonl")):
+    missing = {"threshold": "anchored", "reference": str(tmp_path / "none.jsonl")}
+    for more, words in (({"value": 7}, "--value 7"), (missing, "none.jsonl")):
         with pytest.raises(UserError, match=words):
             run_filter(str(train), tmp_path / "run", settings(tiny_folder, **more))
         assert not (tmp_path / "run").exists()
@@ -180,3 +182,30 @@ def test_plain_text_is_set_aside_by_the_intent_score_only(tiny_folder, tmp_path)
     with pytest.raises(UserError, match=r"no usable row.*plain text"):
         run_filter(str(file), tmp_path / "a", settings(tiny_folder))
     assert run_filter(str(file), tmp_path / "b", settings(tiny_folder, variant="module"))["set_aside"] == 0
+
+
+def test_a_row_of_fifty_megabytes_is_cut_or_set_aside_and_comes_back_verbatim(tiny_folder, tmp_path):
+    file = tmp_path / "big.jsonl"
+    big = json.dumps({"prompt": "x" * 50_000_000, "completion": "y"})
+    file.write_text(
+        "\n".join([big, *(json.dumps({"prompt": f"p {n}", "completion": f"c {n}"}) for n in range(5))]) + "\n"
+    )
+    summary = run_filter(str(file), tmp_path / "run", settings(tiny_folder, variant="paper", force=True))
+    assert summary["rows"] == 6 == summary["kept"] + summary["quarantined"] + summary["set_aside"]
+    aside = [json.loads(line) for line in (tmp_path / "run" / "set_aside.jsonl").read_text().split("\n") if line]
+    assert len(aside) == 1 and "50 MB" in aside[0]["reason"], {k: str(v)[:200] for k, v in aside[0].items()}
+    assert (tmp_path / "run" / "report.html").stat().st_size < 2_000_000
+
+
+def test_a_tokenizer_without_a_chat_template_is_one_line_with_the_remedy(tiny_folder, train, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_folder, bare)
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="--chat-template"):
+        run_filter(str(train), tmp_path / "run", settings(str(bare)))
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] ")
+    assert not (tmp_path / "run").exists()

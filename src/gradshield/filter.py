@@ -205,6 +205,8 @@ def encode_row(row: Row, layout: str, model: Model, settings: FilterSettings) ->
 
 def good_scores(reference: Reference, model: Model, settings: FilterSettings) -> np.ndarray:
     """Scores of rows known to be good: the anchors that answer or refuse, and the user's own, if there are any."""
+    if settings.threshold != "anchored":
+        return np.empty(0)
     good = np.concatenate([reference.anchors["good"], reference.anchors["refusal"]])
     if settings.reference is None:
         return good

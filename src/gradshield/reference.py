@@ -73,7 +73,8 @@ class AlignmentCheck:
 
 @dataclass(frozen=True)
 class Reference:
-    """A scorer for the model, and the scores of the anchors by kind ("good", "refusal", "harmful")."""
+    """A scorer for the model, and the scores of the anchors by kind ("good", "refusal", "harmful"); of FIHS only where
+    the threshold needs them."""
 
     scorer: Scorer
     anchors: Mapping[str, np.ndarray]
@@ -117,6 +118,8 @@ def make_reference(model: Model, check: AlignmentCheck, settings: FilterSettings
     if file.exists():
         saved = json.loads(file.read_text(encoding="utf-8"))
         return Reference(scorer, {kind: np.array(values) for kind, values in saved.items()})
+    if settings.threshold != "anchored":  # a gradient for every anchor is dear where nothing is decided by them
+        return Reference(scorer, {})
     anchors = {
         kind: score(examples, scorer, batch_tokens=settings.batch_tokens, title=f"{kind} anchors")["score"]
         for kind, examples in anchor_examples(model).items()

@@ -89,8 +89,6 @@ class TuneSettings(BaseModel):
     task: str = Field(
         default="held-out", description="utility: held-out (loss on rows left out), or a task's name or file"
     )
-    requests: str = Field(default="bundled", description="safety: bundled, a set's name, or a file of harmful requests")
-    cases: int = Field(default=100, ge=1, description="harmful requests, and cases of the task, that are measured")
     max_asr: float = Field(default=0.05, ge=0, le=1, description="attack success rate that is let pass")
     max_asr_rise: float | None = Field(default=None, description="the same as a rise over the base model's")
     min_utility: float | None = Field(default=None, description="utility asked for (default: the base model's)")

@@ -144,3 +144,13 @@ def test_a_step_on_a_high_fihs_row_lowers_s(tiny):
                 tiny.linears[name].weight.data.add_(step * gradient)
             if step < 0:
                 assert (mean_s() - before) * sign > 0
+
+
+def test_a_device_map_scores_as_one_device(tiny_folder):
+    from gradshield.model import load_model
+
+    pytest.importorskip("accelerate")
+    plain, spread = load_model(tiny_folder), load_model(tiny_folder, device="auto")
+    examples = random_examples(5, len(plain.tokenizer))
+    one, other = (contract(m, examples, probe_gradient(m, REQUESTS, S)).dots for m in (plain, spread))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(one.abs().max()))
