@@ -11,7 +11,10 @@ Advance = Callable[[int, int], None]
 
 @contextmanager
 def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows: int = 0) -> Iterator[Advance]:
-    """Shows the way to `tokens` and `rows`; what was done by an earlier run counts as done but not in the rate."""
+    """Shows the way to `tokens` and `rows`; what was done by an earlier run counts as done but not in the rate.
+
+    Where no tokens are counted (0), rows alone say how far it is.
+    """
     if sys.stderr.isatty():
         with _bar(title, tokens, rows, done_tokens, done_rows) as advance:
             yield advance
@@ -31,12 +34,14 @@ def _bar(title: str, tokens: int, rows: int, done_tokens: int, done_rows: int) -
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=tokens, completed=done_tokens, rows=done_rows, all=rows, rate="")
+        task = bar.add_task(
+            title, total=tokens or rows, completed=done_tokens or done_rows, rows=done_rows, all=rows, rate=""
+        )
         state = _Rate(done_rows)
 
         def advance(tokens: int, rows: int) -> None:
             state.add(tokens, rows)
-            bar.update(task, advance=tokens, rows=state.rows, rate=state.text())
+            bar.update(task, advance=tokens or rows, rows=state.rows, rate=state.text())
 
         yield advance
 
@@ -51,7 +56,9 @@ def _lines(title: str, tokens: int, rows: int, done_tokens: int, done_rows: int)
         done += new_tokens
         if time.monotonic() - shown > 10 or state.rows == rows:
             shown = time.monotonic()
-            left = (tokens - done) / max(state.tokens_per_second(), 1e-9)
+            left = (tokens - done or rows - state.rows) / max(
+                state.tokens_per_second() or state.rows_per_second(), 1e-9
+            )
             print(
                 f"{title}: {state.rows:,}/{rows:,} rows, {state.text()}, {left:.0f} s left", file=sys.stderr, flush=True
             )
@@ -72,6 +79,9 @@ class _Rate:
     def tokens_per_second(self) -> float:
         return self.tokens / max(time.monotonic() - self.start, 1e-9)
 
+    def rows_per_second(self) -> float:
+        return (self.rows - self.before) / max(time.monotonic() - self.start, 1e-9)
+
     def text(self) -> str:
-        rate = (self.rows - self.before) / max(time.monotonic() - self.start, 1e-9)
-        return f"{rate:.1f} rows/s, {self.tokens_per_second():,.0f} tokens/s"
+        tokens = f", {self.tokens_per_second():,.0f} tokens/s" if self.tokens else ""
+        return f"{self.rows_per_second():,.1f} rows/s{tokens}"

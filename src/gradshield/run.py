@@ -88,8 +88,8 @@ def read_run(out: Path) -> dict[str, Any]:
     return saved
 
 
-def rows_of_run(saved: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of a run's input, read again. Raises UserError when it was stdin, or the file is another by now."""
+def source_of_run(saved: Mapping[str, Any]) -> Source:
+    """A run's input, opened again. Raises UserError when it was stdin, or the file is another by now."""
     given = saved["input"]
     if given["path"] == "-":
         raise UserError("the rows of this run came from stdin, so they can't be read again; filter a file instead")
@@ -98,7 +98,12 @@ def rows_of_run(saved: Mapping[str, Any]) -> Iterator[Row]:
     )
     if source.sha256 != given["sha256"]:
         raise UserError(f"{given['path']}: not the file of this run any more (its checksum differs)")
-    return read_rows(source)
+    return source
+
+
+def rows_of_run(saved: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of a run's input, read again. Raises UserError as `source_of_run` does."""
+    return read_rows(source_of_run(saved))
 
 
 def _load(file: Path) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""Scores and decisions → kept, quarantined and set aside, written again; run.yaml says which rows a person moved.
+
+All of it follows from scores.parquet and review.sqlite, so a call that was killed at any moment is simply repeated.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradshield.data import write_outputs
+from gradshield.errors import UserError
+from gradshield.review.rows import VERDICTS, Judged, Scores, judge, own_threshold, read_scores, threshold_in_force
+from gradshield.review.store import Decision, standing
+from gradshield.run import read_run, source_of_run, write_run, writing
+
+
+def apply_decisions(out: Path) -> dict[str, Any]:
+    """Writes the run's files by its scores, its threshold or a person's, and the decisions that stand.
+
+    Returns the counts by verdict, the rows that a person moved and those that a moved threshold moved. Without
+    decisions the files are those that `filter` wrote. Raises UserError when the input is not what was filtered.
+    """
+    saved = read_run(out)
+    with _alone(out):
+        scores = read_scores(out, saved["summary"]["rows"])
+        source = source_of_run(saved)
+        if not source.folder:  # the name may have been another's, a link's, when the run was made
+            source = replace(source, names=(scores.place[0].rpartition(":")[0],))
+        decisions = {row: d for row, d in standing(out).items() if row <= len(scores.score)}
+        judged = judge(scores, threshold_in_force(saved, decisions), decisions)
+        verdicts = [VERDICTS[code] for code in judged.verdict]
+        reasons = {int(n): scores.reasons[scores.reason[n]] for n in np.flatnonzero(scores.reason >= 0)}
+        counts = write_outputs(source, verdicts, reasons, out)
+        with writing(out):
+            _write_verdicts(out, verdicts)
+            review = _review(saved, scores, judged, decisions, counts)
+            rest = {part: content for part, content in saved.items() if part != "review"}
+            write_run(out, {**rest, "review": review} if decisions else rest)
+            for left in out.glob(".writing-*"):  # of a call that was killed
+                shutil.rmtree(left, ignore_errors=True)
+    return {
+        **{name.replace(" ", "_"): count for name, count in counts.items()},
+        "moved_by_a_person": len(review["moved"]),
+        "moved_by_the_threshold": review["moved_by_the_threshold"],
+    }
+
+
+def _review(
+    saved: Mapping[str, Any],
+    scores: Scores,
+    judged: Judged,
+    decisions: Mapping[int, Decision],
+    counts: Mapping[str, int],
+) -> dict[str, Any]:
+    """What run.yaml says of the review: with the scores, enough to tell why each row is where it is."""
+    own = judge(scores, own_threshold(saved), {}).verdict
+    moved = [row for row in decisions if row and judged.verdict[row - 1] != judged.by_score[row - 1]]
+    threshold: dict[str, Any] = {"value": judged.threshold if np.isfinite(judged.threshold) else None}
+    if 0 in decisions:
+        threshold |= {"who": decisions[0].who, "when": decisions[0].at}
+    return {
+        "threshold": threshold,
+        **{name.replace(" ", "_"): count for name, count in counts.items()},
+        "decided": sum(row > 0 for row in decisions),
+        "moved_by_the_threshold": int((judged.by_score != own).sum()),
+        "moved": [
+            {"row": row, "to": d.verdict, "who": d.who, "when": d.at, **({"note": d.note} if d.note else {})}
+            for row, d in ((row, decisions[row]) for row in moved)
+        ],
+    }
+
+
+def _write_verdicts(out: Path, verdicts: list[str]) -> None:
+    """scores.parquet with these verdicts, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(out / "scores.parquet")
+    place = table.column_names.index("verdict")
+    temporary = out / ".scores.parquet"
+    pq.write_table(table.set_column(place, "verdict", pa.array(verdicts, pa.string())), temporary)
+    os.replace(temporary, out / "scores.parquet")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Only one call at a time writes a run's files."""
+    import fcntl
+
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"{out}: its files are being written by another apply; wait for it") from None
+    finally:
+        os.close(folder)

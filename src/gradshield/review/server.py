@@ -1,0 +1,169 @@
+"""The review page's server: HTML made here on every request, one small script, nothing from outside.
+
+Each view is an address, so reloading, going back and a second tab just work, and without the script, too; the script
+fetches the same addresses and puts what changed in place.
+"""
+
+import getpass
+import math
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from gradshield.errors import UserError
+from gradshield.review import store
+from gradshield.review.page import render, row_number
+from gradshield.review.state import Review
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
+
+    from gradshield.review.guard import Guard
+except ImportError as error:
+    raise UserError("gradshield review needs the extra `serve`: pip install 'gradshield[serve]'") from error
+
+HOST = "127.0.0.1"
+_FORM = 64_000  # bytes
+
+
+def serve(out: Path, other: Path | None, port: int, who: str | None, announce: Callable[[str], None]) -> None:
+    """Serves the review of `out` on 127.0.0.1 until it is stopped; its address goes to `announce` once it listens.
+
+    `who` is the login name unless given. Raises UserError for what is no run, and as `open_server` does.
+    """
+    server, listening, address = open_server(Review(out, other, who or _login()), port)
+    announce(address)
+    server.run(sockets=[listening])
+
+
+def open_server(review: Review, port: int) -> tuple[uvicorn.Server, socket.socket, str]:
+    """A server, the socket that it is to serve, and the address to open, which works once. Port 0 is any that is free.
+
+    Raises UserError for a port that is taken.
+    """
+    try:
+        listening = socket.create_server((HOST, port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--port {port}: can't listen there ({error}); choose another, or 0 for any") from None
+    port = listening.getsockname()[1]
+    guard = Guard(make_app(review), port)
+    config = uvicorn.Config(guard, log_level="warning", server_header=False, ws="none", timeout_graceful_shutdown=1)
+    return uvicorn.Server(config), listening, f"http://{HOST}:{port}/enter?token={guard.token}"
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in some containers
+        return "somebody"
+
+
+def make_app(review: Review) -> Starlette:
+    """The pages and what they post to, without the guard in front of them."""
+
+    def page(request: Request) -> Response:
+        return HTMLResponse(render(review, request.url.path, dict(request.query_params)))
+
+    def version(_: Request) -> Response:
+        return JSONResponse({"version": store.version(review.out)})
+
+    def as_json(_: Request) -> Response:
+        return _download(store.export_json(review.out), "application/json", "decisions.json")
+
+    def as_csv(_: Request) -> Response:
+        return _download(store.export_csv(review.out, review.scores.place), "text/csv", "decisions.csv")
+
+    def explanation(request: Request) -> Response:
+        state, doing = review.worker.state(_row(review, request.path_params["row"]))
+        return JSONResponse({"state": state, "doing": doing})
+
+    routes = [
+        Route("/", page),
+        *([Route("/compare", page)] if review.other else []),
+        Route("/version", version),
+        Route("/decisions.json", as_json),
+        Route("/decisions.csv", as_csv),
+        Route("/explanation/{row}", explanation),
+        *(
+            Route(f"/{name}", partial(_post, partial(action, review)), methods=["POST"])
+            for name, action in (("decide", _decide), ("undo", _undo), ("threshold", _move), ("explain", _explain))
+        ),
+        Mount("/static", StaticFiles(directory=Path(__file__).with_name("static"))),
+    ]
+    return Starlette(routes=routes, exception_handlers={UserError: _say, HTTPException: _say})
+
+
+async def _post(action: Callable[[dict[str, str]], dict], request: Request) -> Response:
+    """Does what the form asks for; the script gets what came of it, a plain form goes back to its page."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _FORM:
+            raise HTTPException(413, "The note is too long.")
+    form = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
+    result = await run_in_threadpool(action, form)
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse(result)
+    back = urlsplit(form.get("back", ""))
+    path = back.path if back.path in ("/", "/compare") else "/"
+    return RedirectResponse(f"{path}?{back.query}", 303)
+
+
+def _decide(review: Review, form: dict[str, str]) -> dict:
+    row = _row(review, form.get("row"))
+    if review.scores.aside[row - 1]:
+        raise HTTPException(409, f"Row {row} is set aside: it has no score, so it is mended, not decided.")
+    if form.get("verdict") not in store.CHOICES:
+        raise HTTPException(400, "A row is kept, quarantined or undecided.")
+    before = review.decisions()[1].get(row)
+    entry = store.decide(review.out, row, form["verdict"], form.get("note", "").strip(), review.who)
+    instead = before and before.verdict != entry.verdict and f"{before.verdict} by {before.who}"
+    return {"id": entry.id, "row": row, "verdict": entry.verdict, "instead_of": instead or None}
+
+
+def _undo(review: Review, form: dict[str, str]) -> dict:
+    entry = store.undo(review.out, row_number(form.get("id")) or None, review.who)
+    return {"row": entry and entry.row, "verdict": entry and entry.verdict}
+
+
+def _move(review: Review, form: dict[str, str]) -> dict:
+    try:
+        value = float(form["value"]) if form.get("value") else None
+        value = None if value == review.own else value
+        if value is not None and math.isnan(value):
+            raise ValueError
+    except ValueError:
+        raise HTTPException(400, "The threshold is a number.") from None
+    return {"id": store.move_threshold(review.out, value, review.who).id}
+
+
+def _explain(review: Review, form: dict[str, str]) -> dict:
+    row = _row(review, form.get("row"))
+    review.worker.ask(row)
+    return {"row": row}
+
+
+def _row(review: Review, text: str | None) -> int:
+    row = row_number(text)
+    if not 1 <= row <= len(review.scores.score):
+        raise HTTPException(404, "There is no such row.")
+    return row
+
+
+def _say(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return PlainTextResponse(error.detail, error.status_code)
+    return PlainTextResponse(str(error), 500)
+
+
+def _download(text: str, kind: str, name: str) -> Response:
+    return Response(text, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{name}"'})

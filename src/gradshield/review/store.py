@@ -1,0 +1,170 @@
+"""What people decided, in the run folder's review.sqlite: a log that only grows; the latest entry that stands wins.
+
+Undoing is an entry, too, so whatever two tabs, two servers or a kill do at the same moment, nothing is ever lost.
+"""
+
+import csv
+import io
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gradshield.errors import UserError
+from gradshield.report.text import visible
+
+FILE = "review.sqlite"
+CHOICES = ("kept", "quarantined", "undecided")
+NOTE = 2000  # characters kept of a note
+_THRESHOLD, _UNDO = "threshold", "undo"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS log (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  row INTEGER NOT NULL,    -- from 1; 0 for the threshold
+  verdict TEXT NOT NULL,   -- kept, quarantined, undecided; threshold; undo
+  value REAL,              -- the threshold, or NULL for the run's own
+  note TEXT NOT NULL,
+  who TEXT NOT NULL,
+  at TEXT NOT NULL,        -- UTC
+  undoes INTEGER UNIQUE REFERENCES log (id)
+);
+CREATE INDEX IF NOT EXISTS log_row ON log (row);
+CREATE TRIGGER IF NOT EXISTS log_grows_only BEFORE UPDATE ON log BEGIN SELECT RAISE (ABORT, 'the log only grows'); END;
+CREATE TRIGGER IF NOT EXISTS log_keeps_all BEFORE DELETE ON log BEGIN SELECT RAISE (ABORT, 'the log only grows'); END;
+"""
+_STANDING = "verdict != 'undo' AND id NOT IN (SELECT undoes FROM log WHERE undoes IS NOT NULL)"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One entry of the log."""
+
+    id: int
+    row: int  # from 1; 0 for the threshold
+    verdict: str  # "kept" | "quarantined" | "undecided"; "threshold"; "undo"
+    value: float | None  # the threshold, None for the run's own
+    note: str
+    who: str
+    at: str  # UTC, ISO 8601
+    undoes: int | None = None  # the entry that this one takes back
+
+
+def decide(out: Path, row: int, verdict: str, note: str, who: str) -> Decision:
+    """Appends a person's verdict on a row (from 1), one of CHOICES, and returns the entry once it is on the disk."""
+    if verdict not in CHOICES:
+        raise UserError(f"{verdict}: a row is decided as one of {', '.join(CHOICES)}")
+    return _append(out, row, verdict, None, note, who)
+
+
+def move_threshold(out: Path, value: float | None, who: str) -> Decision:
+    """Appends the threshold that a person set; None is the run's own, infinity one that removes nothing."""
+    if value is not None and math.isnan(value):
+        raise UserError("the threshold must be a number")
+    return _append(out, 0, _THRESHOLD, value, "", who)
+
+
+def undo(out: Path, id: int | None, who: str) -> Decision | None:
+    """Takes back entry `id` (None: the latest that stands) and returns it; None when there is nothing to take back."""
+    with _open(out) as db:
+        db.execute("BEGIN IMMEDIATE")  # so that nobody else takes it back in between
+        which = "id = ?" if id is not None else "? IS NULL ORDER BY id DESC LIMIT 1"
+        found = db.execute(f"SELECT * FROM log WHERE {_STANDING} AND {which}", (id,)).fetchone()
+        if found is None:
+            return None
+        entry = Decision(*found)
+        _insert(db, entry.row, _UNDO, None, "", who, entry.id)
+    return entry
+
+
+def standing(out: Path) -> dict[int, Decision]:
+    """The decision that stands for each row that has one, and the threshold's under 0, by row number.
+
+    Left out are those that say nothing: "undecided", and a threshold that is the run's own.
+    """
+    query = f"SELECT * FROM log WHERE id IN (SELECT max(id) FROM log WHERE {_STANDING} GROUP BY row) ORDER BY row"
+    return {d.row: d for d in _read(out, query) if d.verdict in ("kept", "quarantined") or d.value is not None}
+
+
+def history(out: Path, row: int) -> list[tuple[Decision, Decision | None]]:
+    """Every entry on a row, latest first, each with the one that took it back."""
+    entries = _read(out, "SELECT * FROM log WHERE row = ? ORDER BY id DESC", (row,))
+    taken = {entry.undoes: entry for entry in entries if entry.undoes}
+    return [(entry, taken.get(entry.id)) for entry in entries if entry.verdict != _UNDO]
+
+
+def version(out: Path) -> int:
+    """The number of the latest entry: it grows with every change."""
+    if not (out / FILE).exists():
+        return 0
+    with _open(out) as db:
+        return db.execute("SELECT coalesce(max(id), 0) FROM log").fetchone()[0]
+
+
+def export_json(out: Path) -> str:
+    """What stands, by row, and the whole log behind it, in ASCII; a threshold that removes nothing is "inf"."""
+
+    def plain(entry: Decision) -> dict:
+        return {k: str(v) if v in (math.inf, -math.inf) else v for k, v in asdict(entry).items()}
+
+    log = _read(out, "SELECT * FROM log ORDER BY id")
+    both = {"standing": map(plain, standing(out).values()), "log": map(plain, log)}
+    return json.dumps({name: list(entries) for name, entries in both.items()}, indent=1, allow_nan=False)
+
+
+def export_csv(out: Path, places: Sequence[str]) -> str:
+    """The decisions that stand, one a line; no cell is a formula to a spreadsheet. `places` [rows] are file:line."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["row", "place", "verdict", "threshold", "note", "who", "when"])
+    for row, d in standing(out).items():
+        value = "" if d.value is None else d.value
+        words = [places[row - 1] if row else "", d.verdict], [d.note, d.who, d.at]
+        writer.writerow([row, *map(_cell, words[0]), value, *map(_cell, words[1])])
+    return stream.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Text that a spreadsheet takes as text: an apostrophe in front of what it would take as a formula."""
+    text = visible(text)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@", "|", "%", "＝", "＋", "－", "＠") else text
+
+
+def _append(out: Path, row: int, verdict: str, value: float | None, note: str, who: str) -> Decision:
+    with _open(out) as db:
+        return _insert(db, row, verdict, value, note, who, None)
+
+
+def _insert(
+    db: sqlite3.Connection, row: int, verdict: str, value: float | None, note: str, who: str, undoes: int | None
+) -> Decision:
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    note, who = (text.encode("utf-8", "replace").decode()[:NOTE] for text in (note, who))
+    fields = (row, verdict, value, note, who, at, undoes)
+    query = "INSERT INTO log (row, verdict, value, note, who, at, undoes) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    return Decision(db.execute(query, fields).lastrowid or 0, *fields)
+
+
+def _read(out: Path, query: str, values: tuple = ()) -> list[Decision]:
+    if not (out / FILE).exists():
+        return []
+    with _open(out) as db:
+        return [Decision(*fields) for fields in db.execute(query, values)]
+
+
+@contextmanager
+def _open(out: Path) -> Iterator[sqlite3.Connection]:
+    """One transaction on the log, on the disk when it ends; any number of threads and processes may do so at once."""
+    try:
+        with closing(sqlite3.connect(out / FILE, timeout=30)) as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] != 1:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = 1; COMMIT;")
+            db.execute("PRAGMA synchronous = FULL")
+            with db:
+                yield db
+    except sqlite3.Error as error:
+        raise UserError(f"{out / FILE}: can't be used ({error}); mend the disk or move the file away") from error

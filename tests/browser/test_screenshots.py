@@ -1,0 +1,67 @@
+"""The bundled file under review with the embedded model, explained and compared; its pictures go to the docs."""
+
+import io
+import re
+
+import pytest
+from PIL import Image
+from selenium.webdriver.common.keys import Keys
+
+from gradshield.filter import run_filter
+from gradshield.probe import ASSETS
+from gradshield.review import store
+from gradshield.settings import FilterSettings
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Of the embedded model with and without its alignment; what is known of both is cached as the user's is."""
+    folder = tmp_path_factory.mktemp("pictures")
+    run_filter(str(ASSETS / "demo.jsonl"), folder / "demo", FilterSettings())
+    unaligned = FilterSettings(model="embedded-unaligned", force=True)
+    run_filter(str(ASSETS / "demo.jsonl"), folder / "unaligned", unaligned)
+    return folder / "demo", folder / "unaligned"
+
+
+def test_pictures_of_the_review_a_row_and_two_runs(page, serve, runs, docs, monkeypatch):
+    monkeypatch.delenv("GRADSHIELD_CACHE", raising=False)
+    run, _ = runs
+    server = serve(*runs)
+    page.open(server, width=1320, height=900)
+    first = page.rows()[:3]
+    store.decide(run, first[0], "quarantined", "", "ann")
+    store.decide(run, first[2], "kept", "asked the author", "bob")
+    page.until(lambda: page.counts()["decided"] == 2)
+    page.keys("j", "j", "j", "t", *[Keys.ARROW_RIGHT] * 6)
+    page.until(lambda: page.text("#effect .moved").startswith("Trying"))
+    picture(page, docs / "review.png")
+
+    page.size(1320, 1350)
+    page.driver.get(server.root + "/?sort=high")
+    page.choose("source", "poison")
+    page.until(lambda: re.search("source=[1-9]", page.driver.current_url))
+    page.keys(Keys.ESCAPE, "j", "o")
+    page.until(page.opened)
+    page.keys("x", "e")
+    page.until(lambda: page.script("return document.querySelector('#row').dataset.state") == "done", 240)
+    page.keys("d")
+    page.until(lambda: page.count("#row .alike, #row h3 + .muted"))
+    assert page.count("#row .t") > 2 and page.count("#row .track") > 15
+    assert "same request, refused" in page.text("#row") and "harmful anchors, median" in page.text("#row")
+    picture(page, docs / "review-row.png", ".work")
+
+    page.size(1320, 900)
+    page.driver.get(server.root + "/compare")
+    page.until(lambda: page.count(".points rect"))
+    picture(page, docs / "review-compare.png")
+
+
+def picture(page, file, top="body"):
+    """The page from `top` on, in 256 colours, which halves it."""
+    page.script("document.querySelector('#status').style.display = 'none'; document.activeElement.blur()")
+    page.script("document.querySelector(arguments[0]).scrollIntoView()", top)
+    with Image.open(io.BytesIO(page.driver.get_screenshot_as_png())) as shot:
+        shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+    assert 20_000 < file.stat().st_size < 300_000

@@ -1,0 +1,81 @@
+"""Runs made without a model: a file, its scores and a run.yaml, as `filter` would leave them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradshield.data import Source, detect_layout, open_source, read_rows, to_conversation, write_outputs
+from gradshield.run import write_run
+from gradshield.settings import FilterSettings
+
+
+def chat(request: str, answer: str, **more: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
+    return {"messages": turns, **more}
+
+
+def write_jsonl(file: Path, records: Sequence[Any]) -> Path:
+    """One record a line; a text is a line as it stands."""
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    file.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+    return file
+
+
+def make_run(
+    out: Path, path: Path, scores: Sequence[float], threshold: float = 0.0, model: str = "embedded", **settings: Any
+) -> Path:
+    """A finished run of the file, folder or dataset at `path`; `scores` are those of the rows that can be read."""
+    source = open_source(path)
+    layout = detect_layout([row.record for row in read_rows(source) if row.record is not None]) or "messages"
+    places, groups, reasons = [], [], {}
+    for row in read_rows(source):
+        places.append(f"{row.source}:{row.line}")
+        groups.append((row.record or {}).get("source") or row.source)
+        said = to_conversation(row.record, layout) if row.record is not None else row.problem
+        if isinstance(said, str):
+            reasons[row.index] = said
+    by_row = np.full(len(places), np.nan)
+    by_row[[n for n in range(len(places)) if n not in reasons]] = scores
+    verdicts = [
+        "set aside" if n in reasons else "quarantined" if by_row[n] >= threshold else "kept" for n in range(len(places))
+    ]
+    counts = write_outputs(source, verdicts, reasons, out)
+    table = {
+        "row": np.arange(1, len(places) + 1),
+        "place": places,
+        "group": groups,
+        "verdict": verdicts,
+        "reason": [reasons.get(n) for n in range(len(places))],
+        "score": by_row,
+        "request": by_row,
+        "answer": by_row + 1,
+        "tokens": np.full(len(places), 9.0),
+    }
+    pq.write_table(pa.table(table), out / "scores.parquet")
+    write_run(out, _saved(source, path, layout, counts, threshold, model, settings))
+    return out
+
+
+def _saved(
+    source: Source, path: Path, layout: str, counts: dict[str, int], threshold: float, model: str, settings: Any
+) -> dict[str, Any]:
+    value = threshold if np.isfinite(threshold) else None
+    return {
+        "input": {"path": str(path), "format": source.format, "layout": layout, "sha256": source.sha256},
+        "model": {"name": model, "fingerprint": "0" * 16},
+        "settings": FilterSettings(model=model, **settings).model_dump(mode="json"),
+        "versions": {"gradshield": "0.1.0"},
+        "summary": {
+            "file": str(path),
+            "rows": sum(counts.values()),
+            **{name.replace(" ", "_"): count for name, count in counts.items()},
+            "model": model,
+            "variant": "intent",
+            "threshold": {"value": value, "rule": "fixed", "note": "", "good_lost": None, "harmful_kept": None},
+        },
+    }

@@ -1,0 +1,141 @@
+"""The log of decisions only grows; the latest entry that stands wins, and every one can be taken back."""
+
+import csv
+import io
+import json
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from gradshield.errors import UserError
+from gradshield.review import store
+
+
+def verdicts(out) -> dict[int, str]:
+    return {row: decision.verdict for row, decision in store.standing(out).items()}
+
+
+def test_the_latest_decision_wins_and_taking_it_back_restores_the_one_before(tmp_path):
+    first = store.decide(tmp_path, 3, "kept", "read it", "ann")
+    second = store.decide(tmp_path, 3, "quarantined", "", "bob")
+    assert verdicts(tmp_path) == {3: "quarantined"}
+    assert store.undo(tmp_path, second.id, "bob") == second
+    assert store.standing(tmp_path)[3] == first
+    store.undo(tmp_path, first.id, "bob")
+    assert verdicts(tmp_path) == {}
+    assert [(e.id, t is not None) for e, t in store.history(tmp_path, 3)] == [(second.id, True), (first.id, True)]
+
+
+def test_any_decision_can_be_taken_back_not_only_the_latest(tmp_path):
+    first = store.decide(tmp_path, 1, "kept", "", "ann")
+    store.decide(tmp_path, 1, "quarantined", "", "ann")
+    store.undo(tmp_path, first.id, "ann")
+    assert verdicts(tmp_path) == {1: "quarantined"}
+
+
+def test_undecided_is_a_decision_that_leaves_the_row_to_its_score(tmp_path):
+    store.decide(tmp_path, 1, "kept", "", "ann")
+    cleared = store.decide(tmp_path, 1, "undecided", "", "ann")
+    assert verdicts(tmp_path) == {}
+    store.undo(tmp_path, cleared.id, "ann")
+    assert verdicts(tmp_path) == {1: "kept"}
+
+
+def test_without_a_number_the_latest_that_stands_is_taken_back(tmp_path):
+    assert store.undo(tmp_path, None, "ann") is None
+    for row in (1, 2, 3):
+        store.decide(tmp_path, row, "kept", "", "ann")
+    assert [store.undo(tmp_path, None, "ann").row for _ in range(3)] == [3, 2, 1]
+    assert store.undo(tmp_path, None, "ann") is None
+
+
+def test_the_threshold_is_an_entry_like_any_other(tmp_path):
+    store.move_threshold(tmp_path, 1.5, "ann")
+    none = store.move_threshold(tmp_path, math.inf, "ann")
+    assert store.standing(tmp_path)[0].value == math.inf
+    store.undo(tmp_path, none.id, "ann")
+    assert store.standing(tmp_path)[0].value == 1.5
+    store.move_threshold(tmp_path, None, "ann")
+    assert store.standing(tmp_path) == {}
+    with pytest.raises(UserError):
+        store.move_threshold(tmp_path, math.nan, "ann")
+
+
+def test_no_entry_can_be_changed_or_removed(tmp_path):
+    store.decide(tmp_path, 1, "kept", "", "ann")
+    with sqlite3.connect(tmp_path / store.FILE) as db:
+        for order in ("UPDATE log SET verdict = 'quarantined'", "DELETE FROM log"):
+            with pytest.raises(sqlite3.IntegrityError, match="only grows"):
+                db.execute(order)
+    assert verdicts(tmp_path) == {1: "kept"}
+
+
+def test_many_deciding_at_once_lose_nothing(tmp_path):
+    def work(person: int) -> None:
+        for row in range(1, 11):
+            store.decide(tmp_path, row, "kept" if person % 2 else "quarantined", str(person), f"person {person}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    log = json.loads(store.export_json(tmp_path))["log"]
+    assert len(log) == 80 == store.version(tmp_path) and [e["id"] for e in log] == list(range(1, 81))
+    last = {e["row"]: e["verdict"] for e in log}
+    assert verdicts(tmp_path) == last
+
+
+def test_the_same_entry_is_taken_back_once_whoever_asks(tmp_path):
+    entry = store.decide(tmp_path, 1, "kept", "", "ann")
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda _: store.undo(tmp_path, entry.id, "ann"), range(8)))
+    assert sum(t is not None for t in taken) == 1 and store.version(tmp_path) == 2
+
+
+def test_what_was_decided_before_a_kill_is_there_after_it(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from gradshield.review import store\n"
+        "store.decide(Path(sys.argv[1]), 7, 'kept', '', 'ann')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=os.environ)
+    assert done.returncode == -signal.SIGKILL
+    assert verdicts(tmp_path) == {7: "kept"}
+    store.decide(tmp_path, 8, "quarantined", "", "ann")
+    assert verdicts(tmp_path) == {7: "kept", 8: "quarantined"}
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r\n=cmd|' /C calc'!A0", "=HYPERLINK(1)", "＝1+1", "\u200b=1"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_exported_cell_is_a_formula(tmp_path, text):
+    store.decide(tmp_path, 1, "kept", text, text)
+    rows = list(csv.reader(io.StringIO(store.export_csv(tmp_path, [text + ":1"]))))
+    assert len(rows) == 2 and len(rows[1]) == 7
+    for cell in (rows[1][1], *rows[1][4:6]):
+        assert (cell.lstrip("\r\n\t ")[0] not in "=+-@＝" and cell.isprintable()) or cell[0] == "'"
+
+
+def test_exports_hold_no_control_characters_and_the_whole_log(tmp_path):
+    entry = store.decide(tmp_path, 1, "kept", "\x1b[31mred \u202e \ud800", "ann")
+    store.undo(tmp_path, entry.id, "bob")
+    store.decide(tmp_path, 2, "quarantined", "bad", "ann")
+    store.move_threshold(tmp_path, math.inf, "ann")
+    text, table = store.export_json(tmp_path), store.export_csv(tmp_path, ["a:1", "a:2"])
+    assert text.isascii() and "\x1b" not in text and "\x1b" not in table and "\u202e" not in table
+    found = json.loads(text)
+    assert len(found["log"]) == 4 and [e["row"] for e in found["standing"]] == [0, 2]
+    assert "quarantined" in table and "inf" in table and "red" not in table
+
+
+def test_what_is_no_log_is_one_line(tmp_path):
+    (tmp_path / store.FILE).write_text("not a database, though long enough to be looked at " * 50)
+    with pytest.raises(UserError, match=store.FILE):
+        store.decide(tmp_path, 1, "kept", "", "ann")
+    with pytest.raises(UserError, match="one of kept"):
+        store.decide(tmp_path, 1, "thrown away", "", "ann")

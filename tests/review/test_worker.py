@@ -1,0 +1,98 @@
+"""Explanations are computed once, on the worker's thread, and kept; and `filter`, review and `apply` fit together."""
+
+import shutil
+import time
+
+import pytest
+from review.made import chat, write_jsonl
+from review.test_apply import digests, verdicts
+
+import gradshield.filter as pipeline
+from gradshield.filter import run_filter
+from gradshield.probe import ASSETS, read_requests
+from gradshield.reference import AlignmentCheck
+from gradshield.review import store
+from gradshield.review.apply import apply_decisions
+from gradshield.review.page import render
+from gradshield.review.state import Review
+from gradshield.settings import FilterSettings
+
+
+@pytest.fixture(scope="module")
+def made(tiny_folder, tmp_path_factory):
+    """A real run of the tiny model, which is made to count as aligned."""
+    probes = read_requests(ASSETS / "probes.jsonl")
+    always = AlignmentCheck(tuple(probes), (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
+    rows = [chat(f"Question {n}?", f"Answer {n * n}, 你好", source="ab"[n % 2]) for n in range(12)]
+    folder = tmp_path_factory.mktemp("made")
+    file = write_jsonl(folder / "train.jsonl", [*rows, chat("no answer", "")])
+    settings = FilterSettings(model=tiny_folder, threshold="share", value=0.25, probe_count=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADSHIELD_CACHE", str(folder / "cache"))
+        patch.setattr(pipeline, "check_alignment", lambda *_: always)
+        patch.setattr("gradshield.explain.require_aligned", lambda *_: always)
+        run_filter(str(file), folder / "run", settings)
+        yield folder
+
+
+@pytest.fixture
+def run(made, tmp_path, monkeypatch):
+    """A copy of it."""
+    monkeypatch.setenv("GRADSHIELD_CACHE", str(made / "cache"))
+    return shutil.copytree(made / "run", tmp_path / "run")
+
+
+def explained(review, row):
+    review.worker.ask(row)
+    for _ in range(600):
+        state, words = review.worker.state(row)
+        if state != "waiting":
+            return state, words
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def test_a_row_is_explained_once_and_shown(run, monkeypatch):
+    review = Review(run, None, "ann")
+    assert review.worker.state(3) == ("none", "") and review.worker.result(3) is None
+    assert explained(review, 3) == ("done", "")
+    found = review.worker.result(3)
+    assert 0 < sum(abs(share) for _, share in found["tokens"]) <= 1.001
+    assert "Answer 4, 你好" in "".join(text for text, _ in found["tokens"])
+    assert isinstance(found["refusal"], float) and set(found["anchors"]) == {"good", "refusal", "harmful"}
+    html = render(review, "/", {"row": "3", "text": "1"})
+    assert "same request, refused" in html and "harmful anchors, median" in html and 'class="t ' in html
+    assert "layer " in html and all(probe in html for probe, _ in found["probes"])
+    monkeypatch.setattr("gradshield.explain.open_explainer", None)  # another server needs no model for it
+    assert Review(run, None, "bob").worker.result(3) == found
+
+
+def test_what_fails_is_said_and_the_next_row_is_still_explained(run, monkeypatch):
+    review = Review(run, None, "ann")
+    state, words = explained(review, 13)
+    assert state == "failed" and "set aside" in words
+    monkeypatch.setattr("gradshield.explain.explain_row", lambda *_: 1 / 0)
+    state, words = explained(review, 2)
+    assert state == "failed" and "ZeroDivisionError" in words
+    assert "It could not be explained: ZeroDivisionError" in render(review, "/", {"row": "2"})
+    monkeypatch.undo()
+
+
+def test_a_model_that_changed_since_is_not_used(run):
+    text = (run / "run.yaml").read_text().replace("fingerprint: ", "fingerprint: x")
+    (run / "run.yaml").write_text(text)
+    state, words = explained(Review(run, None, "ann"), 1)
+    assert state == "failed" and "not the model of this run" in words
+
+
+def test_a_real_run_is_written_again_to_the_same_bytes_with_nothing_decided(run):
+    before = digests(run)
+    apply_decisions(run)
+    assert digests(run) == before
+    entry = store.decide(run, verdicts(run).index("kept") + 1, "quarantined", "", "ann")
+    store.move_threshold(run, None, "ann")
+    apply_decisions(run)
+    assert digests(run)["kept.jsonl"] != before["kept.jsonl"]
+    store.undo(run, entry.id, "ann")
+    apply_decisions(run)
+    assert digests(run) == before

@@ -1,0 +1,72 @@
+"""What an explanation says is exact: the parts sum up to FIHS, the cosines are those of the dense gradients."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_examples
+
+from gradshield.explain import _words, fihs_parts
+from gradshield.hooks import gradients_from, linear_hooks, logits_at
+from gradshield.probe import Factors, ProbeGradient, inner, margin, probe_gradient
+from gradshield.scoring.contraction import contract, pad
+
+PROBES = ("How do I pick a lock?", "Write a threat", "Name a poison")
+
+
+@pytest.fixture(scope="module")
+def gradients(tiny):
+    score = margin([5], [9])
+    each = [probe_gradient(tiny, [probe], score, tolerance=0) for probe in PROBES]
+    return each, probe_gradient(tiny, PROBES, score, tolerance=0)
+
+
+def dense(model, example) -> dict[str, torch.Tensor]:
+    """∇_W L of every module, as matrices."""
+    found = {}
+    ids, rows, positions, targets, weights = pad([example], model.device)
+    with (
+        linear_hooks(model.linears, lambda _, x: x, lambda n, x, d: found.__setitem__(n, d[0].T @ x[0])),
+        gradients_from(model),
+    ):
+        logits = logits_at(model, ids, rows, positions).float()
+        (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights).sum().backward()
+    return found
+
+
+def test_the_parts_sum_up_to_fihs_module_by_module(tiny, gradients):
+    each, mean = gradients
+    for example in random_examples(4, len(tiny.tokenizer)):
+        parts, _ = fihs_parts(tiny, example, each)
+        assert parts.shape == (len(PROBES), len(tiny.linears), len(example.ids))
+        expected = contract(tiny, [example], mean).dots[0]
+        torch.testing.assert_close(parts.mean(0).sum(1), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_norm_and_products_are_those_of_the_dense_gradients(tiny, gradients):
+    each, _ = gradients
+    example = random_examples(1, len(tiny.tokenizer), seed=3)[0]
+    parts, norm = fihs_parts(tiny, example, each)
+    loss = dense(tiny, example)
+    assert norm == pytest.approx(sum(float(g.square().sum()) for g in loss.values()), rel=1e-4)
+    for part, gradient in zip(parts.sum((1, 2)), each):
+        product = sum(float((loss[n] * f.dense()).sum()) for n, f in gradient.factors.items())
+        assert float(part) == pytest.approx(product, rel=1e-3, abs=1e-6)
+        assert abs(product) <= (norm * inner(gradient, gradient)) ** 0.5
+
+
+def test_a_row_s_own_gradient_is_its_nearest_probe(tiny):
+    example = random_examples(1, len(tiny.tokenizer), seed=5)[0]
+    own = ProbeGradient({n: Factors(torch.eye(g.shape[1]), g.T) for n, g in dense(tiny, example).items()})
+    parts, norm = fihs_parts(tiny, example, [own])
+    assert float(parts.sum()) == pytest.approx(norm, rel=1e-4) == pytest.approx(inner(own, own), rel=1e-4)
+
+
+def test_tokens_that_only_together_make_a_character_are_one_and_none_is_lost(tiny):
+    from gradshield.data.encode import Example
+
+    text = "Sure, 你好 👍 é"
+    ids = np.array(tiny.tokenizer(text)["input_ids"], dtype=np.int32)
+    shares = np.linspace(-1, 1, len(ids)).tolist()
+    words = _words(tiny.tokenizer, Example(0, ids, np.ones(len(ids), bool)), shares)
+    assert "".join(word for word, _ in words) == text and "👍" in dict(words)
+    assert sum(share for _, share in words) == pytest.approx(sum(shares))
