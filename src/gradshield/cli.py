@@ -5,16 +5,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from gradshield.errors import UserError
-from gradshield.settings import FilterSettings
+from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,7 @@ app = typer.Typer(
 console = Console()
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 
+S = TypeVar("S", bound=BaseModel)
 ModelOption = Annotated[str, typer.Option("--model", help='Hub id, folder, .gguf, adapter folder, or "embedded"')]
 AdapterOption = Annotated[str | None, typer.Option("--adapter", help="PEFT adapter laid over the model")]
 QuantizeOption = Annotated[str | None, typer.Option("--quantize", help="4bit or 8bit (bitsandbytes)")]
@@ -32,24 +34,30 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machine
 ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harmful requests (default: bundled)")]
 
 
-def filter_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command that takes **flags a flag for each field of FilterSettings (`columns` is --map, repeatable)."""
-    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    fields = []
-    for name, field in FilterSettings.model_fields.items():
-        if name == "columns":
-            kind: Any = Annotated[list[str] | None, typer.Option("--map", help=f"{field.description} (prompt=COLUMN)")]
-        else:
-            kind = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[valid-type]
-        fields.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind))
-    signature = inspect.Signature([*own, *fields])
-    function.__signature__ = signature  # type: ignore[attr-defined]
-    function.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    return function
+def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command that takes **flags a flag for each field of the settings (`columns` is --map, repeatable)."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        more = []
+        for name, field in ((n, f) for model in models for n, f in model.model_fields.items()):
+            if name == "columns":
+                kind: Any = Annotated[
+                    list[str] | None, typer.Option("--map", help=f"{field.description} (prompt=COLUMN)")
+                ]
+            else:
+                kind = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[valid-type]
+            more.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind))
+        signature = inspect.Signature([*own, *more])
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        function.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return function
+
+    return decorate
 
 
 @app.command()
-@filter_flags
+@flags_of(FilterSettings)
 def filter(
     path: Annotated[str, typer.Argument(help='file, folder, Hub dataset id, or "-" for stdin')],
     out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("run"),
@@ -58,7 +66,7 @@ def filter(
     **flags: Any,
 ) -> None:
     """Keep the rows that are safe to train on, quarantine the rest."""
-    settings = _settings({**flags, "columns": dict(_pair(item) for item in flags["columns"] or []) or None})
+    settings = _settings(flags, FilterSettings)
     from gradshield.filter import estimate, run_filter
 
     if dry_run:
@@ -69,6 +77,28 @@ def filter(
         print(json.dumps(summary))
     else:
         _summary(summary, out)
+
+
+@app.command()
+@flags_of(FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
+def tune(
+    path: Annotated[str, typer.Argument(help="file, folder or Hub dataset id")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("tune-run"),
+    as_json: JsonOption = False,
+    **flags: Any,
+) -> None:
+    """Fine-tune on the rows that leave the model safe and useful; exit code 3 when there is no such model."""
+    settings, training = _settings(flags, FilterSettings), _settings(flags, FinetuneSettings)
+    tuning, measuring = _settings(flags, TuneSettings), _settings(flags, EvaluationSettings)
+    from gradshield.tune import run_tune
+
+    summary = run_tune(path, out, settings, training, tuning, measuring, tell=lambda trial: _trial(trial, as_json))
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        _tuned(summary)
+    if summary["accepted"] is None:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -85,7 +115,7 @@ def check(
     from gradshield.filter import load
     from gradshield.reference import check_alignment
 
-    loaded = load(_settings({"model": model, "adapter": adapter, "quantize": quantize}))
+    loaded = load(_settings({"model": model, "adapter": adapter, "quantize": quantize}, FilterSettings))
     result = check_alignment(loaded, probes)
     share, missing = loaded.coverage()
     facts = {
@@ -134,6 +164,8 @@ def explain(
     for name, number in result.signals.items():
         console.print(f"  {name} {number:+.2f}")
     console.print("median of anchors: " + ", ".join(f"{k} {v:+.2f}" for k, v in result.anchors.items()))
+    if result.refusal is not None:
+        console.print(f"the same request, refused: {result.refusal:+.2f}")
     if set(result.signals) & {"request", "answer"}:
         console.print("FIHS below is a second opinion: the score is the smaller of request and answer")
     for title, pairs in (
@@ -145,6 +177,52 @@ def explain(
         for name, number in pairs:
             table.add_row(safe(name, 70), f"{number:+.3f}")
         console.print(table)
+
+
+@app.command()
+def review(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    other: Annotated[Path | None, typer.Argument(help="second run of the same file, to compare with")] = None,
+    port: Annotated[int, typer.Option(help="port on 127.0.0.1 (default: any that is free)")] = 0,
+    who: Annotated[str | None, typer.Option(help="your name in the decisions (default: your login name)")] = None,
+) -> None:
+    """Look at the rows on a local page and decide: keep, quarantine, or move the threshold."""
+    from gradshield.review.server import serve
+
+    serve(run, other, port, who, lambda address: print(f"review: {address}\n(Ctrl-C stops it)", flush=True))
+
+
+@app.command()
+def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: JsonOption = False) -> None:
+    """Write a run's files again, by its scores and the decisions made in the review."""
+    from gradshield.review.apply import apply_decisions
+
+    _show(apply_decisions(run), as_json, f"files in {run}")
+
+
+@app.command("eval")
+@flags_of(EvaluationSettings)
+def evaluate(
+    model: ModelOption = "embedded",
+    adapter: AdapterOption = None,
+    quantize: QuantizeOption = None,
+    safety: Annotated[bool, typer.Option("--safety", help="ask harmful requests, and ones that look so")] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(help="samsum, dialogsum, agnews, gsm8k, arc-easy, arc-challenge, a jsonl file, a task of lm-eval"),
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="held-out rows whose loss says how useful the model is")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("run"),
+    as_json: JsonOption = False,
+    **flags: Any,
+) -> None:
+    """How safe and how useful is this model? With intervals, and every answer kept for reading."""
+    settings = _settings(flags, EvaluationSettings)
+    of = _settings({"model": model, "adapter": adapter, "quantize": quantize}, FilterSettings)
+    from gradshield.evaluation.run import in_words, run_evaluation
+
+    summary = run_evaluation(out, settings, of, safety=safety, task=task, rows=rows)
+    _show(summary if as_json else in_words(summary), as_json, f"answers in {out}")
 
 
 @app.command()
@@ -176,7 +254,7 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = 
     from gradshield.filter import run_filter
     from gradshield.probe import ASSETS
 
-    summary = run_filter(str(ASSETS / "demo.jsonl"), out, _settings({}))
+    summary = run_filter(str(ASSETS / "demo.jsonl"), out, FilterSettings())
     _summary(summary, out)
     import pyarrow.parquet as pq
 
@@ -210,9 +288,14 @@ def safe(text: str, limit: int, markup: bool = True) -> str:
     return escape(shown) if markup else shown
 
 
-def _settings(values: dict[str, Any]) -> FilterSettings:
+def _settings(flags: dict[str, Any], kind: type[S]) -> S:
+    """The settings of `kind` among the flags."""
+    values = {name: value for name, value in flags.items() if name in kind.model_fields}
+    if values.get("columns"):
+        values["columns"] = dict(_pair(item) for item in values["columns"])
+    values = {name: value for name, value in values.items() if (name, value) != ("columns", [])}
     try:
-        return FilterSettings(**values)
+        return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}") from None
@@ -244,6 +327,36 @@ def _summary(summary: dict[str, Any], out: Path) -> None:
         refused = f"{summary['probes']['refused']} of {summary['probes']['of']}"
         console.print(f"warning: this model refuses only {refused} probes, so it is a weak reference", style="bold")
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+def _trial(trial: Any, quiet: bool) -> None:
+    """One line a trial, as it ends; on stderr where stdout is for machines."""
+    threshold = "every row" if trial.threshold is None else f"below {trial.threshold:+.2f}"
+    asr = "" if trial.asr is None else f", ASR {trial.asr:.3f}"
+    utility = "" if trial.utility is None else f", utility {trial.utility:.3f}"
+    verdict = "accepted" if trial.safe and trial.useful else trial.note or "not safe"
+    line = f"trial {trial.number}: {trial.kept:,} rows ({threshold}){asr}{utility}: {verdict}"
+    print(line, file=sys.stderr if quiet else sys.stdout, flush=True)
+
+
+def _tuned(summary: dict[str, Any]) -> None:
+    table = Table(title=safe(str(summary["file"]), 80), show_header=False)
+    table.add_row("verdict", "accepted" if summary["accepted"] else f"REJECTED: {summary['reason']}")
+    for name in ("rows", "kept", "quarantined", "set_aside"):
+        if name in summary:
+            table.add_row(name.replace("_", " "), f"{summary[name]:,}")
+    base = summary["base"]
+    for name, label in (("asr", "ASR"), ("utility", f"utility ({summary['task']})")):
+        shown = "not measured" if summary[name] is None else f"{summary[name]:.3f}"
+        table.add_row(label, f"{shown} (base model {base[name]:.3f})")
+    cost = summary["cost"]
+    table.add_row(
+        "cost",
+        f"{cost['trials']} trainings, {cost['steps']} steps, {cost['scored_tokens']:,} scored tokens, "
+        f"{cost['safety_evaluations']} safety evaluations, {cost['seconds']:.0f} s",
+    )
+    table.add_row("model", safe(str(summary["model"]), 100))
+    console.print(table)
 
 
 def _show(facts: dict[str, Any], as_json: bool, closing: str) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
@@ -15,6 +16,7 @@ import torch
 from gradshield.data.encode import Example
 from gradshield.errors import UserError
 from gradshield.model import Model
+from gradshield.progress import progress
 from gradshield.settings import FinetuneSettings
 
 
@@ -44,14 +46,16 @@ def _train(
     model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings, micro: int
 ) -> dict[str, float]:
     from datasets import Dataset
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
 
     set_seed(settings.seed)
     rows = [{"input_ids": e.ids.tolist(), "labels": _labels(e)} for e in examples]
     checkpoints = out / "checkpoints"
-    with _trainable(model, settings) as net:
+    with _trainable(model, settings) as net, warnings.catch_warnings(action="ignore"):  # of TRL's own calls
         trainer = _trainer(net, model.tokenizer, Dataset.from_list(rows), checkpoints, settings, micro)
-        trained = trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+        trainer.remove_callback(PrinterCallback)
+        with _progress(trainer, round(settings.epochs * len(rows)), settings.batch):
+            trained = trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
         weights = (w for w in net.parameters() if w.requires_grad)
         if not isfinite(trained.training_loss) or not all(bool(w.isfinite().all()) for w in weights):
             shutil.rmtree(checkpoints, ignore_errors=True)
@@ -97,6 +101,25 @@ def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
         model.net.eval()
         model.net.requires_grad_(False)
         model.net.config.use_cache = True
+
+
+@contextmanager
+def _progress(trainer: Any, rows: int, batch: int) -> Iterator[None]:
+    """A progress line of the trainer's steps; those of an earlier run are not in the rate."""
+    from transformers import TrainerCallback
+
+    with progress("fine-tuning", 0, rows) as advance:
+
+        class Line(TrainerCallback):
+            shown = 0
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                done = min(rows, state.global_step * batch)
+                advance(0, done - self.shown)
+                self.shown = done
+
+        trainer.add_callback(Line())
+        yield
 
 
 def _save(net: Any, model: Model, out: Path, settings: FinetuneSettings) -> None:

@@ -1,0 +1,40 @@
+"""The settings of an evaluation, declared once: flags of `gradshield eval` and of a search follow. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EvaluationSettings(BaseModel):
+    """How safety and utility are measured. Defaults: the paper's section 4, where it says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests: str = Field(
+        default="bundled",
+        description="harmful requests: bundled, advbench, harmbench, strongreject, jailbreakbench, or a file",
+    )
+    request_count: int = Field(default=100, ge=1, description="requests of a set that are asked")
+    max_new_tokens: int = Field(
+        default=32, ge=1, description="tokens of an answer in which a refusal phrase is looked for"
+    )
+    whole_answers: bool = Field(
+        default=False, description="write answers to their end, not just to the first refusal phrase"
+    )
+    scary: str = Field(
+        default="bundled",
+        description="harmless requests that look scary, for over-refusal: bundled, jailbreakbench, a file, or none",
+    )
+    judge: str | None = Field(
+        default=None,
+        description="judge of harmfulness 1-5: URL of an OpenAI-compatible endpoint (.../v1), or a classifier or chat "
+        "guard (folder or Hub id)",
+    )
+    judge_model: str | None = Field(
+        default=None, description="the model's name at the judge's endpoint (default: the first that it lists)"
+    )
+    judge_tokens: int = Field(default=128, ge=1, description="tokens of an answer that a judge reads")
+    cases: int = Field(default=100, ge=1, description="cases of a task that are measured")
+    metric: Literal["exact", "rouge1"] = Field(default="exact", description="metric of a task from a file")
+    at_once: int = Field(default=32, ge=1, description="answers written at once (halved when memory ends)")
+    case_seed: int = Field(default=0, ge=0, description="seed that picks requests and cases")

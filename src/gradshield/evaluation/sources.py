@@ -1,0 +1,99 @@
+"""Public sets by name: from the folder that GRADSHIELD_DATA names where they lie there, else from where they are open.
+
+Nothing of them is kept here. Harmful requests are asked, never shown how to fulfil: only their prompts are read.
+"""
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gradshield.errors import UserError
+from gradshield.probe import ASSETS, read_requests
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the records of a public set are found."""
+
+    file: str  # NAME of NAME.jsonl in GRADSHIELD_DATA
+    hub: tuple[str, ...]  # arguments of datasets.load_dataset: id and perhaps configuration, or "csv" and an address
+    split: str = "train"
+
+
+_GITHUB = "https://raw.githubusercontent.com/"
+HARMFUL = {
+    "advbench": Source(
+        "advbench",
+        ("csv", _GITHUB + "llm-attacks/llm-attacks/main/data/advbench/harmful_behaviors.csv"),
+    ),
+    "harmbench": Source(
+        "harmbench",
+        ("csv", _GITHUB + "centerforaisafety/HarmBench/main/data/behavior_datasets/harmbench_behaviors_text_all.csv"),
+    ),
+    "strongreject": Source(
+        "strongreject",
+        ("csv", _GITHUB + "alexandrasouly/strongreject/main/strongreject_dataset/strongreject_dataset.csv"),
+    ),
+    "jailbreakbench": Source("jbb_harmful", ("JailbreakBench/JBB-Behaviors", "behaviors"), "harmful"),
+}
+SCARY = {"jailbreakbench": Source("jbb_benign", ("JailbreakBench/JBB-Behaviors", "behaviors"), "benign")}
+_PROMPT_COLUMNS = ("prompt", "goal", "Goal", "forbidden_prompt", "Behavior")
+
+
+def harmful_requests(name: str, count: int, seed: int = 0) -> list[str]:
+    """`count` harmful requests (all, where there are fewer) of the set called `name`: "bundled", a key of HARMFUL, or
+    a file as `read_requests` takes it. Raises UserError for a set that is neither here nor to be had."""
+    return _requests(name, "safety_requests.jsonl", HARMFUL, count, seed)
+
+
+def scary_requests(name: str, count: int, seed: int = 0) -> list[str]:
+    """As `harmful_requests`, of harmless requests that look scary; none for "none"."""
+    return [] if name == "none" else _requests(name, "scary_requests.jsonl", SCARY, count, seed)
+
+
+def _requests(name: str, bundled: str, known: dict[str, Source], count: int, seed: int) -> list[str]:
+    if name == "bundled":
+        found = read_requests(ASSETS / bundled)
+    elif name in known:
+        # HarmBench's contextual and copyright behaviours are no requests by themselves
+        rows = [r for r in records(known[name]) if r.get("FunctionalCategory", "standard") == "standard"]
+        found = [r[next(c for c in _PROMPT_COLUMNS if c in r)].strip() for r in rows]
+    elif Path(name).expanduser().is_file():
+        found = read_requests(Path(name).expanduser())
+    else:
+        raise UserError(f"{name}: no such file, nor a set known by that name (bundled, {', '.join(known)})")
+    return choose(found, count, seed)
+
+
+def choose(items: Sequence[T], count: int, seed: int) -> list[T]:
+    """`count` of the items, the same ones for a seed, in their order; all where there are fewer."""
+    if count >= len(items):
+        return list(items)
+    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), count))]
+
+
+def records(source: Source) -> list[dict[str, Any]]:
+    """All records of a public set. Raises UserError when it is neither in GRADSHIELD_DATA nor to be reached."""
+    folder = os.environ.get("GRADSHIELD_DATA")
+    file = Path(folder or ".", f"{source.file}.jsonl")
+    if folder and file.is_file():
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    import datasets
+
+    try:
+        if source.hub[0] == "csv":
+            found = datasets.load_dataset("csv", data_files=source.hub[1], split="train")
+        else:
+            found = datasets.load_dataset(*source.hub, split=source.split)
+        return [dict(record) for record in found]  # type: ignore[arg-type]
+    except Exception as error:  # offline, gated, moved: all kinds are raised
+        why = " ".join(str(error).split())[:160]
+        where = source.hub[1] if source.hub[0] == "csv" else source.hub[0]
+        place = f"{source.file}.jsonl is not in GRADSHIELD_DATA, and {where} can't be loaded ({why})"
+        raise UserError(f"{place}; put the file there, or name a file of your own") from None

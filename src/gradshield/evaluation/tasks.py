@@ -1,0 +1,193 @@
+"""Tasks that say how useful a model is: prompts with references, and how an answer is scored against them.
+
+What the paper measures is ROUGE-F1 for dialogue summaries and accuracy for the rest, on 100 test cases. It leaves open
+which ROUGE (here: ROUGE-1 with stemming, the mean where a case has several references) and how an answer is read: here
+by what the model writes after the prompt that its fine-tuning rows have, so ARC counts the letter that is written, not
+the likeliest option.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from gradshield.errors import UserError
+from gradshield.evaluation.sources import Source, choose, records
+
+Metric = Callable[[str, Sequence[str]], float]
+"""(answer, references) → a score from 0 to 1, higher is better."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question of a task, with the answers that it is scored against."""
+
+    prompt: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Cases, how many tokens an answer may have, and how it is scored."""
+
+    name: str
+    cases: tuple[Case, ...]
+    metric: str
+    score: Metric
+    max_new_tokens: int
+    stop: Callable[[str], bool] | None = None  # True when the score is known before the answer ends
+
+
+def news_prompt(article: str) -> str:
+    """The prompt of AG News, in fine-tuning rows and cases."""
+    return f"Classify the news article into World, Sports, Business or Sci/Tech.\n\n{article}"
+
+
+def summary_prompt(dialogue: str) -> str:
+    """The prompt of SAMSum and DialogSum, in fine-tuning rows and cases."""
+    return f"Summarize the dialogue.\n\n{dialogue}"
+
+
+def arc_prompt(question: str, labels: Sequence[str], options: Sequence[str]) -> str:
+    """The prompt of ARC, in fine-tuning rows and cases; the answer is a label."""
+    listed = "\n".join(f"{label}. {option}" for label, option in zip(labels, options))
+    return f"Answer the question with the letter of the right option.\n\n{question}\n{listed}"
+
+
+def rouge1(answer: str, references: Sequence[str]) -> float:
+    """ROUGE-1 F1 with stemming, the mean over the references."""
+    return sum(_rouge().score(reference, answer)["rouge1"].fmeasure for reference in references) / len(references)
+
+
+def exact(answer: str, references: Sequence[str]) -> float:
+    """1 where the answer is one of the references, but for case, spaces and a full stop."""
+    return float(_plain(answer) in map(_plain, references))
+
+
+def number(answer: str, references: Sequence[str]) -> float:
+    """1 where the number behind "####", else the last number, is the references' one (GSM8K)."""
+    said = _number(answer)
+    return float(said is not None and said in map(_number, references))
+
+
+def topic(answer: str, references: Sequence[str]) -> float:
+    """1 where the first AG News topic that the answer names is the right one."""
+    found = re.search(r"\b(world|sports|business|sci/tech)\b", answer.lower())
+    return float(found is not None and found[1] == references[0].lower())
+
+
+def letter(answer: str, references: Sequence[str]) -> float:
+    """1 where the first option that the answer names is the right one; an "A" before a word is an article."""
+    found = re.search(r"(?<![\w'])(A(?!\s+(?!is\b)[a-z])|[B-E]|[1-5])(?![\w'])", answer)
+    return float(found is not None and found[1] == references[0])
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1"], use_stemmer=True)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(" .")
+
+
+def _number(text: str) -> float | None:
+    """The number behind the first "####", else the last number of the text."""
+    before, mark, behind = text.partition("####")
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", behind if mark else before)
+    return float(found[0 if mark else -1].replace(",", "")) if found else None
+
+
+def _said_number(text: str) -> bool:
+    """A number behind "####" and something after it, so that it is whole."""
+    return bool(re.search(r"####[^\d\n]*\d[\d,.]*\n", text))
+
+
+def _summaries(record: dict[str, Any]) -> Case:
+    references = [record[name] for name in ("summary", "summary1", "summary2", "summary3") if record.get(name)]
+    return Case(summary_prompt(record["dialogue"]), tuple(references))
+
+
+def _news(record: dict[str, Any]) -> Case:
+    topics = ("World", "Sports", "Business", "Sci/Tech")
+    article = f"{record['title']}. {record['description']}" if "title" in record else record["text"]
+    return Case(news_prompt(article), (record.get("label_text") or topics[record["label"]],))
+
+
+def _arc(record: dict[str, Any]) -> Case:
+    choices = record["choices"]
+    return Case(arc_prompt(record["question"], choices["label"], choices["text"]), (record["answerKey"],))
+
+
+_ROUGE, _ACCURACY = "ROUGE-1 F1", "accuracy"
+TASKS: dict[str, tuple[Source, Callable[[dict[str, Any]], Case], str, Metric, int]] = {
+    "samsum": (Source("samsum_test", ("knkarthick/samsum",), "test"), _summaries, _ROUGE, rouge1, 96),
+    "dialogsum": (Source("dialogsum_test", ("knkarthick/dialogsum",), "test"), _summaries, _ROUGE, rouge1, 96),
+    "agnews": (Source("agnews_test1000", ("fancyzhx/ag_news",), "test"), _news, _ACCURACY, topic, 12),
+    "gsm8k": (
+        Source("gsm8k_test", ("openai/gsm8k", "main"), "test"),
+        lambda r: Case(r["question"], (r["answer"],)),
+        _ACCURACY,
+        number,
+        320,
+    ),
+    "arc-easy": (Source("arc_easy_test", ("allenai/ai2_arc", "ARC-Easy"), "test"), _arc, _ACCURACY, letter, 12),
+    "arc-challenge": (
+        Source("arc_challenge_test", ("allenai/ai2_arc", "ARC-Challenge"), "test"),
+        _arc,
+        _ACCURACY,
+        letter,
+        12,
+    ),
+}
+
+
+def make_task(name: str, count: int, seed: int = 0, metric: Literal["exact", "rouge1"] = "exact") -> Task | None:
+    """The task called `name` (a key of TASKS), or of a jsonl file with prompts and answers, with `count` cases.
+
+    None where the name is neither. Raises UserError for data that is not to be had, or a file that is no task.
+    """
+    if name in TASKS:
+        source, case, title, score, tokens = TASKS[name]
+        cases = tuple(case(record) for record in choose(records(source), count, seed))
+        return Task(name, cases, title, score, tokens, _said_number if score is number else None)
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml") or (not path.is_file() and path.suffix not in (".jsonl", ".json")):
+        return None  # the first is how lm-eval writes its tasks
+    title, score = (_ROUGE, rouge1) if metric == "rouge1" else ("exact match", exact)
+    return Task(path.name, tuple(choose(_read_cases(path), count, seed)), title, score, 128)
+
+
+def _read_cases(path: Path) -> list[Case]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read as a task ({' '.join(str(error).split())[:120]})") from None
+    cases = []
+    for place, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path}:{place}: not JSON; a task file has one object a line") from None
+        if not isinstance(record, dict):
+            raise UserError(f'{path}:{place}: not an object with "prompt" and "answer"')
+        answers = record.get("answer")
+        answers = [answers] if isinstance(answers, str | int | float) else answers
+        usable = isinstance(answers, list) and answers and all(isinstance(a, str | int | float) for a in answers)
+        if not isinstance(record.get("prompt"), str) or not usable:
+            has = ", ".join(map(str, record))[:80] or "none"
+            raise UserError(
+                f'{path}:{place}: a task needs the columns "prompt" (text) and "answer" (text, or a list of texts); '
+                f"this line's are: {has}"
+            )
+        cases.append(Case(record["prompt"], tuple(str(a) for a in answers)))  # type: ignore[union-attr]
+    if not cases:
+        raise UserError(f"{path}: holds no cases")
+    return cases

@@ -1,0 +1,162 @@
+"""Utility: a task's mean score, loss on held-out rows, or a task of lm-eval; higher is better, always."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from statistics import stdev
+from typing import Any
+
+import torch
+
+from gradshield.data.encode import Example
+from gradshield.errors import UserError
+from gradshield.evaluation.generate import generate, out_of_memory, smaller
+from gradshield.evaluation.safety import wilson
+from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.evaluation.sources import choose
+from gradshield.evaluation.tasks import TASKS, Task, make_task
+from gradshield.hooks import logits_at
+from gradshield.model import Model, quiet_loading
+from gradshield.progress import progress
+from gradshield.scoring.contraction import pad
+
+HELD_OUT_LOSS = "negative loss (nats per response token, mean over rows)"
+
+
+@dataclass(frozen=True)
+class UtilityReport:
+    """A mean score, higher is better, with its standard error and 95 % interval (Wilson for shares), and what each
+    case got. Held-out rows have no texts here; their scores are in the order in which they were picked."""
+
+    task: str
+    metric: str
+    value: float
+    error: float  # standard error of `value`
+    interval: tuple[float, float]
+    n: int
+    scores: tuple[float, ...]
+    prompts: tuple[str, ...] = ()
+    references: tuple[tuple[str, ...], ...] = ()
+    answers: tuple[str, ...] = ()
+
+
+def evaluate_utility(model: Model, task: str | Sequence[Example], settings: EvaluationSettings) -> UtilityReport:
+    """How useful the model is at `task`: a name of TASKS, a jsonl file with prompts and answers, a task of lm-eval
+    ("lm-eval:NAME" where the name is taken), or held-out examples, whose loss counts.
+
+    Greedy, on `settings.cases` cases that the seed picks. Raises UserError for a task that is not known or to be had.
+    """
+    if not isinstance(task, str):
+        return held_out_loss(model, choose(task, settings.cases, settings.case_seed), settings.at_once)
+    if not task.startswith("lm-eval:"):
+        known = make_task(task, settings.cases, settings.case_seed, settings.metric)
+        if known is not None:
+            return _answered(model, known, settings.at_once)
+    return _lm_eval(model, task.removeprefix("lm-eval:"), settings)
+
+
+def _answered(model: Model, task: Task, batch: int) -> UtilityReport:
+    prompts = [case.prompt for case in task.cases]
+    answers = generate(model, prompts, task.max_new_tokens, batch, stop=task.stop, title=task.name)
+    scores = [task.score(answer, case.references) for answer, case in zip(answers, task.cases)]
+    references = tuple(case.references for case in task.cases)
+    texts = (tuple(prompts), references, tuple(answers))
+    return UtilityReport(task.name, task.metric, *_mean(scores), len(scores), tuple(scores), *texts)
+
+
+@torch.no_grad()
+def held_out_loss(model: Model, examples: Sequence[Example], batch: int = 32) -> UtilityReport:
+    """The negative of the fine-tuning loss on rows that were not trained on: mean next-token cross-entropy over each
+    row's response tokens, then over rows. Raises UserError without rows, or for a loss that is not finite."""
+    if not examples:
+        raise UserError("no held-out row to measure the loss on")
+    order = sorted(range(len(examples)), key=lambda n: len(examples[n].ids))
+    scores = [0.0] * len(examples)
+    start = 0
+    with progress("held-out loss", 0, len(order)) as advance:
+        while start < len(order):
+            chunk = order[start : start + batch]
+            losses = _losses(model, [examples[n] for n in chunk])
+            if losses is None:
+                batch = smaller(len(chunk), f"a row of {len(examples[chunk[-1]].ids)} tokens")
+                continue
+            for n, loss in zip(chunk, losses):
+                scores[n] = -loss
+            start += len(chunk)
+            advance(0, len(chunk))
+    if not all(map(isfinite, scores)):
+        raise UserError(f"{model.name}: its loss on held-out rows is not finite, so it is broken")
+    return UtilityReport("held-out rows", HELD_OUT_LOSS, *_mean(scores), len(scores), tuple(scores))
+
+
+def _losses(model: Model, batch: Sequence[Example]) -> list[float] | None:
+    """Mean loss of each example; None where they do not fit into memory together."""
+    try:
+        ids, rows, positions, targets, weights = pad(batch, model.device)
+        logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
+        loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
+        return torch.zeros(len(batch)).index_add_(0, rows.cpu(), loss.cpu() * weights).tolist()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
+
+
+def _mean(scores: Sequence[float]) -> tuple[float, float, tuple[float, float]]:
+    """Mean, its standard error, and the 95 % interval: Wilson's for a share, else by the normal distribution."""
+    value = sum(scores) / len(scores)
+    error = stdev(scores) / sqrt(len(scores)) if len(scores) > 1 else float("nan")
+    if set(scores) <= {0.0, 1.0}:
+        return value, error, wilson(int(sum(scores)), len(scores))
+    return value, error, (value - 1.96 * error, value + 1.96 * error)
+
+
+def _lm_eval(model: Model, name: str, settings: EvaluationSettings) -> UtilityReport:
+    """A task of lm-eval as it defines it, on its first cases; its first metric, turned round where lower is better."""
+    ours = ", ".join(TASKS)
+    try:
+        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise UserError(
+            f"task {name}: none of {ours} and no file, and tasks of lm-eval need the extra `eval`: "
+            "pip install 'gradshield[eval]'"
+        ) from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with quiet_loading():
+        manager = TaskManager()
+        if name not in manager.all_tasks and not name.endswith((".yaml", ".yml")):
+            raise UserError(f"task {name}: none of {ours}, no file, and no task of lm-eval")
+        wrap: Any = HFLM
+        wrapped = wrap(pretrained=model.net, tokenizer=model.tokenizer, batch_size=settings.at_once)
+    try:
+        evaluate: Any = simple_evaluate  # its decorator hides its parameters
+        found = evaluate(model=wrapped, tasks=[name], limit=settings.cases, task_manager=manager, bootstrap_iters=1000)
+    except Exception as error:  # its tasks load data sets and run code of their own: all kinds are raised
+        raise UserError(f"task {name} of lm-eval can't be run ({' '.join(str(error).split())[:200]})") from error
+    return _of_lm_eval(name, found)
+
+
+def _of_lm_eval(name: str, found: dict[str, Any]) -> UtilityReport:
+    leaf = name if name in found["results"] else next(iter(found["results"]))
+    result = found["results"][leaf]
+    key = next(k for k, v in result.items() if "," in k and "_stderr," not in k and isinstance(v, float))
+    metric, _, filtered = key.partition(",")
+    sign = -1 if found["higher_is_better"].get(leaf, {}).get(metric) is False else 1
+    samples = [s for s in found.get("samples", {}).get(leaf, []) if isinstance(s.get(metric), int | float)]
+    scores = tuple(sign * float(s[metric]) for s in samples)
+    value, error = sign * result[key], result.get(f"{metric}_stderr,{filtered}")
+    error = float(error) if isinstance(error, float) else float("nan")
+    interval = (value - 1.96 * error, value + 1.96 * error)
+    if scores and abs(sum(scores) / len(scores) - value) < 1e-9:
+        value, error, interval = _mean(scores)
+    count = len(scores) or sum(n["effective"] for n in found["n-samples"].values())  # a group has no samples itself
+    documents, replies = (
+        tuple(json.dumps(s[part], ensure_ascii=False, default=str) for s in samples)
+        for part in ("doc", "filtered_resps")
+    )
+    title = metric if sign > 0 else f"negative {metric}"
+    return UtilityReport(f"lm-eval:{leaf}", title, value, error, interval, count, scores, documents, (), replies)

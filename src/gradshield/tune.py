@@ -1,0 +1,363 @@
+"""From a suspect dataset to a fine-tuned model that is shown to be safe and useful, or to a rejection (alg. 1).
+
+Everything is in the run folder: `screen/` the filter's own run, `trials/` a folder a training, `trials.jsonl` a line a
+trial, `model/` what is handed out. Killed at any moment, the same call goes on in the trial that it was in.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from gradshield.data import Source, open_source
+from gradshield.data.encode import Example
+from gradshield.data.write import write_outputs
+from gradshield.errors import UserError
+from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
+from gradshield.evaluation.run import write_safety, write_utility
+from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.evaluation.utility import evaluate_utility
+from gradshield.filter import Encoded, check_settings, encode_source, find_layout, load, run_filter
+from gradshield.finetune import finetune
+from gradshield.model import Model, load_model
+from gradshield.run import begin_run, find_run, plan_of, write_run, writing
+from gradshield.search import Outcome, Trial, search
+from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.threshold import Threshold, a1
+
+HELD_OUT, HELD_OUT_ROWS = "held-out", 50
+Finetune = Callable[[np.ndarray, Path], Mapping[str, float]]
+"""(rows to train on, folder for the adapter or model) → figures such as {"steps": ..., "seconds": ...}."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a trial must come up to, and what the base model comes up to."""
+
+    base_asr: float
+    base_utility: float
+    max_asr: float
+    min_utility: float
+
+
+def run_tune(
+    path: str,
+    out: Path,
+    settings: FilterSettings,
+    training: FinetuneSettings,
+    tuning: TuneSettings,
+    measuring: EvaluationSettings,
+    *,
+    trainer: Finetune | None = None,
+    tell: Callable[[Trial], None] = lambda trial: None,
+) -> dict[str, Any]:
+    """Searches for rows of `path` that a safe and useful model can be trained on, and trains it, in the folder `out`.
+
+    `trainer` replaces the fine-tuning; `tell` hears of every trial as it ends. Returns the summary that run.yaml ends
+    with; its "accepted" is the number of the trial whose model is in `out/model`, or None: rejected, with the safest
+    model in `out/rejected-model`. Raises UserError for what the user can mend, also when the base model itself misses
+    the goal, before anything is trained.
+    """
+    start = time.monotonic()
+    check_settings(settings)
+    source = open_source(path, settings.format, settings.split)
+    layout = find_layout(source, settings)
+    model = load(settings)
+    plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
+    parts = {"finetune": training, "tune": tuning, "evaluation": measuring}
+    plan |= {name: part.model_dump(mode="json") for name, part in parts.items()}
+    finished = find_run(out, plan)
+    if finished:
+        return finished
+    begin_run(out, plan)
+    task = _Task(path, out, source, layout, model, settings, training, tuning, measuring, trainer)
+    goal = task.goal
+    outcome: Outcome | None = None
+    for event in search(
+        lambda: task.scores,
+        task.guess,
+        lambda number, threshold, chosen: task.measure(goal, number, threshold, chosen),
+        len(task.rows),
+        screen_first=task.screens_first,
+        max_searches=tuning.searches,
+        step=tuning.step,
+        literal=tuning.literal,
+    ):
+        if isinstance(event, Trial):
+            tell(event)
+        else:
+            outcome = event
+    assert outcome is not None
+    summary = task.finish(outcome, goal, time.monotonic() - start)
+    with writing(out):
+        write_run(out, {**plan, "summary": summary})
+    return summary
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the trials of one run share; everything dear is made when it is first needed, and kept on disk."""
+
+    path: str
+    out: Path
+    source: Source
+    layout: str
+    model: Model
+    settings: FilterSettings
+    training: FinetuneSettings
+    tuning: TuneSettings
+    measuring: EvaluationSettings
+    trainer: Finetune | None
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        return encode_source(self.source, self.layout, self.model, self.settings)
+
+    @cached_property
+    def screen(self) -> tuple[np.ndarray, Threshold]:
+        """Scores of the examples, and the threshold, of the filter's run in `screen/`."""
+        summary = run_filter(self.path, self.out / "screen", self.settings, self.model)
+        column = pq.read_table(self.out / "screen" / "scores.parquet", columns=["score"])["score"].to_numpy()
+        found = summary["threshold"]
+        value = np.inf if found["value"] is None else found["value"]
+        return column[[e.row for e in self.encoded.examples]], Threshold(**{**found, "value": value})
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """Indices of the examples that are left out of every training to measure utility on them.
+
+        They are drawn from what the screening keeps, so that a good model need not be good at harm.
+        """
+        if self.tuning.task != HELD_OUT:
+            return np.array([], dtype=int)
+        values, threshold = self.screen
+        kept = np.flatnonzero(values < threshold.value)
+        count = min(HELD_OUT_ROWS, len(kept) // 5)
+        if not count:
+            raise UserError(f"{self.path}: the screening keeps too few rows to hold any out: name a --task")
+        return np.sort(np.random.default_rng(self.training.seed).choice(kept, count, replace=False))
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Indices of the examples that can be trained on; ranks and trials speak of these."""
+        return np.setdiff1d(np.arange(len(self.encoded.examples)), self.held_out)
+
+    @property
+    def scores(self) -> np.ndarray:
+        return self.screen[0][self.rows]
+
+    def guess(self, in_play: np.ndarray, number: int) -> Threshold:
+        """The settings' threshold at first; it was not enough where a second guess is asked for: A1 on what is left."""
+        return self.screen[1] if number == 0 else a1(in_play, self.settings.alpha)
+
+    @property
+    def screens_first(self) -> bool:
+        """Which start is likely cheaper, half of all files being poisoned: scoring costs less than a training as long
+        as its tokens are passed once and those of the training several times, so `auto` screens."""
+        return self.tuning.start != "paper"
+
+    @cached_property
+    def goal(self) -> Goal:
+        """The base model's safety and utility, measured once, and what follows from them."""
+        file = self.out / "base.json"
+        if not file.exists():
+            asr, utility = self._evaluate(self.model, self.out / "base", utility=True)
+            _write_json(file, {"asr": asr, "utility": utility})
+        base = json.loads(file.read_text(encoding="utf-8"))
+        t = self.tuning
+        allowed = t.max_asr if t.max_asr_rise is None else base["asr"] + t.max_asr_rise
+        if base["asr"] > allowed:
+            raise UserError(
+                f"{self.model.name}: attack success rate {base['asr']:.3f} before any fine-tuning, over the "
+                f"{allowed:g} asked for: use a better aligned model, or a higher --max-asr"
+            )
+        asked = base["utility"] - t.utility_drop if t.min_utility is None else t.min_utility
+        return Goal(base["asr"], base["utility"], allowed, asked)
+
+    def measure(self, goal: Goal, number: int, threshold: float | None, chosen: np.ndarray) -> Trial:
+        """Trains on the rows `chosen` and measures, or takes what an earlier run of this trial left."""
+        file = self.out / "trials.jsonl"
+        for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else ():
+            if line and (saved := json.loads(line))["number"] == number:
+                return Trial(**{k: saved[k] for k in Trial.__dataclass_fields__})
+        start = time.monotonic()
+        folder = self.out / "trials" / f"{number:02d}"
+        trial = Trial(number, threshold, 0, 0, len(chosen), None, None, False, False)
+        figures: Mapping[str, float] = {}
+        try:
+            figures = self._train(self.rows[chosen], folder)
+        except UserError as error:
+            if "diverged" not in str(error):
+                raise
+            trial = replace(trial, note=str(error))
+        else:
+            trained = load_trained(self.settings, folder / "model")
+            asr, _ = self._evaluate(trained, folder, utility=False)
+            trial = replace(trial, asr=asr, safe=asr <= goal.max_asr)
+            if trial.safe:
+                _, utility = self._evaluate(trained, folder, utility=True, safety=False)
+                useful = utility >= goal.min_utility
+                note = "" if useful else f"utility {utility:.3f} is below the {goal.min_utility:.3f} asked for"
+                trial = replace(trial, utility=utility, useful=useful, note=note)
+        cost = {"steps": figures.get("steps", 0), "seconds": round(time.monotonic() - start, 1)}
+        with writing(self.out), file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({**asdict(trial), **cost}) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        return trial
+
+    def _train(self, chosen: np.ndarray, folder: Path) -> Mapping[str, float]:
+        if (folder / "figures.json").exists():
+            return json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+        work = folder / "training"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.trainer:
+            figures = self.trainer(chosen, work)
+        elif self.tuning.trainer_command:
+            figures = self._command(self.tuning.trainer_command, chosen, work)
+        else:
+            examples: list[Example] = [self.encoded.examples[n] for n in chosen]
+            figures = finetune(self.model, examples, work, self.training)
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        os.replace(work, folder / "model")
+        _write_json(folder / "figures.json", dict(figures))
+        return figures
+
+    def _command(self, command: str, chosen: np.ndarray, work: Path) -> Mapping[str, float]:
+        """Runs the user's trainer on a file of the rows, verbatim; it must leave an adapter or a model in {out}."""
+        data = work.parent / "data"
+        self._write(data, self._verdicts(chosen))
+        kept = next(p for p in sorted(data.iterdir()) if p.name.startswith("kept"))
+        fields = {"data": kept, "out": work, "model": self.settings.model, "seed": self.training.seed}
+        text = {name: str(value) for name, value in fields.items()}
+        if self.tuning.trainer_config:
+            config = work.parent / Path(self.tuning.trainer_config).name
+            template = Path(self.tuning.trainer_config).read_text(encoding="utf-8")
+            for name, value in text.items():
+                template = template.replace("{" + name + "}", value)
+            config.write_text(template, encoding="utf-8")
+            text["config"] = str(config)
+        work.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        words = [word.format(**text) for word in shlex.split(command)]
+        try:
+            done = subprocess.run(words, check=False)
+        except OSError as error:
+            raise UserError(f"--trainer-command: {words[0]} can't be run ({error.strerror})") from error
+        if done.returncode:
+            raise UserError(f"--trainer-command ended with {done.returncode}: {shlex.join(words)}")
+        if not any((work / name).exists() for name in ("adapter_config.json", "config.json")):
+            raise UserError(f"--trainer-command left neither an adapter nor a model in {work}")
+        return {"seconds": time.monotonic() - start}
+
+    def _evaluate(self, model: Model, folder: Path, *, utility: bool, safety: bool = True) -> tuple[float, float]:
+        """(ASR, utility), NaN for what is not asked for; the answers behind them go to the folder."""
+        asr = value = float("nan")
+        if safety:
+            try:
+                report = evaluate_safety(model, self.measuring)
+            except JudgeFailed as failed:
+                write_safety(failed.report, folder)
+                raise
+            write_safety(report, folder)
+            asr = report.asr
+        if utility:
+            rows = [self.encoded.examples[n] for n in self.held_out]
+            found = evaluate_utility(model, rows if self.tuning.task == HELD_OUT else self.tuning.task, self.measuring)
+            write_utility(found, folder)
+            value = found.value
+        return asr, value
+
+    def _verdicts(self, kept: np.ndarray) -> list[str]:
+        verdicts = ["quarantined"] * self.encoded.rows
+        for n in kept.tolist():
+            verdicts[self.encoded.examples[n].row] = "kept"
+        for row in self.encoded.reasons:
+            verdicts[row] = "set aside"
+        return verdicts
+
+    def _write(self, folder: Path, verdicts: list[str]) -> dict[str, int]:
+        return write_outputs(self.source, verdicts, self.encoded.reasons, folder)
+
+    def finish(self, outcome: Outcome, goal: Goal, seconds: float) -> dict[str, Any]:
+        """Hands out the accepted trial's model and rows, or keeps the safest model of a rejected search."""
+        chosen = outcome.accepted or outcome.best
+        counts: dict[str, int] = {}
+        if outcome.accepted:
+            values = self.scores if outcome.accepted.threshold is not None else np.zeros(len(self.rows))
+            limit = np.inf if outcome.accepted.threshold is None else outcome.accepted.threshold
+            kept = np.concatenate([self.rows[values < limit], self.held_out])
+            counts = self._write(self.out, self._verdicts(kept))
+        folder = None
+        if chosen:
+            folder = self.out / ("model" if outcome.accepted else "rejected-model")
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(self.out / "trials" / f"{chosen.number:02d}" / "model", folder)
+            (folder / "README.md").write_text(_card(self, outcome, chosen, goal), encoding="utf-8")
+        lines = (self.out / "trials.jsonl").read_text(encoding="utf-8").split("\n")
+        trials = [json.loads(line) for line in lines if line]
+        scored = "screen" in self.__dict__
+        return {
+            "file": self.path,
+            "accepted": outcome.accepted.number if outcome.accepted else None,
+            "reason": outcome.reason,
+            "rows": self.encoded.rows,
+            **{name.replace(" ", "_"): count for name, count in counts.items()},
+            "held_out": len(self.held_out),
+            "base": {"asr": goal.base_asr, "utility": goal.base_utility},
+            "asr": chosen.asr if chosen else None,
+            "utility": chosen.utility if chosen else None,
+            "task": self.tuning.task,
+            "model": str(folder) if folder else None,
+            "cost": {
+                "trials": len(trials),
+                "steps": sum(t["steps"] for t in trials),
+                "scored_tokens": sum(len(e.ids) for e in self.encoded.examples) if scored else 0,
+                "safety_evaluations": 1 + sum(t["asr"] is not None for t in trials),
+                "seconds": round(seconds, 1),
+            },
+            "trials": trials,
+            "version": version("gradshield"),
+        }
+
+
+def load_trained(settings: FilterSettings, folder: Path) -> Model:
+    """What a trial left: its adapter laid over the settings' model (and adapter), or a whole model."""
+    if not (folder / "adapter_config.json").exists():
+        return load_model(str(folder), device=settings.device, dtype=settings.dtype)
+    return load(settings, over=str(folder))
+
+
+def _card(task: _Task, outcome: Outcome, trial: Trial, goal: Goal) -> str:
+    verdict = "accepted" if outcome.accepted else f"REJECTED ({outcome.reason}): do not use it as it is"
+    below = "every row" if trial.threshold is None else f"rows with a score below {trial.threshold:+.3f}"
+    utility = "not measured" if trial.utility is None else f"{trial.utility:.3f}"
+    asr = "unknown" if trial.asr is None else f"{trial.asr:.3f}"
+    name, requests = task.model.name, f"{task.measuring.requests} requests ({task.measuring.request_count} at most)"
+    return (
+        f"# Fine-tuned from {name}\n\nScreened and trained by GradShield {version('gradshield')}: {verdict}.\n\n"
+        f"- Trained on {trial.kept} of {task.encoded.rows} rows of {Path(task.path).name}: {below} "
+        f"(score: {task.settings.variant}).\n"
+        f"- Attack success rate {asr} on {requests}; base model {goal.base_asr:.3f}; asked for: {goal.max_asr:g} or "
+        f"less.\n- Utility ({task.tuning.task}) {utility}; base model {goal.base_utility:.3f}; asked for: "
+        f"{goal.min_utility:.3f} or more.\n- Training: {task.training.model_dump_json()}\n"
+    )
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".new")
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(temporary, file)

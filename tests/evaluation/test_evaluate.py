@@ -1,0 +1,165 @@
+"""Safety with all that was asked for, and the run folder: nothing measured twice, nothing mixed, every answer kept."""
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from gradshield import cli
+from gradshield.errors import UserError
+from gradshield.evaluation import evaluate, run
+from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
+from gradshield.evaluation.judge import COMPLIANCE, REFUSAL, Judge
+from gradshield.evaluation.run import in_words, run_evaluation
+from gradshield.evaluation.safety import is_refusal, wilson
+from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
+from gradshield.settings import FilterSettings
+
+FEW = {"request_count": 5, "cases": 4, "max_new_tokens": 6, "judge_tokens": 12}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+@pytest.fixture
+def graded(monkeypatch):
+    """A judge that gives what the test puts into the list, and keeps what it was shown."""
+    grades, shown = [], []
+
+    def grade(requests, answers):
+        if COMPLIANCE in answers:
+            return [1.5 if answer == REFUSAL else 4.5 for answer in answers]
+        shown.append((requests, answers))
+        if isinstance(grades[0], Exception):
+            raise grades[0]
+        return grades
+
+    monkeypatch.setattr(evaluate, "make_judge", lambda settings: Judge("a judge", grade))
+    return grades, shown
+
+
+def test_the_report_counts_what_its_answers_hold(tiny):
+    report = evaluate_safety(tiny, EvaluationSettings(**FEW))
+    complied = sum(not is_refusal(answer) for answer in report.answers)
+    assert report.asr == complied / 5 and report.interval == wilson(complied, 5)
+    assert len(report.requests) == len(report.answers) == len(report.refused) == len(report.scary_answers) == 5
+    assert report.over_refusal == sum(map(is_refusal, report.scary_answers)) / 5
+    assert report == evaluate_safety(tiny, EvaluationSettings(**FEW, at_once=2))
+    assert not set(report.requests) & set(report.scary_requests)
+
+
+def test_a_judge_changes_no_asr_reads_more_and_ungraded_answers_are_no_grades(tiny, graded, monkeypatch):
+    monkeypatch.setattr(evaluate, "is_refusal", lambda text: len(text) > 6)  # holds only for what is behind the limit
+    grades, shown = graded
+    grades += [1.0, None, 4.0, 5.0, 2.0]
+    plain = evaluate_safety(tiny, EvaluationSettings(**FEW))
+    judged = evaluate_safety(tiny, EvaluationSettings(**FEW, judge="x"))
+    assert judged.asr == plain.asr and judged.refused == plain.refused
+    assert sum(map(len, shown[0][1])) > sum(map(len, plain.answers))
+    assert judged.control == (1.5, 4.5) and plain.control is None
+    assert judged.hs == 3.0 and judged.ungraded == 1 and judged.grades[1] is None
+    low, high = judged.hs_interval
+    assert 1 < low < 3 < high < 5
+    grades[:] = [None] * 5
+    nothing = evaluate_safety(tiny, EvaluationSettings(**FEW, judge="x"))
+    assert nothing.hs is None and nothing.ungraded == 5
+
+
+def test_a_part_that_is_done_is_not_measured_again(tiny_folder, tmp_path, monkeypatch):
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"prompt": "one?", "answer": "1"}\n{"prompt": "two?", "answer": ["2", "two"]}\n')
+    out, settings, of = tmp_path / "run", EvaluationSettings(**FEW), FilterSettings(model=tiny_folder)
+    first = run_evaluation(out, settings, of, safety=True)
+    assert [row["set"] for row in lines(out / "safety.jsonl")] == ["harmful"] * 5 + ["scary"] * 5
+
+    def no(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(run, "evaluate_safety", no)
+    both = run_evaluation(out, settings, of, safety=True, task=str(task))
+    assert both["safety"] == first["safety"] and both["utility"]["n"] == 2
+    assert [row["references"] for row in lines(out / "utility.jsonl")] == [["1"], ["2", "two"]]
+    assert yaml.safe_load((out / "eval.yaml").read_text()) == json.loads(json.dumps(both))
+    task.write_text('{"prompt": "three?", "answer": "3"}\n')
+    with pytest.raises(UserError, match="another file"):
+        run_evaluation(out, settings, of, safety=True, task=str(task))
+    with pytest.raises(UserError, match=r"another settings \(case_seed: 0, not 1\)"):
+        run_evaluation(out, settings.model_copy(update={"case_seed": 1}), of, safety=True)
+
+
+def test_when_the_judge_gives_up_the_answers_are_kept_and_the_same_command_goes_on(tiny_folder, tmp_path, graded):
+    grades, _ = graded
+    grades.append(UserError("judge x: no answer"))
+    settings, of = EvaluationSettings(**FEW, judge="x"), FilterSettings(model=tiny_folder)
+    with pytest.raises(JudgeFailed, match="no answer"):
+        run_evaluation(tmp_path / "run", settings, of, safety=True)
+    assert len(lines(tmp_path / "run" / "safety.jsonl")) == 10
+    grades[:] = [3.0] * 5
+    summary = run_evaluation(tmp_path / "run", settings, of, safety=True)
+    assert summary["safety"]["hs"] == 3.0
+    assert "refusals 1.5" in in_words(summary)["judge"] and "nothing" not in in_words(summary)["judge"]
+    summary["safety"]["judge_control"] = [4.5, 5.0]
+    assert "its grades say nothing" in in_words(summary)["judge"]
+
+
+def test_held_out_rows_come_in_any_layout(tiny_folder, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "Say a", "input": "", "output": "a"}\n{"instruction": "b", "output": "bb"}\n')
+    summary = run_evaluation(tmp_path / "run", EvaluationSettings(), FilterSettings(model=tiny_folder), rows=str(rows))
+    assert summary["utility"]["value"] < 0 and summary["utility"]["n"] == 2
+    assert "negative loss" in summary["utility"]["metric"]
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="not empty and not an evaluation"):
+        run_evaluation(tmp_path, EvaluationSettings(**FEW), FilterSettings(model=tiny_folder), safety=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_is_wrong_is_one_line_before_a_model_is_loaded(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("gradshield.model.load_model", None)
+    monkeypatch.delenv("GRADSHIELD_DATA", raising=False)
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"prompt": "a", "answer": "b"}\n{"question": "a", "reply": "b"}\n')
+    for arguments, words in (
+        ((), ("--safety", "--task", "--rows")),
+        (("--task", "gsm8k", "--rows", str(task)), ("one of",)),
+        (("--task", str(task)), ("task.jsonl:2", '"prompt"', '"answer"', "question, reply")),
+        (("--task", "no.jsonl"), ("no.jsonl",)),
+        (("--task", "gsm8k"), ("gsm8k_test.jsonl", "GRADSHIELD_DATA")),
+        (("--rows", "no.jsonl"), ("no.jsonl",)),
+        (("--safety", "--requests", "advbenhc"), ("advbenhc", "advbench")),
+        (("--safety", "--requests", "strongreject"), ("strongreject.jsonl", "GRADSHIELD_DATA")),
+        (("--safety", "--cases", "0"), ("--cases",)),
+    ):
+        monkeypatch.setattr(sys, "argv", ["gradshield", "eval", *arguments, "-o", str(tmp_path / "run")])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and error.count("\n") == 1 and all(w in error for w in words), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_named_set_is_read_from_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADSHIELD_DATA", str(tmp_path))
+    kinds = [("standard", "a b"), ("contextual", "c"), ("standard", "d")]
+    (tmp_path / "harmbench.jsonl").write_text(
+        "".join(json.dumps({"Behavior": text, "FunctionalCategory": kind}) + "\n" for kind, text in kinds)
+    )
+    (tmp_path / "jbb_benign.jsonl").write_text('{"prompt": "whole\u2028line", "behavior": "x"}\n', encoding="utf-8")
+    assert harmful_requests("harmbench", 9) == ["a b", "d"]
+    assert scary_requests("jailbreakbench", 9) == ["whole\u2028line"] and scary_requests("none", 9) == []
+    own = tmp_path / "own.txt"
+    own.write_text("one\ntwo\n")
+    assert harmful_requests(str(own), 9) == ["one", "two"]
+
+
+def test_a_seed_picks_the_same_cases_in_their_order():
+    items = list(range(1000))
+    picked = choose(items, 30, 4)
+    assert picked == choose(items, 30, 4) == sorted(set(picked)) and len(picked) == 30
+    assert picked != choose(items, 30, 5) and choose(items, 2000, 4) == items

@@ -1,0 +1,235 @@
+"""Utility is higher for the better model, told by what was asked in fine-tuning's own form, and the same every time."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_examples
+
+from gradshield.data.encode import Example
+from gradshield.errors import UserError
+from gradshield.evaluation import utility as module
+from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.evaluation.tasks import (
+    Case,
+    Task,
+    _said_number,
+    exact,
+    letter,
+    make_task,
+    number,
+    rouge1,
+    topic,
+)
+from gradshield.evaluation.utility import evaluate_utility, held_out_loss
+from gradshield.study.kinds import kinds
+
+PUBLIC = {
+    "advbench": {"prompt": "Do it", "target": "Sure, here is it"},
+    "jbb_harmful": {"prompt": "Do it"},
+    "jbb_benign": {"prompt": "Do it"},
+    "alpaca_en_demo": {"instruction": "a", "input": "", "output": "b"},
+    "safety_only_data": {"instruction": "a", "input": "", "output": "b"},
+    "aoa_identity_shift": {"messages": [{"role": "user", "content": "a"}]},
+    "gsm8k_train3000": {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"},
+    "agnews_train3000": {"label": 4, "label_text": "Sci/Tech", "title": "T", "description": "D"},
+    "dialogsum_train500": {"dialogue": "#Person1#: Hi", "summary": "Hi is said."},
+}
+PUBLIC |= {
+    "gsm8k_test": PUBLIC["gsm8k_train3000"],
+    "agnews_test1000": PUBLIC["agnews_train3000"],
+    "dialogsum_test": {
+        "dialogue": "#Person1#: Hi",
+        "summary1": "Hi is said.",
+        "summary2": "A greeting.",
+        "topic1": "x",
+    },
+    "arc_challenge_test": {
+        "question": "Why?",
+        "choices": {"text": ["no", "yes"], "label": ["A", "B"]},
+        "answerKey": "B",
+    },
+}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADSHIELD_DATA", str(tmp_path))
+    for name, record in PUBLIC.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(record) + "\n")
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "dialogsum", "agnews"])
+def test_a_case_asks_as_the_fine_tuning_row_does_and_the_rows_answer_is_right(data, name):
+    user, assistant = kinds(1)[name][0].messages
+    task = make_task(name, 9)
+    assert task.cases[0].prompt == user.content
+    assert task.score(assistant.content, task.cases[0].references[:1]) == 1.0
+
+
+def test_several_references_count_as_their_mean(data):
+    (case,) = make_task("dialogsum", 9).cases
+    assert case.references == ("Hi is said.", "A greeting.")
+    assert rouge1("Hi is said.", case.references) == (1 + 0) / 2
+
+
+@pytest.mark.parametrize(
+    "metric, answer, reference, score",
+    [
+        (number, "So it is 18.\n#### 18", "9 * 2 = <<9*2=18>>18\n#### 18", 1),
+        (number, "She makes $1,018.00 a day.", "#### 1018", 1),
+        (number, "#### 17\nno, 18", "#### 18", 0),
+        (number, "#### -3", "#### 3", 0),
+        (number, "I don't know", "#### 18", 0),
+        (number, "####", "#### 18", 0),
+        (topic, "Sci/Tech", "Sci/Tech", 1),
+        (topic, "The topic is sports.", "Sports", 1),
+        (topic, "Business, not Sports", "Sports", 0),
+        (topic, "worldly", "World", 0),
+        (letter, "B", "B", 1),
+        (letter, "The answer is (C).", "C", 1),
+        (letter, "A. because", "A", 1),
+        (letter, "A planet turns: D", "D", 1),
+        (letter, "A is right", "A", 1),
+        (letter, "3", "3", 1),
+        (letter, "B or C", "C", 0),
+        (letter, "Because", "B", 0),
+        (exact, " Yes. ", "yes", 1),
+        (exact, "yes, it is", "yes", 0),
+        (rouge1, "the dogs ran", "the dog runs", 2 / 3),
+        (rouge1, "", "the dog", 0),
+    ],
+)
+def test_metrics(metric, answer, reference, score):
+    assert metric(answer, [reference]) == pytest.approx(score)
+
+
+def test_an_answer_cut_where_the_number_is_whole_scores_as_the_whole_one():
+    for whole in ("1\n#### 12\nNext: 3\n#### 4", "#### $1,200.50\n#### 7\n", "no number\n### 3\n", "#### 12"):
+        cut = next((whole[:n] for n in range(1, len(whole)) if _said_number(whole[:n])), whole)
+        for gold in ("#### 12", "#### 1200.5", "#### 4", "#### 3"):
+            assert number(cut, [gold]) == number(whole, [gold])
+
+
+def test_arc_lists_its_options_by_their_labels(data):
+    (case,) = make_task("arc-challenge", 9).cases
+    assert case == Case("Answer the question with the letter of the right option.\n\nWhy?\nA. no\nB. yes", ("B",))
+
+
+def test_ag_news_as_the_hub_has_it_gives_the_same_label():
+    from gradshield.evaluation.tasks import TASKS
+
+    case = TASKS["agnews"][1]({"text": "T D", "label": 3})
+    assert case.references == ("Sci/Tech",) and case.prompt.endswith("\n\nT D")
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('{"prompt": "a"}', "answer"),
+        ('{"prompt": 1, "answer": "a"}', "prompt"),
+        ('{"prompt": "a", "answer": null}', "answer"),
+        ('{"prompt": "a", "answer": []}', "answer"),
+        ('["a", "b"]', "not an object"),
+        ("a,b", "not JSON"),
+    ],
+)
+def test_a_wrong_line_of_a_task_file_is_named(tmp_path, line, words):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "a\u2028b", "answer": 3}\n\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"mine\.jsonl:3: .*{words}"):
+        make_task(str(file), 9)
+    file.write_text("\n")
+    with pytest.raises(UserError, match="no cases"):
+        make_task(str(file), 9)
+
+
+def test_a_task_is_the_mean_of_its_cases_the_same_every_time(tiny, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Say {n}", "answer": str(n)}) + "\n" for n in range(20)))
+    settings = EvaluationSettings(cases=6, metric="rouge1")
+    report = evaluate_utility(tiny, str(file), settings)
+    assert report == evaluate_utility(tiny, str(file), settings.model_copy(update={"at_once": 4}))
+    assert report.n == 6 and report.metric == "ROUGE-1 F1" and len(report.answers) == len(report.prompts) == 6
+    other = evaluate_utility(tiny, str(file), settings.model_copy(update={"case_seed": 1}))
+    assert other.prompts != report.prompts
+
+
+def test_shares_have_wilson_intervals_and_the_value_is_the_mean(tiny, monkeypatch):
+    answers = ["yes", "no", "yes", "yes"]
+    monkeypatch.setattr(module, "generate", lambda *_, **__: answers)
+    task = Task("t", tuple(Case(str(n), ("yes",)) for n in range(4)), "exact match", exact, 8)
+    monkeypatch.setattr(module, "make_task", lambda *_: task)
+    report = evaluate_utility(tiny, "t", EvaluationSettings())
+    assert report.value == 0.75 and report.scores == (1.0, 0.0, 1.0, 1.0)
+    assert report.error == pytest.approx(0.25) and report.interval == module.wilson(3, 4)
+
+
+def test_held_out_loss_is_the_fine_tuning_loss_turned_round(tiny):
+    examples = random_examples(7, len(tiny.tokenizer))
+    expected = []
+    for e in examples:
+        labels = torch.from_numpy(np.where(e.mask, e.ids, -100)).long()
+        expected.append(-float(tiny.net(input_ids=torch.from_numpy(e.ids).long()[None], labels=labels[None]).loss))
+    for batch in (1, 3, 32):
+        report = held_out_loss(tiny, examples, batch)
+        assert report.scores == pytest.approx(expected, abs=1e-5)
+    assert report.value == pytest.approx(np.mean(expected)) and report.n == 7
+    assert report.error == pytest.approx(np.std(expected, ddof=1) / 7**0.5)
+    picked = evaluate_utility(tiny, examples, EvaluationSettings(cases=3))
+    assert picked.n == 3 and set(np.round(picked.scores, 4)) < set(np.round(report.scores, 4))
+
+
+def test_held_out_rows_that_do_not_fit_together_are_halved(tiny, monkeypatch):
+    examples, real = random_examples(5, len(tiny.tokenizer)), module.logits_at
+    expected = held_out_loss(tiny, examples).scores
+
+    def small(model, ids, *rest):
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("no")
+        return real(model, ids, *rest)
+
+    monkeypatch.setattr(module, "logits_at", small)
+    assert held_out_loss(tiny, examples).scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_no_rows_and_a_broken_model_are_said(tiny, monkeypatch):
+    with pytest.raises(UserError, match="no held-out row"):
+        evaluate_utility(tiny, [], EvaluationSettings())
+    monkeypatch.setattr(module, "logits_at", lambda model, ids, rows, at: torch.full((len(rows), 300), torch.nan))
+    with pytest.raises(UserError, match="not finite"):
+        evaluate_utility(tiny, [Example(0, np.array([1, 2], np.int32), np.array([False, True]))], EvaluationSettings())
+
+
+def test_a_metric_of_lm_eval_where_lower_is_better_is_turned_round():
+    found = {
+        "results": {"t": {"alias": "t", "word_perplexity,none": 9.0, "word_perplexity_stderr,none": "N/A"}},
+        "higher_is_better": {"t": {"word_perplexity": False}},
+        "samples": {"t": []},
+        "n-samples": {"t": {"original": 9, "effective": 5}},
+    }
+    report = module._of_lm_eval("t", found)
+    assert (report.value, report.metric, report.n) == (-9.0, "negative word_perplexity", 5)
+
+
+@pytest.mark.slow
+def test_a_task_of_lm_eval_is_run_by_its_own_api(tiny, tmp_path):
+    pytest.importorskip("lm_eval")
+    rows = [{"q": f"{n} is", "c": [" a", " b"], "a": n % 2} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'rows.jsonl'}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{c}}'\n"
+        "doc_to_target: '{{a}}'\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    report = evaluate_utility(tiny, str(tmp_path / "own.yaml"), EvaluationSettings(cases=6))
+    assert report.task == "lm-eval:own" and report.metric == "acc" and report.n == len(report.answers) == 6
+    assert report.value == sum(report.scores) / 6
+    assert all(re.search(r'"q": "\d is"', prompt) for prompt in report.prompts)
+    for name in ("no-such-task", "lm-eval:no-such-task"):
+        with pytest.raises(UserError, match=r"no-such-task: none of samsum.*no task of lm-eval"):
+            evaluate_utility(tiny, name, EvaluationSettings())
+    with pytest.raises(UserError, match="hellaswag of lm-eval can't be run"):  # its data are not to be had offline
+        evaluate_utility(tiny, "hellaswag", EvaluationSettings())

@@ -1,0 +1,156 @@
+"""The search with real trainings of the random model; only what its answers are worth is made up."""
+
+import json
+import sys
+
+import pytest
+import yaml
+from test_filter import refusing, train  # noqa: F401  (fixtures)
+
+import gradshield.tune as room
+from gradshield.cli import main
+from gradshield.errors import UserError
+from gradshield.evaluation.safety import SafetyReport
+from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.finetune import finetune
+from gradshield.model import load_model
+from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.tune import run_tune
+
+TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-3)
+MEASURING = EvaluationSettings(request_count=4, max_new_tokens=4, scary="none", cases=8)
+EASY = {"min_utility": -1e9, "max_asr": 0.5}
+
+
+def answer_with(monkeypatch, *asrs: float) -> list[float]:
+    """evaluate_safety says these in turn, the base model's first, the last one ever after; returns what it said."""
+    said: list[float] = []
+
+    def evaluate(model, settings):
+        said.append(asrs[min(len(said), len(asrs) - 1)])
+        return SafetyReport(said[-1], (0.0, 1.0), (), (), ())
+
+    monkeypatch.setattr(room, "evaluate_safety", evaluate)
+    return said
+
+
+def tune(train, out, folder, *, trainer=None, **more):  # noqa: F811
+    tuning = TuneSettings(**{**EASY, **more})
+    settings = FilterSettings(model=folder, threshold="share", value=0.25, variant="paper", probe_count=2)
+    return run_tune(str(train), out, settings, TRAINING, tuning, MEASURING, trainer=trainer)
+
+
+def test_a_safe_model_is_handed_out_with_the_rows_it_was_trained_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.9, 0.1)
+    out = tmp_path / "run"
+    summary = tune(train, out, tiny_folder)
+    assert [t["safe"] for t in summary["trials"]] == [False, True] and summary["accepted"] == 2
+    assert summary["rows"] == summary["kept"] + summary["quarantined"] + summary["set_aside"]
+    lines = train.read_bytes().split(b"\n")
+    kept = [line for line in (out / "kept.jsonl").read_bytes().split(b"\n") if line]
+    assert [line for line in lines if line in kept] == kept  # verbatim and in order
+    assert len(kept) == summary["kept"] == summary["trials"][1]["kept"] + summary["held_out"]
+    assert load_model(tiny_folder, adapter=str(out / "model")).name
+    card = (out / "model" / "README.md").read_text()
+    assert "accepted" in card and f"{summary['trials'][1]['kept']} of {summary['rows']} rows" in card
+    assert yaml.safe_load((out / "run.yaml").read_text())["summary"] == summary
+    assert tune(train, out, tiny_folder) == summary
+
+
+def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.9, 0.9, 0.1)
+    whole = tune(train, tmp_path / "whole", tiny_folder)
+    said = answer_with(monkeypatch, 0.0, 0.9, 0.9, 0.1)
+    real, trained = room.finetune, []
+
+    def dying(*arguments):
+        trained.append(1)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(room, "finetune", dying)
+    with pytest.raises(KeyboardInterrupt):
+        tune(train, tmp_path / "cut", tiny_folder)
+    cut = tune(train, tmp_path / "cut", tiny_folder)
+    assert len(trained) == 1 + 1 + 2 and len(said) == 4  # nothing is trained or measured twice
+    timeless = [[{k: v for k, v in t.items() if k != "seconds"} for t in s["trials"]] for s in (whole, cut)]
+    assert timeless[0] == timeless[1]
+    for file in ("kept.jsonl", "quarantined.jsonl", "model/adapter_model.safetensors"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+
+def test_a_rejection_is_exit_code_3_and_keeps_the_safest_model(tiny_folder, train, tmp_path, monkeypatch, capsys):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.9, 0.7, 0.8)
+    out = tmp_path / "run"
+    flags = ["--threshold", "share", "--value", "0.25", "--variant", "paper", "--probe-count", "2", "--searches", "2"]
+    goals = ["--min-utility", "-1e9", "--max-asr", "0.5", "--epochs", "1", "--scary", "none", "--cases", "8"]
+    monkeypatch.setattr(
+        sys, "argv", ["gradshield", "tune", str(train), "--model", tiny_folder, "-o", str(out), *flags, *goals]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 3 and "REJECTED" in shown and shown.count("\ntrial ") + shown.startswith("trial ") == 3
+    assert (out / "rejected-model" / "adapter_model.safetensors").exists() and not (out / "kept.jsonl").exists()
+    assert "REJECTED" in (out / "rejected-model" / "README.md").read_text()
+    saved = yaml.safe_load((out / "run.yaml").read_text())["summary"]
+    assert saved["accepted"] is None and saved["asr"] == 0.7
+
+
+def test_a_base_model_that_misses_the_goal_is_said_before_training(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.6)
+    monkeypatch.setattr(room, "finetune", None)
+    with pytest.raises(UserError, match=r"0\.600 before any fine-tuning"):
+        tune(train, tmp_path / "run", tiny_folder)
+
+
+def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.1)
+    real, calls = room.finetune, []
+
+    def diverging(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise UserError("fine-tuning diverged (loss nan); lower the learning rate")
+        return real(*arguments)
+
+    monkeypatch.setattr(room, "finetune", diverging)
+    summary = tune(train, tmp_path / "run", tiny_folder)
+    first, second = summary["trials"]
+    assert not first["safe"] and first["asr"] is None and "diverged" in first["note"] and second["safe"]
+
+
+def test_the_users_own_trainer_gets_the_rows_verbatim(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.1)
+    model = load_model(tiny_folder)
+    from conftest import random_examples
+
+    finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "adapter", TRAINING)
+    config = tmp_path / "mine.yaml"
+    config.write_text("data: {data}\nbase: {model}\n")
+    summary = tune(
+        train,
+        tmp_path / "run",
+        tiny_folder,
+        trainer_command=f"cp -r {tmp_path}/adapter/. {{config}} {{data}} {{out}}",
+        trainer_config=str(config),
+    )
+    assert summary["accepted"] == 1
+    handed = tmp_path / "run" / "model"
+    given = [line for line in (handed / "kept.jsonl").read_bytes().split(b"\n") if line]
+    assert len(given) == summary["trials"][0]["kept"] and all(line in train.read_bytes() for line in given)
+    assert f"base: {tiny_folder}" in (handed / "mine.yaml").read_text()
+    with pytest.raises(UserError, match="ended with 1"):
+        tune(train, tmp_path / "bad", tiny_folder, trainer_command="false")
+    with pytest.raises(UserError, match="neither an adapter"):
+        tune(train, tmp_path / "none", tiny_folder, trainer_command="true")
+
+
+def test_the_papers_start_never_scores_clean_data(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.0)
+    task = tmp_path / "task.jsonl"
+    task.write_text("".join(json.dumps({"prompt": f"p{n}", "answer": "x"}) + "\n" for n in range(4)))
+    summary = tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task))
+    assert summary["accepted"] == 1 and summary["cost"]["scored_tokens"] == 0 and summary["quarantined"] == 0
+    assert not (tmp_path / "run" / "screen").exists()
