@@ -8,7 +8,7 @@ HAS_GPU := $(shell command -v nvidia-smi 2>/dev/null)
 TORCH ?= torch==2.13.0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow test-browser lint bench clean
 
 setup: $(VENV)/ready
 
@@ -35,15 +35,30 @@ demo: setup
 	@$(BIN)/gradshield demo
 
 test: $(VENV)/dev lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not browser" -n 2
 
 test-slow: $(VENV)/dev
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow
 
+# The review page in Debian's chromium; its screenshots go to docs/.
+test-browser: $(VENV)/dev
+	@for tool in chromium chromedriver; do command -v $$tool >/dev/null \
+	  || { echo "make test-browser needs $$tool: apt-get install chromium chromium-driver"; exit 1; }; done
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m browser
+
 lint: $(VENV)/dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/pyright
+
+# What scoring costs beside LoRA and the peers (docs/performance.md). BENCH="run --quick": a smoke check; BENCH=gpu: on a GPU.
+BENCH ?= run
+$(VENV)/bench: $(VENV)/ready
+	@$(BIN)/python -m benchmarks.install
+	@touch $@
+
+bench: $(VENV)/bench
+	$(BIN)/python -W ignore -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(VENV) demo-run

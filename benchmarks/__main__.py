@@ -1,0 +1,65 @@
+"""`python -m benchmarks run | gpu | report`."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.models import label
+from benchmarks.plan import FULL, GPU, QUICK
+from benchmarks.plan import run as run_plan
+from benchmarks.report import write_report
+from gradshield.errors import UserError
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results" / "performance"
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+Out = Annotated[Path, typer.Option("--out", "-o", help="folder of the measurements (*.jsonl)")]
+Only = Annotated[list[str] | None, typer.Option("--method", help="measure only these methods (repeatable)")]
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Option(help='"embedded", a model\'s folder, or LAYERSxWIDTH')] = "embedded",
+    out: Out = RESULTS,
+    quick: Annotated[bool, typer.Option(help="a smoke check of minutes, into a temporary folder")] = False,
+    method: Only = None,
+) -> None:
+    """Makes the measurements that are not there yet, then docs/performance.md from all of them."""
+    folder = Path(tempfile.mkdtemp()) if quick and out == RESULTS else out
+    run_plan(model, folder / f"{label(model)}.jsonl", QUICK if quick else FULL, only=method or ())
+    report(folder)
+
+
+@app.command()
+def gpu(
+    model: Annotated[
+        str, typer.Option(help="a shape to fill with random weights, or a model's folder")
+    ] = "llama-3.1-8b",
+    out: Out = RESULTS,
+    device: str = "cuda",
+    dtype: str = "bfloat16",
+    quick: bool = False,
+    method: Only = None,
+) -> None:
+    """The same on a GPU: random weights in the shape of Llama-3.1-8B, bfloat16."""
+    plan = QUICK if quick else GPU
+    run_plan(model, out / f"gpu-{label(model)}.jsonl", plan, device=device, dtype=dtype, only=method or ())
+    report(out)
+
+
+@app.command()
+def report(out: Out = RESULTS) -> None:
+    """Makes performance.md and its picture again from the measurements."""
+    page = out.parent.parent / "performance.md" if out == RESULTS else out / "performance.md"
+    write_report(out, page)
+    print(page.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,221 @@
+"""The ways to score, and what they are measured against; each under one small contract.
+
+A method is opened for a task (a model and a probe) and rows, and gives a function that does the work once. What is
+there before rows are seen (the probe's gradient, a wrapped model) is made on opening and is not timed.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradshield.data.encode import Example
+from gradshield.hooks import gradients_from, linear_hooks, logits_at
+from gradshield.model import Model
+from gradshield.probe import ASSETS, ProbeGradient, SafetyScore, margin, paper_tokens, probe_gradient, read_requests
+from gradshield.scoring.autograd import autograd_scorer
+from gradshield.scoring.contraction import pad
+from gradshield.scoring.fihs import fihs_scorer
+from gradshield.scoring.intent import DEPTHS, Intent, Readout, intent_scores
+from gradshield.scoring.run import Scorer, batches, score
+
+STEP = 3e-3  # of the central difference: ‖ε ∇S‖ over all weights
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, the probes whose ∇S every method takes the product with, and the tokens of a batch, padding included."""
+
+    model: Model
+    requests: tuple[str, ...]
+    safe: int
+    unsafe: int
+    batch_tokens: int = 2048
+
+    @property
+    def s(self) -> SafetyScore:
+        """S of eq. 5."""
+        return margin([self.safe], [self.unsafe])
+
+    @cached_property
+    def gradient(self) -> ProbeGradient:
+        """∇S in factors, as the product makes it."""
+        return probe_gradient(self.model, self.requests, self.s)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one run: a score for every row where the method gives one, and its own clock where it has a better one."""
+
+    scores: np.ndarray | None = None
+    seconds: float | None = None
+
+
+Run = Callable[[], Outcome]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is opened, its name in the tables, and what must be installed for it."""
+
+    label: str
+    open: Callable[[Task, Sequence[Example]], AbstractContextManager[Run]]
+    needs: tuple[str, ...] = ()
+    exact: bool = False  # its scores are to be those of autograd
+
+
+def make_task(model: Model, requests: Sequence[str] | None = None, batch_tokens: int = 2048) -> Task:
+    """The benchmark's task: S of eq. 5 on the first bundled probe, or on `requests`."""
+    requests = requests or read_requests(ASSETS / "probes.jsonl")[:1]
+    return Task(model, tuple(requests), *paper_tokens(model.tokenizer), batch_tokens)
+
+
+def by_batch(task: Task, rows: Sequence[Example], one: Callable[[list[Example]], Tensor]) -> np.ndarray:
+    """What `one` says of every row, batched as the product batches."""
+    result = np.zeros(len(rows))
+    for batch in batches(rows, task.batch_tokens):
+        result[batch] = one([rows[n] for n in batch]).double().cpu().numpy()
+    return result
+
+
+def losses(logits: Tensor, rows: Tensor, targets: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Mean next-token cross-entropy [count] of every row, from the logits of the response tokens."""
+    each = torch.nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+    return torch.zeros(count, device=each.device).index_add_(0, rows.to(each.device), each * weights.to(each.device))
+
+
+@torch.no_grad()
+def losses_by_forward(task: Task, batch: list[Example]) -> Tensor:
+    """The rows' losses [B] by one forward pass, logits at response tokens only."""
+    ids, rows, positions, targets, weights = pad(batch, task.model.device)
+    return losses(logits_at(task.model, ids, rows, positions), rows, targets, weights, len(batch))
+
+
+@contextmanager
+def forward(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
+    """The unit: one forward pass without gradients, logits at response tokens only."""
+    yield lambda: _nothing(by_batch(task, rows, lambda batch: losses_by_forward(task, batch)))
+
+
+@contextmanager
+def full_logits(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
+    """The same with the logits of every token, as a plain call of the model gives them."""
+
+    @torch.no_grad()
+    def one(batch: list[Example]) -> Tensor:
+        ids, where, positions, targets, weights = pad(batch, task.model.device)
+        logits = task.model.net(input_ids=ids, use_cache=False).logits
+        return losses(logits[where, positions], where, targets, weights, len(batch))
+
+    yield lambda: _nothing(by_batch(task, rows, one))
+
+
+@contextmanager
+def lora_epoch(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
+    """One epoch of LoRA by TRL's SFTTrainer with the settings of `gradshield finetune`; its own training clock."""
+    from gradshield.finetune import FinetuneSettings, finetune
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = FinetuneSettings(epochs=1)
+        yield lambda: Outcome(seconds=finetune(task.model, rows, Path(folder), settings)["seconds"])
+
+
+@contextmanager
+def autograd(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
+    """The slow, obvious way: row by row, the whole gradient, one dot product."""
+    scorer = autograd_scorer(task.model, task.requests, task.s)
+    yield lambda: Outcome(np.concatenate([scorer([row])["score"] for row in rows]))
+
+
+@contextmanager
+def dense_hooks(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
+    """The paper's way: the dense gradient of every layer against activations and their gradients, in hooks."""
+    exact = probe_gradient(task.model, task.requests, task.s, tolerance=0)
+    dtype = task.model.net.dtype
+    dense = {name: f.dense().to(dtype) for name, f in exact.factors.items()}
+
+    def one(batch: list[Example]) -> Tensor:
+        total = torch.zeros(len(batch), device=task.model.device)
+
+        def backward(name: str, x: Tensor, delta: Tensor) -> None:
+            total.add_(((x @ dense[name].T) * delta).float().sum((1, 2)).to(total.device))  # Σ_t δ_tᵀ G x_t
+
+        ids, where, positions, targets, weights = pad(batch, task.model.device)
+        with linear_hooks(task.model.linears, lambda _name, x: x, backward), gradients_from(task.model):
+            logits = logits_at(task.model, ids, where, positions)
+            losses(logits, where, targets, weights, len(batch)).sum().backward()
+        return total
+
+    yield lambda: Outcome(by_batch(task, rows, one))
+
+
+@contextmanager
+def central_difference(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
+    """(L(θ + ε∇S) − L(θ − ε∇S)) / 2ε: two forward passes with the probe gradient as an adapter at ±ε."""
+    factors = task.gradient.factors
+    step = STEP / sum(float(f.dense().square().sum()) for f in factors.values()) ** 0.5
+
+    def side(epsilon: float) -> np.ndarray:
+        def attach(name: str) -> Callable[..., Tensor]:
+            inp, out = factors[name].inp, factors[name].out
+            return lambda _module, args, y: y + epsilon * ((args[0] @ inp.T.to(y.dtype)) @ out.to(y.dtype))
+
+        handles = [task.model.linears[name].register_forward_hook(attach(name)) for name in factors]
+        try:
+            return by_batch(task, rows, lambda batch: losses_by_forward(task, batch))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    yield lambda: Outcome((side(step) - side(-step)) / (2 * step))
+
+
+def fihs(variant: str) -> Callable[[Task, Sequence[Example]], AbstractContextManager[Run]]:
+    """Ours: the low-rank contraction in backward hooks, raw ("paper") or normalised ("module")."""
+
+    @contextmanager
+    def opened(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
+        scorer = fihs_scorer(task.model, task.gradient, variant)
+        yield lambda: Outcome(_scored(task, rows, scorer)["paper"])
+
+    return opened
+
+
+@contextmanager
+def intent(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
+    """Ours, the default score: hidden states at the middle layers and two linear readouts.
+
+    What the readouts say does not change what they cost, so they are drawn at random instead of fitted.
+    """
+    layers = tuple(sorted({int(depth * len(task.model.layers)) for depth in DEPTHS}))
+    width = len(layers) * task.model.net.config.hidden_size
+    drawn = np.random.default_rng(0).normal(size=(2, width))
+    fitted = Intent(layers, Readout(drawn[0], 0.0), Readout(drawn[1], 0.0))
+    yield lambda: _nothing(_scored(task, rows, lambda batch: intent_scores(task.model, fitted, batch))["score"])
+
+
+def _scored(task: Task, rows: Sequence[Example], scorer: Scorer) -> dict[str, np.ndarray]:
+    return score(rows, scorer, batch_tokens=task.batch_tokens)
+
+
+def _nothing(_values: np.ndarray) -> Outcome:
+    return Outcome()
+
+
+METHODS: dict[str, Method] = {
+    "forward": Method("forward pass (the unit)", forward),
+    "full-logits": Method("forward pass, every logit", full_logits),
+    "lora": Method("LoRA epoch (TRL)", lora_epoch, ("trl.trainer.sft_trainer", "peft")),
+    "autograd": Method("per-example autograd", autograd, exact=True),
+    "dense": Method("dense hook contraction (the paper's way)", dense_hooks, exact=True),
+    "central": Method("central difference", central_difference, exact=True),
+    "paper": Method("**GradShield, raw FIHS** (`paper`)", fihs("paper"), exact=True),
+    "module": Method("**GradShield, normalised FIHS** (`module`)", fihs("module"), exact=True),
+    "intent": Method("**GradShield, the default score** (`intent`)", intent),
+}
