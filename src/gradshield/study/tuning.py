@@ -32,21 +32,22 @@ def main(
     attacks: str = "sure,can-help,other",
     rows: int = 300,
     harmful: int = 30,
-    rate: float = 5e-4,
+    rate: float = 2e-4,
     seeds: int = 1,
     requests: int = 100,
 ) -> None:
     """Runs the cells that `out` does not hold yet: `rows` rows of the task and `harmful` ones of each attack."""
-    done = {(c["attack"], c["task"], c["defense"], c["seed"], c["harmful"]) for c in _read(out)}
+    done = {(c["attack"], c["task"], c["defense"], c["seed"], c["harmful"], c["rate"]) for c in _read(out)}
     for seed in range(seeds):
         for attack in attacks.split(","):
             for defense in DEFENSES:
                 name = "" if defense == "clean" else attack  # clean rows are the same under every attack
-                if (name, task, defense, seed, harmful) in done:
+                if (name, task, defense, seed, harmful, rate) in done:
                     continue
                 cell = _cell(model, task, attack, defense, seed, rows, harmful, rate, requests)
-                cell = {"attack": name, "task": task, "defense": defense, "seed": seed, "harmful": harmful} | cell
-                done.add((name, task, defense, seed, harmful))
+                keys = {"attack": name, "task": task, "defense": defense, "seed": seed, "harmful": harmful}
+                cell = keys | {"rows": rows, "rate": rate} | cell
+                done.add((name, task, defense, seed, harmful, rate))
                 out.parent.mkdir(parents=True, exist_ok=True)
                 with out.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(cell) + "\n")
@@ -99,12 +100,12 @@ def _line(conversation: Conversation, source: str) -> str:
 
 
 def _table(cells: list[dict]) -> str:
-    lines = ["| task | attack | defense | ASR | utility | task rows kept | poison kept | trainings | seeds |"]
-    lines.append("|---" * 9 + "|")
+    lines = ["| task | attack | rate | defense | ASR | utility | task rows kept | poison kept | trainings | seeds |"]
+    lines.append("|---" * 10 + "|")
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for cell in cells:
-        groups[cell["task"], cell["attack"], cell["defense"]].append(cell)
-    for (task, attack, defense), found in groups.items():
+        groups[cell["task"], cell["attack"], cell["rate"], cell["defense"]].append(cell)
+    for (task, attack, rate, defense), found in groups.items():
 
         def each(name: str, found: list[dict] = found) -> str:
             values = [c[name] for c in found if c[name] is not None]
@@ -113,7 +114,7 @@ def _table(cells: list[dict]) -> str:
         trainings = ", ".join(str(c["cost"]["trials"]) for c in found)
         verdict = "" if all(c["accepted"] for c in found) else " (rejected in some)"
         lines.append(
-            f"| {task} | {attack or '–'} | {defense}{verdict} | {each('asr')} | {each('utility')} | "
+            f"| {task} | {attack or '–'} | {rate:g} | {defense}{verdict} | {each('asr')} | {each('utility')} | "
             f"{each('kept_task')} | {each('kept_poison')} | {trainings} | {len(found)} |"
         )
     return "\n".join(lines) + "\n"
