@@ -3,7 +3,8 @@
     python benchmarks/evaluation.py [-o docs/results/evaluation/speed.json]
 
 The embedded model refuses nearly everything (what a safe trial looks like), the same without its adapter nearly nothing
-(an unsafe one). Every way must come to the same verdicts. Times are the least of the repeats.
+(an unsafe one). Every way must come to the same verdicts. Times are processor time on one thread, which a busy machine
+disturbs little, and the least of the repeats.
 """
 
 import json
@@ -53,6 +54,7 @@ def main(
     repeats: int = 3,
 ) -> None:
     """Measures every way on both models, prints a table and writes it as JSON."""
+    torch.set_num_threads(1)
     requests, rows = harmful_requests("bundled", count), []
     for name in ("embedded", "embedded-unaligned"):
         model = load_model(name)
@@ -73,17 +75,17 @@ def main(
         verdicts: dict[str, list[bool]] = {}
         for _ in range(repeats):  # in turn, so that a busy machine is busy for all
             for way, run in todo.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 verdicts[way] = [is_refusal(answer) for answer in run()]
-                seconds[way] = min(seconds.get(way, 1e9), time.perf_counter() - start)
+                seconds[way] = min(seconds.get(way, 1e9), time.process_time() - start)
         for way, taken in seconds.items():
             same = verdicts[way] == verdicts["one by one"]
             times = seconds["one by one"] / taken
             refused = sum(verdicts[way])
-            rows.append({"model": name, "way": way, "seconds": round(taken, 2), "times": round(times, 2)})
+            rows.append({"model": name, "way": way, "cpu_seconds": round(taken, 2), "times": round(times, 2)})
             rows[-1] |= {"refused": refused, "same_verdicts": same}
             print(f"{name:20} {way:48} {taken:7.2f} s  {times:5.2f} x  refused {refused}, same verdicts: {same}")
-    facts = {"requests": count, "tokens": tokens, "repeats": repeats, "threads": torch.get_num_threads()}
+    facts = {"requests": count, "tokens": tokens, "repeats": repeats, "threads": 1}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**facts, "device": "cpu", "rows": rows}, indent=1) + "\n", encoding="utf-8")
 

@@ -66,12 +66,19 @@ def pair(task: Task, name: str, rows: Sequence[Example], repeat: int) -> dict[st
         try:
             outcome = run_once(task, each, rows)
         except (torch.OutOfMemoryError, MemoryError, UserError) as error:
-            return {"error": str(error).split("\n")[0][:200]}
+            return _too_large(error)
         seconds[each] = outcome.seconds
         if each == name:
             scores = outcome.scores
     cell = {"seconds": seconds[name], "forward": seconds["forward"], "tokens": tokens_of(rows), "load": load}
     return cell | ({"scores": [float(f"{x:.9g}") for x in scores]} if repeat == 0 and scores is not None else {})
+
+
+def _too_large(error: BaseException) -> dict[str, Any]:
+    """The cell of a method that does not fit; a mistake of the user's is no measurement and is raised again."""
+    if isinstance(error, UserError) and "memory" not in str(error):
+        raise error
+    return {"error": "out of memory"}
 
 
 def loaded() -> float:
@@ -99,9 +106,11 @@ def peak_memory(spec: str, name: str, rows: tuple[int, int], device: str | None,
     order = json.dumps({"spec": spec, "name": name, "rows": rows, "device": device, "dtype": dtype})
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure", order]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == -9:
+        return {"error": "killed: out of memory"}
     lines = [line for line in done.stdout.split("\n") if line.startswith("{")]
     if done.returncode or not lines:
-        return {"error": (done.stderr.strip().split("\n") or ["died"])[-1][:200]}
+        raise UserError(f"memory of {name}: {(done.stderr.strip().split(chr(10)) or ['died'])[-1][:200]}")
     return json.loads(lines[-1])
 
 
@@ -123,7 +132,7 @@ def child(order: Mapping[str, Any]) -> dict[str, Any]:
         with _silent(), method.open(make_task(model), rows) as run:
             run()
     except (torch.OutOfMemoryError, MemoryError, UserError) as error:
-        return {"error": str(error).split("\n")[0][:200]}
+        return _too_large(error)
     return {"bytes": (torch.cuda.max_memory_allocated() if on_gpu else _peak()) - before}
 
 

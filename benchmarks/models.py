@@ -38,7 +38,7 @@ def open_model(spec: str, device: str | None = None, dtype: str | None = None) -
     torch.set_default_dtype(getattr(torch, dtype or "float32"))
     try:
         with torch.device(device):
-            net: Any = LlamaForCausalLM(LlamaConfig(**shape)).eval()
+            net: Any = LlamaForCausalLM(LlamaConfig(**shape)).train(False)
     finally:
         torch.set_default_dtype(before)
     net.requires_grad_(False)

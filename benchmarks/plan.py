@@ -1,6 +1,7 @@
 """Which measurements make a benchmark, and the file that holds them: one line each, so that a run can be resumed."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from benchmarks.models import open_model, weights
 from benchmarks.rows import chats, mixed, pieces, tokens_of
 from gradshield.data.encode import Example
 from gradshield.errors import UserError
-from gradshield.study.kinds import load
+from gradshield.study.kinds import data_folder, load
 
 OURS = ("paper", "module")
 SHORT = 16  # tokens of a row where rows are counted
@@ -90,6 +91,8 @@ def measured(file: Path, key: dict[str, Any], measure: Callable[[], dict[str, An
     start = time.monotonic()
     cell = {**key, **measure()}
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # what a kill cut short
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(cell) + "\n")
     shown = " ".join(str(value) for value in key.values())
@@ -110,8 +113,9 @@ def run(
 ) -> None:
     """Makes every measurement of the plan that `file` does not hold yet; `only` names the methods (default: all).
 
-    Raises UserError where the file was begun with another number of threads.
+    Raises UserError where the file was begun with another number of threads, or GRADSHIELD_DATA names no folder.
     """
+    data_folder()  # says so before anything is measured where there is none
     names = [name for name in ALL if installed(name) and (not only or name in only or name == "forward")]
     missing = [name for name in ALL if not installed(name)]
     if missing:
