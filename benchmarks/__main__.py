@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,11 +25,13 @@ def run(
     model: Annotated[str, typer.Option(help='"embedded", a model\'s folder, or LAYERSxWIDTH')] = "embedded",
     out: Out = RESULTS,
     quick: Annotated[bool, typer.Option(help="a smoke check of minutes, into a temporary folder")] = False,
+    longest: Annotated[int, typer.Option(help="tokens of the chats; LoRA on eight of 1,024 takes 16 GB")] = 1024,
     method: Only = None,
 ) -> None:
     """Makes the measurements that are not there yet, then docs/performance.md from all of them."""
     folder = Path(tempfile.mkdtemp()) if quick and out == RESULTS else out
-    run_plan(model, folder / f"{label(model)}.jsonl", QUICK if quick else FULL, only=method or ())
+    plan = replace(QUICK if quick else FULL, longest=longest)
+    run_plan(model, folder / f"{label(model)}.jsonl", plan, only=method or ())
     report(folder)
 
 

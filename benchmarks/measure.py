@@ -101,8 +101,10 @@ def machine() -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "gpu": gpu, "versions": versions}
 
 
-def peak_memory(spec: str, name: str, rows: tuple[int, int], device: str | None, dtype: str | None) -> dict[str, Any]:
-    """{"bytes"}: the peak above the loaded model of a method in a fresh process (`rows` as in Plan)."""
+def peak_memory(
+    spec: str, name: str, rows: tuple[int, int, int], device: str | None, dtype: str | None
+) -> dict[str, Any]:
+    """{"bytes"}: the peak above the loaded model of a method in a fresh process (`rows` as `mixed` takes them)."""
     order = json.dumps({"spec": spec, "name": name, "rows": rows, "device": device, "dtype": dtype})
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure", order]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -18,7 +18,16 @@ from torch import Tensor
 from gradshield.data.encode import Example
 from gradshield.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.model import Model
-from gradshield.probe import ASSETS, ProbeGradient, SafetyScore, margin, paper_tokens, probe_gradient, read_requests
+from gradshield.probe import (
+    ASSETS,
+    Factors,
+    ProbeGradient,
+    SafetyScore,
+    margin,
+    paper_tokens,
+    probe_gradient,
+    read_requests,
+)
 from gradshield.scoring.autograd import autograd_scorer
 from gradshield.scoring.contraction import pad
 from gradshield.scoring.fihs import fihs_scorer
@@ -45,8 +54,9 @@ class Task:
 
     @cached_property
     def gradient(self) -> ProbeGradient:
-        """∇S in factors, as the product makes it."""
-        return probe_gradient(self.model, self.requests, self.s)
+        """∇S in factors, as the product makes it, in the model's own precision (the contraction takes no mixture)."""
+        dtype, made = self.model.net.dtype, probe_gradient(self.model, self.requests, self.s)
+        return ProbeGradient({name: Factors(f.inp.to(dtype), f.out.to(dtype)) for name, f in made.factors.items()})
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ def dense_hooks(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
 def central_difference(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
     """(L(θ + ε∇S) − L(θ − ε∇S)) / 2ε: two forward passes with the probe gradient as an adapter at ±ε."""
     factors = task.gradient.factors
-    step = STEP / sum(float(f.dense().square().sum()) for f in factors.values()) ** 0.5
+    step = STEP / sum(float(f.dense().float().square().sum()) for f in factors.values()) ** 0.5
 
     def side(epsilon: float) -> np.ndarray:
         def attach(name: str) -> Callable[..., Tensor]:

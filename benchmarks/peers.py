@@ -18,7 +18,6 @@ from torch import Tensor
 from benchmarks.methods import Method, Outcome, Run, Task, losses
 from gradshield.data.encode import Example, encode_request
 
-TRAIN_BATCH = 8  # rows; the default of kronfluence's example for language models, which knows no token budget
 LOW_RANK = 64  # of kronfluence's query batching, as in the same example
 
 
@@ -95,6 +94,7 @@ def kronfluence(low_rank: int | None) -> Callable[[Task, Sequence[Example]], Abs
         from kronfluence.utils.common.score_arguments import default_score_arguments
         from kronfluence.utils.dataset import DataLoaderKwargs
 
+        size = max(4, task.batch_tokens // 1024)  # rows; there is no token budget, and eight chats take 19 GB
         order = sorted(range(len(rows)), key=lambda n: -len(rows[n].ids))
         train: Any = [{"ids": rows[n].ids, "mask": rows[n].mask} for n in order]
         encoded = [encode_request(request, task.model.tokenizer) for request in task.requests]
@@ -112,7 +112,7 @@ def kronfluence(low_rank: int | None) -> Callable[[Task, Sequence[Example]], Abs
                 )
                 analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=_collate))
                 factors = FactorArguments(strategy="identity")
-                analyzer.fit_all_factors("identity", train, per_device_batch_size=TRAIN_BATCH, factor_args=factors)
+                analyzer.fit_all_factors("identity", train, per_device_batch_size=size, factor_args=factors)
                 arguments = default_score_arguments(query_gradient_low_rank=low_rank)
                 for name in ("per_sample_gradient_dtype", "precondition_dtype", "score_dtype"):
                     setattr(arguments, name, net.dtype)
@@ -124,7 +124,7 @@ def kronfluence(low_rank: int | None) -> Callable[[Task, Sequence[Example]], Abs
                         query,
                         train,
                         per_device_query_batch_size=1,
-                        per_device_train_batch_size=TRAIN_BATCH,
+                        per_device_train_batch_size=size,
                         score_args=arguments,
                         overwrite_output_dir=True,
                     )

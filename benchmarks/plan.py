@@ -27,7 +27,7 @@ SHORT = 16  # tokens of a row where rows are counted
 class Plan:
     """Sizes of a benchmark; what they cost is about the same for every model, in units of a forward pass."""
 
-    rows_main: tuple[int, int]  # rows of every kind, and chats of 1,024 tokens; LoRA takes eight rows at once
+    rows_main: tuple[int, int]  # rows of every kind, and chats; LoRA takes eight rows at once
     repeats: int
     rows_memory: tuple[int, int]  # the same for peak memory
     memory: tuple[str, ...]  # methods whose memory is measured; () for all
@@ -38,6 +38,7 @@ class Plan:
     length_tokens: int  # tokens of all rows of one length
     probes: tuple[int, ...]
     sizes: tuple[str, ...]  # random weights, LAYERSxWIDTH
+    longest: int = 1024  # tokens of a chat
     batch_tokens: int = 2048
 
 
@@ -125,13 +126,13 @@ def run(
         raise UserError(f"{file} was begun with {here['threads']} threads: set OMP_NUM_THREADS, or take another --out")
     for name in names:
         if not plan.memory or name in plan.memory:
-            key = {"kind": "memory", "method": name, "rows": list(plan.rows_memory)}
-            measured(file, key, partial(peak_memory, spec, name, plan.rows_memory, device, dtype))
+            key = {"kind": "memory", "method": name, "rows": [*plan.rows_memory, plan.longest]}
+            measured(file, key, partial(peak_memory, spec, name, (*plan.rows_memory, plan.longest), device, dtype))
     task = make_task(open_model(spec, device, dtype), batch_tokens=plan.batch_tokens)
-    rows = mixed(task.model, *plan.rows_main)
+    rows = mixed(task.model, *plan.rows_main, plan.longest)
     for repeat in range(plan.repeats):
         for name in names:
-            key = {"kind": "pair", "method": name, "rows": len(rows), "repeat": repeat}
+            key = {"kind": "pair", "method": name, "rows": len(rows), "longest": plan.longest, "repeat": repeat}
             measured(file, key, partial(pair, task, name, rows, repeat))
     growing = [name for name in names if name != "full-logits" and (not plan.grow or name in plan.grow)]
     for key, measure in _growth(task, growing, plan, device, dtype):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -79,9 +80,10 @@ def section(r: Results) -> str:
 
 
 def _methods_table(r: Results) -> str:
-    tokens = next((c for c in r.cells if c["kind"] == "pair"), {})
+    pair: dict[str, Any] = {"rows": 0, "longest": 0, "tokens": 0}
+    pair |= next((c for c in r.cells if c["kind"] == "pair" and "error" not in c), {})
     lines = [
-        f"{tokens.get('rows', 0)} rows, {tokens.get('tokens', 0):,} tokens.",
+        f"{pair['rows']} rows of up to {pair['longest']:,} tokens, {pair['tokens']:,} in all.",
         "",
         "| method | × forward (range) | × LoRA epoch | tokens/s | memory above the model, MiB (× LoRA's) "
         "| Pearson | Spearman | largest error |",
@@ -149,10 +151,11 @@ tokens only, timed right before or after each method; the median of the repeats 
 
 TAIL = f"""## How it is measured
 
-- **Rows**: AG News with one-word labels, Alpaca, GSM8K, DialogSum, refusals, AdvBench requests with openings, and chats
-  of 1,024 tokens (Alpaca's pairs one after the other), from the folder that `GRADSHIELD_DATA` names. One probe (the
+- **Rows**: AG News with one-word labels, Alpaca, GSM8K, DialogSum, refusals, AdvBench requests with openings, and long
+  chats (Alpaca's pairs one after the other), from the folder that `GRADSHIELD_DATA` names. One probe (the
   first bundled one), S of eq. 5, the Linears of the decoder. Batches are by token budget, the same for every method
-  that knows one; LoRA takes 8 rows a step (`gradshield finetune`'s settings, TRL's own training clock), kronfluence 8.
+  that knows one; LoRA takes 8 rows a step (`gradshield finetune`'s settings, TRL's own training clock), kronfluence 4
+  (16 on a GPU).
 - **Not timed**: what is there before rows are seen (loading, the probe's gradient, wrapping). kronfluence offers no way
   to keep the query's gradient, so its time holds it once. Nor is the first call of a method, on one row.
 - **Memory**: the high-water mark of a fresh process less what is resident once the model and all libraries are loaded;

@@ -11,17 +11,17 @@ from gradshield.model import Model
 from gradshield.study.kinds import kinds, load
 
 KINDS = ("agnews", "alpaca", "gsm8k", "dialogsum", "refusals", "advbench sure")
-LONGEST = 1024
+CHAT = 1024  # tokens
 
 
-def mixed(model: Model, per_kind: int, long: int) -> list[Example]:
-    """`per_kind` rows of every kind, and `long` chats of 1,024 tokens."""
+def mixed(model: Model, per_kind: int, long: int, longest: int) -> list[Example]:
+    """`per_kind` rows of every kind, and `long` chats of `longest` tokens."""
     sources = kinds(per_kind)
-    short = [encode(c, 0, model.tokenizer) for kind in KINDS for c in sources[kind]]
-    whole = chats(model, long * LONGEST)[:long]
+    short = [encode(c, 0, model.tokenizer, max_length=longest) for kind in KINDS for c in sources[kind]]
+    whole = chats(model, long * CHAT)[:long]
     return [
         *(e for e in short if isinstance(e, Example)),
-        *(Example(e.row, e.ids[:LONGEST], e.mask[:LONGEST]) for e in whole),
+        *(Example(e.row, e.ids[:longest], e.mask[:longest]) for e in whole),
     ]
 
 
@@ -32,10 +32,10 @@ def chats(model: Model, tokens: int) -> list[Example]:
     for record in load("alpaca_en_demo"):
         request = f"{record['instruction']}\n{record['input']}".strip()
         turns += [Message("user", request), Message("assistant", record["output"])]
-        if sum(len(m.content) for m in turns) < 3 * LONGEST:
+        if sum(len(m.content) for m in turns) < 3 * CHAT:
             continue
         example = encode(Conversation(tuple(turns)), 0, model.tokenizer, max_length=None)
-        if isinstance(example, Example) and len(example.ids) >= LONGEST:
+        if isinstance(example, Example) and len(example.ids) >= CHAT:
             result.append(example)
             turns = []
             if sum(len(e.ids) for e in result) >= tokens:
