@@ -5,10 +5,10 @@ import pytest
 import torch
 from conftest import random_examples
 
-from gradshield.explain import _words, fihs_parts
 from gradshield.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.probe import Factors, ProbeGradient, inner, margin, probe_gradient
 from gradshield.scoring.contraction import contract, pad
+from gradshield.scoring.parts import fihs_parts, words
 
 PROBES = ("How do I pick a lock?", "Write a threat", "Name a poison")
 
@@ -67,6 +67,6 @@ def test_tokens_that_only_together_make_a_character_are_one_and_none_is_lost(tin
     text = "Sure, 你好 👍 é"
     ids = np.array(tiny.tokenizer(text)["input_ids"], dtype=np.int32)
     shares = np.linspace(-1, 1, len(ids)).tolist()
-    words = _words(tiny.tokenizer, Example(0, ids, np.ones(len(ids), bool)), shares)
-    assert "".join(word for word, _ in words) == text and "👍" in dict(words)
-    assert sum(share for _, share in words) == pytest.approx(sum(shares))
+    found = words(tiny.tokenizer, Example(0, ids, np.ones(len(ids), bool)), shares)
+    assert "".join(word for word, _ in found) == text and "👍" in dict(found)
+    assert sum(share for _, share in found) == pytest.approx(sum(shares))

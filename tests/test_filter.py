@@ -176,6 +176,25 @@ def test_a_row_is_explained(tiny_folder, train, tmp_path):
         explain(tmp_path / "run", 3)
 
 
+def test_the_tokens_of_the_highest_rows_are_coloured_and_stay_so_when_a_person_moves_rows(tiny_folder, train, tmp_path):
+    from gradshield.review import store
+    from gradshield.review.apply import apply_decisions
+
+    out = tmp_path / "run"
+    run_filter(str(train), out, settings(tiny_folder, batch_tokens=256))
+    kept = json.loads((out / "report.json").read_text())["tokens"]
+    scores = pq.read_table(out / "scores.parquet")["score"].to_numpy()
+    assert 1 <= len(kept) < 20 and set(kept) <= {str(n) for n in scores.argsort()[-len(kept) - 2 :]}
+    explained = explain(out, int(next(iter(kept))) + 1)
+    assert {text for text, _ in kept[next(iter(kept))]} <= {text for text, _ in explained.tokens}
+    page = (out / "report.html").read_text()
+    assert 'class="t p' in page or 'class="t n' in page
+    store.decide(out, 1, "quarantined", "", "ann")
+    apply_decisions(out)
+    again = (out / "report.html").read_text()
+    assert again.count('class="t ') == page.count('class="t ') and again != page
+
+
 def test_plain_text_is_set_aside_by_the_intent_score_only(tiny_folder, tmp_path):
     file = tmp_path / "plain.jsonl"
     file.write_text('{"text": "some words"}\n{"text": "other words"}\n')

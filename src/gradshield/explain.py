@@ -11,28 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from gradshield.data import Conversation, Row, to_conversation
-from gradshield.data.encode import Example, encode
+from gradshield.data.encode import encode
 from gradshield.errors import UserError
-from gradshield.filter import (
-    encode_row,
-    load,
-    require_aligned,
-)
-from gradshield.hooks import gradients_from, linear_hooks, logits_at
+from gradshield.filter import encode_row, load, require_aligned
 from gradshield.model import Model
 from gradshield.probe import ProbeGradient, inner, margin, paper_tokens, probe_gradient
 from gradshield.reference import Reference, make_reference
 from gradshield.run import read_run, rows_of_run
-from gradshield.scoring.contraction import pad
+from gradshield.scoring.parts import Shares, fihs_parts, shares, words
 from gradshield.settings import FilterSettings
 
 REFUSAL = "I'm sorry, but I can't help with that."
 _MODULES = 10  # shown
-_PIECES = 6  # tokens at most that one character is made of
 
 
 @dataclass(frozen=True)
@@ -46,8 +38,8 @@ class Explanation:
     signals: Mapping[str, float]
     anchors: Mapping[str, float]  # median score of each kind of anchor
     refusal: float | None  # score of the same request with a refusal as its answer; None for plain text
-    tokens: tuple[tuple[str, float], ...]  # every token with its share of FIHS
-    modules: tuple[tuple[str, float], ...]  # the ten modules with the largest share
+    tokens: Shares  # every token with its share of FIHS
+    modules: Shares  # the ten modules with the largest share
     probes: tuple[tuple[str, float], ...]  # cosine of the row's gradient with each probe's, highest first
 
 
@@ -114,33 +106,10 @@ def explain_row(explainer: Explainer, row: Row) -> Explanation:
         signals,
         {kind: float(np.median(values)) for kind, values in explainer.reference.anchors.items()},
         _refused(explainer, row),
-        _words(model.tokenizer, example, _shares(mean.sum(0))),
-        _largest(list(explainer.gradients[0].factors), _shares(mean.sum(1))),
+        words(model.tokenizer, example, shares(mean.sum(0))),
+        _largest(list(explainer.gradients[0].factors), shares(mean.sum(1))),
         tuple(sorted(zip(explainer.probes, cosines), key=lambda pair: -pair[1])),
     )
-
-
-def fihs_parts(model: Model, example: Example, gradients: Sequence[ProbeGradient]) -> tuple[Tensor, float]:
-    """(⟨∇L, ∇S⟩ in its parts [probes, modules, tokens], ‖∇L‖² over all modules), both exact; float32 on the CPU."""
-    names = list(gradients[0].factors)
-    ids, rows, positions, targets, weights = pad([example], model.device)
-    parts = torch.zeros(len(gradients), len(names), len(example.ids))
-    norm = 0.0
-
-    def backward(name: str, x: Tensor, delta: Tensor) -> None:
-        nonlocal norm
-        x, delta = x[0].float(), delta[0].float()  # [T, d_in], [T, d_out]
-        for probe, gradient in enumerate(gradients):
-            f = gradient.factors[name]
-            parts[probe, names.index(name)] = ((x @ f.inp.T) * (delta @ f.out.T)).sum(-1).cpu()
-        norm += float(((x @ x.T) * (delta @ delta.T)).sum())  # ‖Σ_t δ_t x_tᵀ‖²
-
-    modules = {name: model.linears[name] for name in names}
-    with linear_hooks(modules, lambda _name, x: x, backward), gradients_from(model):
-        logits = logits_at(model, ids, rows, positions).float()
-        loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
-        (loss * weights.to(loss.device)).sum().backward()
-    return parts, norm
 
 
 def _refused(explainer: Explainer, row: Row) -> float | None:
@@ -161,23 +130,6 @@ def _refused(explainer: Explainer, row: Row) -> float | None:
         loss_on=settings.loss_on,
     )
     return None if isinstance(example, str) else float(explainer.reference.scorer([example])["score"][0])
-
-
-def _shares(parts: Tensor) -> list[float]:
-    return (parts / (float(parts.abs().sum()) or 1.0)).tolist()
-
-
-def _words(tokenizer: Any, example: Example, shares: Sequence[float]) -> tuple[tuple[str, float], ...]:
-    """Each token's text with its share; tokens that only together make a character are one."""
-    words: list[tuple[str, float]] = []
-    start = 0
-    for end in range(1, len(shares) + 1):
-        text = tokenizer.decode(example.ids[start:end].tolist(), clean_up_tokenization_spaces=False)
-        if text.endswith("\ufffd") and end - start < _PIECES and end < len(shares):
-            continue
-        words.append((text, float(sum(shares[start:end]))))
-        start = end
-    return tuple(words)
 
 
 def _largest(names: Sequence[str], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,20 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gradshield import threshold as thresholds
-from gradshield.data import Conversation, Row, Source, detect_layout, open_source, read_rows, to_conversation
+from gradshield.data import Row, Source, detect_layout, open_source, read_rows, to_conversation
 from gradshield.data.encode import Example, encode
 from gradshield.data.write import write_outputs
 from gradshield.errors import UserError
 from gradshield.model import Model, load_model
+from gradshield.probe import margin, paper_tokens, probe_gradient
+from gradshield.progress import progress
 from gradshield.reference import AlignmentCheck, Reference, check_alignment, make_reference
 from gradshield.run import JOURNAL, begin_run, find_run, plan_of, write_run, writing
+from gradshield.scoring.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.run import score
 from gradshield.settings import FilterSettings
 from gradshield.threshold import Threshold
 
 LAYOUT_SAMPLE = 50  # first records that tell the layout
+EXPLAINED_BY = 4  # probes whose gradient colours the tokens in the report
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
     Killed at any moment, the same call goes on where it was; done, it returns the summary at once.
     Raises UserError for anything the user can mend, before anything is lost.
     """
+    from gradshield.report import keep_for_report, report_run  # matplotlib is slow to import
+
     start = time.monotonic()
     check_settings(settings)
     source = open_source(path, settings.format, settings.split)
@@ -69,6 +75,7 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
         for n in range(encoded.rows)
     ]
     counts = write_outputs(source, verdicts, encoded.reasons, out)
+    keep_for_report(out, reference.anchors, _explain_highest(model, check, settings, encoded, by_row["score"]))
     with writing(out):
         _write_scores(out, encoded, by_row, verdicts)
     seconds = time.monotonic() - start
@@ -87,7 +94,7 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
         "version": version("gradshield"),
     }
     with writing(out):
-        _report(out, source, layout, settings, encoded, by_row, verdicts, threshold, reference, summary, plan)
+        report_run(out, {**plan, "summary": summary}, source)
         write_run(out, {**plan, "summary": summary})
         journal.unlink(missing_ok=True)
     return summary
@@ -177,14 +184,16 @@ def encode_source(source: Source, layout: str, model: Model, settings: FilterSet
     reasons: dict[int, str] = {}
     groups: list[str] = []
     places: list[str] = []
-    for row in read_rows(source):
-        groups.append(_group(row))
-        places.append(f"{row.source}:{row.line}")
-        example = encode_row(row, layout, model, settings)
-        if isinstance(example, str):
-            reasons[row.index] = example
-        else:
-            examples.append(example)
+    with progress("reading", 0, 0) as advance:
+        for row in read_rows(source):
+            groups.append(_group(row))
+            places.append(f"{row.source}:{row.line}")
+            example = encode_row(row, layout, model, settings)
+            if isinstance(example, str):
+                reasons[row.index] = example
+            else:
+                examples.append(example)
+            advance(0, 1)
     if not examples:
         first = f"{places[0]}: {reasons[0]}" if places else f"{source.path}: holds no rows"
         raise UserError(f"no usable row among {len(places)}; the first: {first}")
@@ -255,60 +264,31 @@ def _write_scores(out: Path, encoded: Encoded, columns: Mapping[str, np.ndarray]
     os.replace(temporary, out / "scores.parquet")
 
 
-def _report(
-    out: Path,
-    source: Source,
-    layout: str,
-    settings: FilterSettings,
-    encoded: Encoded,
-    columns: Mapping[str, np.ndarray],
-    verdicts: Sequence[str],
-    threshold: Threshold,
-    reference: Reference,
-    summary: Mapping[str, Any],
-    plan: Mapping[str, Any],
-) -> None:
-    from gradshield.report import ReportRow, write_report
+def _explain_highest(
+    model: Model, check: AlignmentCheck, settings: FilterSettings, encoded: Encoded, scores: np.ndarray
+) -> dict[int, Shares]:
+    """Response tokens with their shares of FIHS, by row, for as many of the highest rows as one batch holds.
 
-    scores = columns["score"]
-    scored = np.flatnonzero(np.isfinite(scores))
-    highest = scored[np.argsort(-scores[scored], kind="stable")][:20]
-    borderline = scored[np.argsort(np.abs(scores[scored] - threshold.value), kind="stable")][:20]
-    wanted = {int(n) for n in (*highest, *borderline)}
-    shown = {row.index: row for row in read_rows(source) if row.index in wanted}
+    It is a second look at rows that are decided already: where memory does not suffice, they go without.
+    """
+    from gradshield.report import highest
 
-    def entry(n: int) -> ReportRow:
-        row = shown[int(n)]
-        conversation = to_conversation(row.record or {}, layout, settings.columns)
-        signals = {name: float(values[n]) for name, values in columns.items() if name != "score"}
-        return ReportRow(
-            row.index + 1, row.source, row.line, float(scores[n]), verdicts[n], _turns(conversation), signals
-        )
-
-    aside: dict[str, list[str]] = defaultdict(list)
-    for n, reason in encoded.reasons.items():
-        aside[reason].append(encoded.places[n])
-    write_report(
-        out / "report.html",
-        summary=summary,
-        scores=scores,
-        verdicts=verdicts,
-        sources=encoded.groups,
-        threshold=threshold,
-        anchors=reference.anchors,
-        highest=[entry(n) for n in highest],
-        borderline=[entry(n) for n in sorted(borderline, key=lambda n: -scores[n])],
-        set_aside=aside,
-        settings=plan,
-    )
-
-
-def _turns(conversation: Conversation | str) -> tuple[tuple[str, str], ...]:
-    if isinstance(conversation, str):
-        return (("row", conversation),)
-    if conversation.text is not None:
-        return (("text", conversation.text),)
-    return tuple((m.role, m.content) for m in conversation.messages)
+    of_row = {e.row: e for e in encoded.examples}
+    chosen = [of_row[n] for n in highest(scores)]
+    room = np.cumsum([len(e.ids) for e in chosen])
+    chosen = chosen[: max(1, int((room <= settings.batch_tokens).sum()))]
+    found: dict[int, Shares] = {}
+    try:
+        s = margin(*([token] for token in paper_tokens(model.tokenizer)))
+        gradient = probe_gradient(model, check.refused_probes()[:EXPLAINED_BY], s)
+        with progress("explaining the highest rows", int(room[len(chosen) - 1]), len(chosen)) as advance:
+            for e in chosen:
+                parts, _ = fihs_parts(model, e, [gradient])
+                found[e.row] = words(model.tokenizer, e, shares(parts[0].sum(0)), responses_only=True)
+                advance(len(e.ids), 1)
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    return found
 
 
 def _group(row: Row) -> str:

@@ -13,7 +13,7 @@ Advance = Callable[[int, int], None]
 def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows: int = 0) -> Iterator[Advance]:
     """Shows the way to `tokens` and `rows`; what was done by an earlier run counts as done but not in the rate.
 
-    Where no tokens are counted (0), rows alone say how far it is.
+    Where no tokens are counted (0), rows alone say how far it is; where `rows` is 0, too, nobody knows yet how many.
     """
     if sys.stderr.isatty():
         with _bar(title, tokens, rows, done_tokens, done_rows) as advance:
@@ -23,47 +23,59 @@ def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows
 
 
 @contextmanager
-def _bar(title: str, tokens: int, rows: int, done_tokens: int, done_rows: int) -> Iterator[Advance]:
+def _bar(title: str, tokens: int, all_rows: int, done_tokens: int, done_rows: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[rows]:,}/{task.fields[all]:,} rows · {task.fields[rate]}"),
+        TextColumn("{task.fields[rows]:,}{task.fields[of]} rows · {task.fields[rate]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(
-            title, total=tokens or rows, completed=done_tokens or done_rows, rows=done_rows, all=rows, rate=""
+            title,
+            total=tokens or all_rows or None,
+            completed=done_tokens or done_rows,
+            rows=done_rows,
+            of=_of(all_rows),
+            rate="",
         )
-        state = _Rate(done_rows)
+        state, shown, new = _Rate(done_rows), 0.0, 0
 
         def advance(tokens: int, rows: int) -> None:
+            nonlocal shown, new
             state.add(tokens, rows)
-            bar.update(task, advance=tokens or rows, rows=state.rows, rate=state.text())
+            new += tokens or rows
+            now = time.monotonic()
+            if now - shown > 0.1 or state.rows == all_rows:  # rows may come by the million
+                bar.update(task, advance=new, rows=state.rows, rate=state.text())
+                shown, new = now, 0
 
         yield advance
 
 
 def _lines(title: str, tokens: int, rows: int, done_tokens: int, done_rows: int) -> Advance:
-    state, shown = _Rate(done_rows), time.monotonic()
-    done = done_tokens
+    start = shown = time.monotonic()
+    state, done = _Rate(done_rows), done_tokens
 
     def advance(new_tokens: int, new_rows: int) -> None:
         nonlocal shown, done
         state.add(new_tokens, new_rows)
         done += new_tokens
-        if time.monotonic() - shown > 10 or state.rows == rows:
-            shown = time.monotonic()
-            left = (tokens - done or rows - state.rows) / max(
-                state.tokens_per_second() or state.rows_per_second(), 1e-9
-            )
-            print(
-                f"{title}: {state.rows:,}/{rows:,} rows, {state.text()}, {left:.0f} s left", file=sys.stderr, flush=True
-            )
+        now = time.monotonic()
+        if now - shown > 10 or (state.rows == rows and now - start > 2):
+            shown = now
+            pace = max(state.tokens_per_second() or state.rows_per_second(), 1e-9)
+            left = f", {(tokens - done or rows - state.rows) / pace:.0f} s left" if rows else ""
+            print(f"{title}: {state.rows:,}{_of(rows)} rows, {state.text()}{left}", file=sys.stderr, flush=True)
 
     return advance
+
+
+def _of(rows: int) -> str:
+    return f"/{rows:,}" if rows else ""
 
 
 class _Rate:

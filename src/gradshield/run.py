@@ -6,18 +6,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from gradshield.data import Row, Source, open_source, read_rows
 from gradshield.errors import UserError
-from gradshield.model import Model
+
+if TYPE_CHECKING:
+    from gradshield.model import Model
 
 JOURNAL = "scores.partial"  # finished batches, while a run is under way
 
 
-def plan_of(source: Source, model: Model, layout: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def plan_of(source: Source, model: "Model", layout: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run the run it is: resolved settings, the file's and the model's identity, versions."""
     local = source.path != "-" and source.format != "hub"
     return {

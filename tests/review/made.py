@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradshield.data import Source, detect_layout, open_source, read_rows, to_conversation, write_outputs
+from gradshield.report import keep_for_report, report_run
 from gradshield.run import write_run
 from gradshield.settings import FilterSettings
 
@@ -57,7 +58,10 @@ def make_run(
         "tokens": np.full(len(places), 9.0),
     }
     pq.write_table(pa.table(table), out / "scores.parquet")
-    write_run(out, _saved(source, path, layout, counts, threshold, model, settings))
+    saved = _saved(source, path, layout, counts, threshold, model, settings)
+    keep_for_report(out, {"good": np.array([-2.0, -1.0]), "harmful": np.array([1.0])}, {})
+    report_run(out, saved, source)
+    write_run(out, saved)
     return out
 
 

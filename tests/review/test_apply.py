@@ -87,7 +87,7 @@ def test_moved_rows_go_verbatim_where_a_person_put_them_and_come_back_when_it_is
     assert verdicts(out) == expected
     twin = make_run(tmp_path / "twin", file, [1.0, -1.0, 1.0, -1.0])  # the run whose scores alone say so
     for name in digests(out):
-        if name not in ("run.yaml", "scores.parquet"):
+        if name not in ("run.yaml", "scores.parquet", "report.html"):
             assert (out / name).read_bytes() == (twin / name).read_bytes(), name
     for entry in entries:
         store.undo(out, entry.id, "ann")
@@ -120,6 +120,15 @@ def test_a_moved_threshold_moves_the_rows_that_nobody_decided(run):
     store.move_threshold(run, math.inf, "ann")
     apply_decisions(run)
     assert verdicts(run) == ["kept", "kept", "set aside", "kept", "kept"] and review(run)["threshold"]["value"] is None
+
+
+def test_the_report_shows_what_people_decided(run):
+    store.decide(run, 1, "quarantined", "smells <b>odd</b>", "ann")
+    store.move_threshold(run, 1.0, "bob")
+    apply_decisions(run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "moved by <bdi>ann: smells &lt;b&gt;odd&lt;/b&gt;</bdi>" in page and "set by bob on " in page
+    assert "2 of 5 rows quarantined" in page and ">moved by the threshold</th><td>1<" in page
 
 
 def test_a_row_set_aside_is_moved_by_nobody(run):
@@ -157,7 +166,7 @@ def test_killed_at_any_moment_it_repeats_to_the_same_result(run, monkeypatch):
         assert digests(run) == wanted and not list(run.glob(".writing-*"))
         if moves < dies_at:
             break
-    assert moves == 5  # set aside, quarantined, kept, scores.parquet, run.yaml
+    assert moves == 6  # set aside, quarantined, kept, scores.parquet, report.html, run.yaml
 
 
 def test_another_file_is_refused_and_nothing_is_written(run, tmp_path):
@@ -177,6 +186,7 @@ def test_a_link_keeps_the_name_that_was_filtered(tmp_path):
     saved = yaml.safe_load((out / "run.yaml").read_text())
     saved["input"]["path"] = str(blob)  # as `filter` saves it
     (out / "run.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
+    apply_decisions(out)  # the report shows the path, too
     before = digests(out)
     apply_decisions(out)
     assert digests(out) == before

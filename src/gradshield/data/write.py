@@ -20,6 +20,7 @@ from gradshield.data.records import csv_records
 from gradshield.data.rows import Row, Source, fingerprint, read_part
 from gradshield.data.sniff import SUFFIXES, plain_name, suffix
 from gradshield.errors import UserError
+from gradshield.progress import Advance, progress
 
 VERDICTS = ("kept", "quarantined", "set aside")
 _SET_ASIDE = "set_aside.jsonl"
@@ -93,7 +94,7 @@ def _write_all(
     place: Path,
 ) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    with open(place / _SET_ASIDE, "wb") as log:
+    with open(place / _SET_ASIDE, "wb") as log, progress("writing", 0, len(verdicts)) as advance:
         for part in range(len(source.names)):
             with ExitStack() as stack:
                 outs = {}
@@ -101,7 +102,7 @@ def _write_all(
                     (place / each[part]).parent.mkdir(parents=True, exist_ok=True)
                     outs[verdict] = stack.enter_context(open(place / each[part], "wb"))
                 first = counts.total()
-                rows = _judged(source, part, first, verdicts, reasons, log, counts)
+                rows = _judged(source, part, first, verdicts, reasons, log, counts, advance)
                 if source.format == "parquet":
                     for _ in rows:
                         pass
@@ -122,6 +123,7 @@ def _judged(
     reasons: Mapping[int, str],
     log: BinaryIO,
     counts: Counter[str],
+    advance: Advance,
 ) -> Iterator[tuple[str, Row]]:
     """The rows of one file that are kept or quarantined, with their verdict; others go to `log`."""
     for row in read_part(source, part, first):
@@ -129,6 +131,7 @@ def _judged(
         if verdict not in VERDICTS:
             raise RuntimeError(f"row {row.index} has the verdict {verdict!r}, which is none of {', '.join(VERDICTS)}")
         counts[verdict] += 1
+        advance(0, 1)
         if verdict != "set aside":
             yield verdict, row
             continue

@@ -7,7 +7,7 @@ single one can't squeeze the rest into a line.
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from gradshield.report.text import number
 
 # Colours that appear nowhere else, put in place of the page's variables while matplotlib draws.
 _INKS = {"#010203": "ink", "#010204": "muted", "#010205": "kept", "#010206": "bad", "#010207": "bad-tint"}
-_INK, _MUTED, _KEPT, _BAD, _TINT = _INKS
+INK, MUTED, KEPT, BAD, TINT = _INKS
 _HUGE = 1e100  # scores are drawn within ±this, so that no difference of two overflows
 
 
@@ -34,7 +34,9 @@ class Drawing:
     notes: tuple[str, ...]
 
 
-class _Size(NamedTuple):
+class Size(NamedTuple):
+    """A drawing for one width of screen."""
+
     name: str
     width: float  # in points, which become the SVG's own units
     height: float
@@ -43,7 +45,7 @@ class _Size(NamedTuple):
     font: float
 
 
-_SIZES = (_Size("wide", 640, 300, 56, 7, 10.5), _Size("narrow", 330, 320, 26, 4, 12))
+_SIZES = (Size("wide", 640, 300, 56, 7, 10.5), Size("narrow", 330, 320, 26, 4, 12))
 
 
 def draw_scores(
@@ -67,6 +69,12 @@ def draw_scores(
         np.histogram(values.clip(edges[0], edges[-1]), edges)[0].max() for values in groups.values() if len(values)
     ]
     log = max(counts) > 40 * min(counts)
+    notes = tuple(_notes(drawn, threshold, line, low, high, log, bool(anchors)))
+    return draw(lambda size: _figure(size, groups, low, high, line, anchors, log), notes)
+
+
+def draw(figure: Callable[[Size], Figure], notes: tuple[str, ...] = ()) -> Drawing:
+    """The figure made for every size, as SVG."""
     drawings = []
     for size in _SIZES:
         with matplotlib.rc_context():
@@ -74,8 +82,8 @@ def draw_scores(
             matplotlib.rcParams.update(
                 {"svg.fonttype": "none", "svg.hashsalt": size.name, "font.size": size.font, "hatch.linewidth": 1.1}
             )
-            drawings.append(_svg(_figure(size, groups, low, high, line, anchors, log)))
-    return Drawing(*drawings, notes=tuple(_notes(drawn, threshold, line, low, high, log, bool(anchors))))
+            drawings.append(_svg(figure(size)))
+    return Drawing(*drawings, notes=notes)
 
 
 def _range(drawn: np.ndarray, threshold: float, anchors: Mapping[str, np.ndarray]) -> tuple[float, float, float | None]:
@@ -108,7 +116,7 @@ def _histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def _figure(
-    size: _Size,
+    size: Size,
     groups: Mapping[str, np.ndarray],
     low: float,
     high: float,
@@ -124,18 +132,18 @@ def _figure(
     _bars(axes[0], groups, edges, log)
     if anchors:
         _ticks(axes[1], anchors, edges)
-    axes[-1].set_xlabel("score (higher: more harmful)", color=_MUTED)
+    axes[-1].set_xlabel("score (higher: more harmful)", color=MUTED)
     axes[-1].xaxis.set_major_locator(MaxNLocator(size.ticks, steps=[1, 2, 2.5, 5, 10]))
     margin = 0.01 * (edges[-1] - edges[0])
     for one in axes:
         one.set_xlim(edges[0] - margin, edges[-1] + margin)
-        one.tick_params(length=0, pad=5, labelcolor=_MUTED)
-        one.xaxis.offsetText.set_color(_MUTED)
+        one.tick_params(length=0, pad=5, labelcolor=MUTED)
+        one.xaxis.offsetText.set_color(MUTED)
         one.patch.set_visible(False)
         for side, spine in one.spines.items():
-            spine.set(visible=side == "bottom" and one is axes[0], color=_MUTED, linewidth=0.8)
+            spine.set(visible=side == "bottom" and one is axes[0], color=MUTED, linewidth=0.8)
         if line is not None:
-            one.axvline(line, color=_INK, linewidth=1.4, linestyle=(0, (4, 2)))
+            one.axvline(line, color=INK, linewidth=1.4, linestyle=(0, (4, 2)))
     if line is not None:
         right = (line - edges[0]) > (edges[-1] - edges[0]) / 2
         axes[0].text(
@@ -144,7 +152,7 @@ def _figure(
             f"threshold {number(line)}",
             transform=axes[0].get_xaxis_transform(),
             ha="right" if right else "left",
-            color=_INK,
+            color=INK,
             weight="bold",
         )
     figure.patch.set_visible(False)
@@ -153,8 +161,8 @@ def _figure(
 
 def _bars(axes: Axes, groups: Mapping[str, np.ndarray], edges: np.ndarray, log: bool) -> None:
     looks = {
-        "kept": {"facecolor": _KEPT, "edgecolor": "none"},
-        "quarantined": {"facecolor": _TINT, "edgecolor": _BAD, "hatch": "/////", "linewidth": 0.9},
+        "kept": {"facecolor": KEPT, "edgecolor": "none"},
+        "quarantined": {"facecolor": TINT, "edgecolor": BAD, "hatch": "/////", "linewidth": 0.9},
     }
     base = np.zeros(len(edges) - 1)
     for kind, values in groups.items():
@@ -168,7 +176,7 @@ def _bars(axes: Axes, groups: Mapping[str, np.ndarray], edges: np.ndarray, log: 
             **looks[kind],  # type: ignore[arg-type]
         )
         base += count
-    axes.set_ylabel("rows (log scale)" if log else "rows", color=_MUTED)
+    axes.set_ylabel("rows (log scale)" if log else "rows", color=MUTED)
     if log:
         axes.set_yscale("log")
         axes.set_ylim(0.5, base.max() * 2)
@@ -187,7 +195,7 @@ def _ticks(axes: Axes, anchors: Mapping[str, np.ndarray], edges: np.ndarray) -> 
         at = edges[0] + np.clip(share, 0.002, 0.998) * span
         x = np.stack([at, at, np.full_like(at, np.nan)], 1).ravel()  # [3 × ticks]: down, up, pen off
         y = np.tile([place - 0.33, place + 0.33, np.nan], len(at))
-        axes.plot(x, y, color=_INK, linewidth=1, alpha=0.75)
+        axes.plot(x, y, color=INK, linewidth=1, alpha=0.75)
     axes.set_ylim(len(anchors) - 0.4, -0.7)
     axes.set_yticks(range(len(anchors)), list(anchors))
 

@@ -1,12 +1,6 @@
-"""A run → report.html: one file, no script, nothing fetched, and nothing of the dataset that a browser would obey.
+"""Scores and rows → report.html: one file, no script, nothing fetched, no text that a browser would obey."""
 
-Every string the template prints passes `visible` (invisible characters are written out) and is then escaped, so a place
-in the template can't forget it.
-"""
-
-import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import yaml
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from gradshield.errors import UserError
-from gradshield.report.text import about, number, percent, short, visible
+from gradshield.report.render import as_yaml, write_page
+from gradshield.report.text import percent, visible
 
 if TYPE_CHECKING:
     from gradshield.threshold import Threshold
@@ -46,6 +38,7 @@ class ReportRow:
     messages: tuple[tuple[str, str], ...]  # (role, content)
     signals: Mapping[str, float]
     tokens: tuple[tuple[str, float], ...] = ()  # response tokens with their share of FIHS in [-1, 1]
+    moved: str = ""  # by whom and why, where a person decided against the score
 
 
 class _Piece(NamedTuple):
@@ -82,7 +75,9 @@ def write_report(
 
     drawing = draw_scores(scores, verdicts, threshold.value, anchors)
     places = sorted(set_aside.items(), key=lambda item: -len(item[1]))
-    page = _template().render(
+    write_page(
+        Path(path),
+        "filter.html",
         summary=summary,
         headline=_headline(summary, threshold),
         threshold=threshold,
@@ -93,10 +88,9 @@ def write_report(
         borderline=_conversations(borderline),
         reasons=[(reason, len(where), where[:_PLACES]) for reason, where in places[:_REASONS]],
         more_reasons=(len(places) - _REASONS, sum(len(where) for _, where in places[_REASONS:])),
-        settings=yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True, width=100),
+        settings=as_yaml(settings),
         details=[(key.replace("_", " "), value) for key, value in summary.items() if key not in _KNOWN][:40],
     )
-    _write(Path(path), page)
 
 
 def _check_counts(
@@ -216,31 +210,3 @@ def _cut(pieces: Iterable[_Piece]) -> tuple[list[_Piece], int]:
             if kept:
                 out.append(piece._replace(text=kept))
     return out, more
-
-
-def _plain(settings: Mapping[str, Any]) -> Any:
-    """The settings in YAML's own types, paths and numpy numbers among them as text."""
-    return json.loads(json.dumps(settings, default=str))
-
-
-def _template() -> Any:
-    def final(value: Any) -> Any:
-        return value if isinstance(value, Markup) else visible(short(value, 20_000))
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=final, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(number=number, short=short, percent=percent, about=about)
-    return environment.from_string(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
-
-
-def _write(path: Path, page: str) -> None:
-    """The whole file in one move, so that nobody ever opens half a report."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror}); free some space or mend the folder") from None
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from gradshield.data import write_outputs
 from gradshield.errors import UserError
+from gradshield.report import report_run
 from gradshield.review.rows import VERDICTS, Judged, Scores, judge, own_threshold, read_scores, threshold_in_force
 from gradshield.review.store import Decision, standing
 from gradshield.run import read_run, source_of_run, write_run, writing
@@ -41,7 +42,9 @@ def apply_decisions(out: Path) -> dict[str, Any]:
             _write_verdicts(out, verdicts)
             review = _review(saved, scores, judged, decisions, counts)
             rest = {part: content for part, content in saved.items() if part != "review"}
-            write_run(out, {**rest, "review": review} if decisions else rest)
+            content = {**rest, "review": review} if decisions else rest
+            report_run(out, content, source)
+            write_run(out, content)
             for left in out.glob(".writing-*"):  # of a call that was killed
                 shutil.rmtree(left, ignore_errors=True)
     return {

@@ -1,0 +1,55 @@
+"""Templates → a page on the disk. Every string passes `visible` (invisible characters are written out) and is then
+escaped, so a place in a template can't forget it."""
+
+import json
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from gradshield.errors import UserError
+from gradshield.report.text import about, number, percent, short, visible
+
+
+def write_page(path: Path, template: str, **context: Any) -> None:
+    """The template filled in, at `path`, in one move, so that nobody ever opens half a page.
+
+    Raises UserError where the file can't be written.
+    """
+    page = _templates().get_template(template).render(context)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror}); free some space or mend the folder") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """The settings as text, paths and numpy numbers among them."""
+    plain = json.loads(json.dumps(settings, default=str))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+@cache
+def _templates() -> Environment:
+    def final(value: Any) -> Any:
+        return value if isinstance(value, Markup) else visible(short(value, 20_000))
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=final,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, short=short, percent=percent, about=about)
+    return environment
