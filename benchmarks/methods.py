@@ -31,7 +31,7 @@ from gradshield.probe import (
 from gradshield.scoring.autograd import autograd_scorer
 from gradshield.scoring.contraction import pad
 from gradshield.scoring.fihs import fihs_scorer
-from gradshield.scoring.intent import DEPTHS, Intent, Readout, intent_scores
+from gradshield.scoring.intent import DEPTHS, Intent, Readout, intent_scores, seen
 from gradshield.scoring.run import Scorer, batches, score
 
 STEP = 3e-3  # of the central difference: ‖ε ∇S‖ over all weights
@@ -207,7 +207,11 @@ def intent(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
     width = len(layers) * task.model.net.config.hidden_size
     drawn = np.random.default_rng(0).normal(size=(2, width))
     fitted = Intent(layers, Readout(drawn[0], 0.0), Readout(drawn[1], 0.0))
-    yield lambda: _nothing(_scored(task, rows, lambda batch: intent_scores(task.model, fitted, batch))["score"])
+
+    def scorer(batch: Sequence[Example]) -> dict[str, np.ndarray]:
+        return intent_scores(task.model, fitted, batch)
+
+    yield lambda: _nothing(_scored(task, seen(task.model, rows), scorer)["score"])
 
 
 def _scored(task: Task, rows: Sequence[Example], scorer: Scorer) -> dict[str, np.ndarray]:

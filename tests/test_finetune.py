@@ -87,6 +87,76 @@ def test_out_of_memory_goes_on_with_fewer_rows_at_once(tiny_folder, tmp_path, mo
     assert sizes[:2] == [4, 2] and set(sizes[2:]) == {1} and figures["steps"] == 3
 
 
+def test_a_row_that_does_not_fit_alone_is_said_and_no_other_error_is_taken_for_it(tiny_folder, tmp_path, monkeypatch):
+    from transformers import Trainer
+
+    errors = [RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried 9"), MemoryError()]
+
+    def failing(*_, **__):
+        raise errors[-1]
+
+    monkeypatch.setattr(Trainer, "training_step", failing)
+    model = load_model(tiny_folder)
+    examples = random_examples(4, len(model.tokenizer))
+    longest = max(len(e.ids) for e in examples)
+    while errors:
+        with pytest.raises(UserError, match=f"one row of {longest} tokens does not fit into memory: lower"):
+            finetune(model, examples, tmp_path / "out", FinetuneSettings(**FAST))
+        errors.pop()
+    errors.append(RuntimeError("shape mismatch"))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        finetune(model, examples, tmp_path / "out", FinetuneSettings(**FAST))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_out_of_memory_in_one_of_several_processes_says_how_many_rows_may_fit(tiny_folder, tmp_path, monkeypatch):
+    from transformers import Trainer
+
+    def failing(*_, **__):
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(Trainer, "training_step", failing)
+    monkeypatch.setattr("gradshield.finetune.processes", lambda: 2)
+    model = load_model(tiny_folder)
+    with pytest.raises(UserError, match=r"out of memory with 4 rows .* at once: --micro-batch 2 may fit"):
+        finetune(model, random_examples(8, len(model.tokenizer)), tmp_path / "out", FinetuneSettings())
+
+
+@pytest.mark.parametrize(("micro", "sizes"), [(3, [2, 2, 2, 2]), (8, [8]), (20, [8]), (1, [1] * 8)])
+def test_a_step_holds_as_many_rows_as_asked_for_whatever_fits_at_once(tiny_folder, tmp_path, monkeypatch, micro, sizes):
+    from transformers import Trainer
+
+    real, seen = Trainer.training_step, []
+
+    def counting(self, model, inputs, *args, **kwargs):
+        seen.append(len(inputs["input_ids"]))
+        return real(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", counting)
+    model = load_model(tiny_folder)
+    settings = FinetuneSettings(epochs=1, batch=8, micro_batch=micro)
+    assert finetune(model, random_examples(8, len(model.tokenizer)), tmp_path, settings)["steps"] == 1
+    assert seen == sizes
+
+
+def test_a_model_with_a_device_map_is_trained_and_one_that_is_offloaded_is_refused(tiny_folder, tmp_path):
+    from accelerate import disk_offload, dispatch_model
+
+    settings = FinetuneSettings(**FAST)
+    mapped, plain = load_model(tiny_folder, device="auto"), load_model(tiny_folder)
+    dispatch_model(mapped.net, {"": "cpu"}, force_hooks=True)  # as where there are several devices
+    hooked = mapped.net.forward
+    examples = random_examples(8, len(plain.tokenizer))
+    for model, out in ((mapped, "mapped"), (plain, "plain")):
+        assert finetune(model, examples, tmp_path / out, settings)["steps"] == 6
+    assert mapped.net.forward is hooked and mapped.net.hf_device_map
+    one, other = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("mapped", "plain"))
+    assert one.keys() == other.keys() and all(torch.allclose(one[k], other[k], atol=1e-6) for k in one)
+    disk_offload(mapped.net, str(tmp_path / "weights"), execution_device=torch.device("cpu"))
+    with pytest.raises(UserError, match=r"does not fit on the devices.*--quantize 4bit"):
+        finetune(mapped, examples, tmp_path / "no", settings)
+
+
 def test_the_adapters_config_names_its_base(tiny_folder, tmp_path):
     model = load_model(tiny_folder)
     finetune(model, random_examples(4, len(model.tokenizer)), tmp_path, FinetuneSettings(epochs=1))

@@ -2,14 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
+from evaluation.test_judge import save_classifier
 from test_filter import refusing, train  # noqa: F401  (fixtures)
 
 import gradshield.tune as room
 from gradshield.cli import main
-from gradshield.errors import UserError
+from gradshield.errors import Diverged, UserError
+from gradshield.evaluation.evaluate import JudgeFailed
 from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.finetune import finetune
@@ -34,10 +37,10 @@ def answer_with(monkeypatch, *asrs: float) -> list[float]:
     return said
 
 
-def tune(train, out, folder, *, trainer=None, **more):  # noqa: F811
+def tune(train, out, folder, *, trainer=None, measuring=MEASURING, **more):  # noqa: F811
     tuning = TuneSettings(**{**EASY, **more})
     settings = FilterSettings(model=folder, threshold="share", value=0.25, variant="paper", probe_count=2)
-    return run_tune(str(train), out, settings, TRAINING, tuning, MEASURING, trainer=trainer)
+    return run_tune(str(train), out, settings, TRAINING, tuning, measuring, trainer=trainer)
 
 
 def test_a_safe_model_is_handed_out_with_the_rows_it_was_trained_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
@@ -112,7 +115,7 @@ def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train,
     def diverging(*arguments):
         calls.append(1)
         if len(calls) == 1:
-            raise UserError("fine-tuning diverged (loss nan); lower the learning rate")
+            raise Diverged("fine-tuning diverged (loss nan); lower the learning rate")
         return real(*arguments)
 
     monkeypatch.setattr(room, "finetune", diverging)
@@ -154,3 +157,109 @@ def test_the_papers_start_never_scores_clean_data(tiny_folder, train, tmp_path, 
     summary = tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task))
     assert summary["accepted"] == 1 and summary["cost"]["scored_tokens"] == 0 and summary["quarantined"] == 0
     assert not (tmp_path / "run" / "screen").exists()
+
+
+def test_a_local_judge_is_loaded_once_and_not_before_it_grades(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    from transformers import AutoModelForSequenceClassification
+
+    real, load, asrs, loads = room.evaluate_safety, AutoModelForSequenceClassification.from_pretrained, [0.0, 0.9], []
+
+    def evaluate(model, settings):
+        assert bool(loads) == bool((tmp_path / "run" / "base.json").exists())
+        report = real(model, settings)
+        assert report.hs is not None
+        return replace(report, asr=asrs.pop(0) if asrs else 0.1)
+
+    monkeypatch.setattr(room, "evaluate_safety", evaluate)
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification, "from_pretrained", lambda *a, **k: (loads.append(1), load(*a, **k))[1]
+    )
+    judge = save_classifier(tmp_path / "judge", ["safe", "unsafe"]).judge
+    measuring = MEASURING.model_copy(update={"judge": judge, "judge_tokens": 4})
+    summary = tune(train, tmp_path / "run", tiny_folder, measuring=measuring)
+    assert len(summary["trials"]) == 2 and len(loads) == 1
+
+
+def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answers, trained, real = ["base", "gone", "back"], [], room.finetune
+
+    def evaluate(model, settings):
+        report = SafetyReport(0.1, (0.0, 1.0), ("request",), ("answer",), (False,))
+        if answers.pop(0) == "gone":
+            raise JudgeFailed("judge x: no answer in 5 attempts", report)
+        return report
+
+    monkeypatch.setattr(room, "evaluate_safety", evaluate)
+    monkeypatch.setattr(room, "finetune", lambda *arguments: (trained.append(1), real(*arguments))[1])
+    with pytest.raises(UserError, match="no answer in 5 attempts"):
+        tune(train, tmp_path / "run", tiny_folder)
+    kept = tmp_path / "run" / "trials" / "01"
+    assert (kept / "model" / "adapter_model.safetensors").exists()
+    assert json.loads((kept / "safety.jsonl").read_text())["answer"] == "answer"
+    assert tune(train, tmp_path / "run", tiny_folder)["accepted"] == 1 and len(trained) == 1
+
+
+def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(train, tmp_path, monkeypatch):  # noqa: F811
+    def load(*_):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(room, "load", load)
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"question": "a", "reply": "b"}\n')
+    for more, words in (
+        ({"task": str(task)}, "question, reply"),
+        ({"measuring": MEASURING.model_copy(update={"requests": "advbenhc"})}, "advbenhc"),
+        ({"measuring": MEASURING.model_copy(update={"scary": "no.txt"})}, r"no\.txt"),
+    ):
+        with pytest.raises(UserError, match=words):
+            tune(train, tmp_path / "run", "no model", **more)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_trainers_command_can_not_be_filled_with_is_said(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.1)
+    for n, (more, words) in enumerate(
+        (
+            ({"trainer_command": "train {dataset}"}, "dataset.*there are {data}, {out}, {model}, {seed}"),
+            ({"trainer_command": "train {data"}, "can't be filled in"),
+            ({"trainer_command": "train {config}", "trainer_config": "no.yaml"}, r"--trainer-config no\.yaml"),
+        )
+    ):
+        with pytest.raises(UserError, match=words):
+            tune(train, tmp_path / str(n), tiny_folder, **more)
+
+
+def test_a_dataset_by_its_id_is_trained_on_and_taken_up(tiny_folder, tmp_path, monkeypatch):
+    import datasets
+
+    answer_with(monkeypatch, 0.0, 0.0)
+    real = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: real(str(tmp_path / "hub"), **options))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "hub").mkdir()
+    for split, count in (("train", 20), ("test", 3)):
+        rows = ({"prompt": f"Question {n}", "completion": f"Answer {n}"} for n in range(count))
+        (tmp_path / "hub" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n')
+    more = {"start": "paper", "task": str(tmp_path / "task.jsonl")}
+    summary = tune("org/name", tmp_path / "run", tiny_folder, **more)
+    assert summary["accepted"] == 1 and summary["rows"] == summary["kept"] == 20
+    kept = (tmp_path / "run" / "kept.jsonl").read_text().split("\n")
+    assert json.loads(kept[0]) == {"prompt": "Question 0", "completion": "Answer 0"}
+    monkeypatch.setattr(room, "finetune", None)
+    assert tune("org/name", tmp_path / "run", tiny_folder, **more) == summary
+
+
+def test_what_does_not_go_with_several_processes_is_said(train, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for settings, training, tuning, words in (
+        ({}, {}, {}, "--batch 8 can't be shared out evenly among 3"),
+        ({}, {"batch": 9}, {"trainer_command": "true"}, "without a launcher"),
+        ({"device": "auto"}, {"batch": 9}, {}, "--device auto"),
+    ):
+        parts = FilterSettings(**settings), FinetuneSettings(**training), TuneSettings(**tuning), MEASURING, None
+        with pytest.raises(UserError, match=words):
+            room._check(*parts)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="FSDP is not supported"):
+        room._check(FilterSettings(), FinetuneSettings(batch=9), TuneSettings(), MEASURING, None)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from gradshield.errors import UserError
 from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.processes import is_first, processes
 from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
 
 app = typer.Typer(
@@ -93,6 +94,8 @@ def tune(
     from gradshield.tune import run_tune
 
     summary = run_tune(path, out, settings, training, tuning, measuring, tell=lambda trial: _trial(trial, as_json))
+    if not is_first():
+        return  # the first process says it
     if as_json:
         print(json.dumps(summary))
     else:
@@ -268,6 +271,10 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = 
 def main() -> None:
     """Runs the command line; a user's mistake is one line on stderr and exit code 2."""
     try:
+        if processes() > 1 and sys.argv[1:2] != ["tune"]:
+            if not is_first():
+                sys.exit(2)
+            raise UserError("only tune works with several processes: start this command without a launcher")
         sys.exit(app(standalone_mode=False) or 0)
     except UserError as error:
         message, code = str(error), 2

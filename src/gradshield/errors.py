@@ -3,3 +3,16 @@
 
 class UserError(Exception):
     """Raised for anything the user can mend; the command line prints it on one line and exits with code 2."""
+
+
+class Diverged(UserError):
+    """A training whose loss ceased to be finite; where several processes train, all of them raise it."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True for an allocation that failed, whichever device it was on. A CPU's is a plain RuntimeError in torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )

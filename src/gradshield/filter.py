@@ -67,7 +67,8 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
     encoded = encode_source(source, layout, model, settings)
     begin_run(out, plan)
     journal = out / JOURNAL
-    columns = score(encoded.examples, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal)
+    rows = reference.seen(encoded.examples)
+    columns = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal)
     threshold = find_threshold(columns["score"], good, reference, settings)
     by_row = {name: _spread(values, encoded) for name, values in columns.items()}
     verdicts = [
@@ -112,7 +113,7 @@ def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
     step = max(1, len(encoded.examples) // 16)
     sample = encoded.examples[::step][:16]
     start = time.monotonic()
-    score(sample, reference.scorer, batch_tokens=settings.batch_tokens, title="trying")
+    score(reference.seen(sample), reference.scorer, batch_tokens=settings.batch_tokens, title="trying")
     pace = (time.monotonic() - start) / sum(len(e.ids) for e in sample)
     tokens = sum(len(e.ids) for e in encoded.examples)
     return {
@@ -221,8 +222,9 @@ def good_scores(reference: Reference, model: Model, settings: FilterSettings) ->
         return good
     source = open_source(settings.reference)
     rows = encode_source(source, find_layout(source, settings), model, settings)
-    own = score(rows.examples, reference.scorer, batch_tokens=settings.batch_tokens, title="known-good rows")["score"]
-    return np.concatenate([good, own])
+    known = reference.seen(rows.examples)
+    own = score(known, reference.scorer, batch_tokens=settings.batch_tokens, title="known-good rows")
+    return np.concatenate([good, own["score"]])
 
 
 def find_threshold(scores: np.ndarray, good: np.ndarray, reference: Reference, settings: FilterSettings) -> Threshold:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from gradshield.data.encode import Example
-from gradshield.errors import UserError
+from gradshield.errors import Diverged, UserError, out_of_memory
 from gradshield.model import Model
+from gradshield.processes import is_first, is_gone, processes
 from gradshield.progress import progress
 from gradshield.settings import FinetuneSettings
 
@@ -24,22 +25,67 @@ def finetune(model: Model, examples: Sequence[Example], out: Path, settings: Fin
     """Trains on `examples` and saves to `out` as safetensors: an adapter, or a whole model with its tokenizer.
 
     The model itself is left as it was. Stopped in the middle, the same call goes on from the last whole epoch (its
-    checkpoints are in `out` until the end). Returns {"loss": mean training loss, "steps": optimizer steps, "seconds"}.
-    Raises UserError when the loss stops being finite, or one row alone does not fit; nothing is saved then.
+    checkpoints are in `out` until the end). Where a launcher started several processes, all of them call this with the
+    same arguments: they share out the rows of each step, and the first one saves.
+    Returns {"loss": mean training loss, "steps": optimizer steps, "seconds"}. Raises UserError for what can't be
+    trained, also when one row alone does not fit, Diverged when the loss stops being finite; nothing is saved then.
     """
-    micro = min(settings.micro_batch or settings.batch, settings.batch)
+    check_training(settings)
+    _check_model(model)
+    count = processes()
+    share = settings.batch // count
+    micro = _divisor(share, settings.micro_batch or share)
     while True:
         try:
             return _train(model, examples, out, settings, micro)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                if count == 1 or not is_gone(error):
+                    raise
+                why = " ".join(str(error).split())[:160]
+                raise UserError(f"another process of the training ended ({why}); the same command goes on") from error
+            longest = max(len(e.ids) for e in examples)
             if micro == 1:
-                longest = max(len(e.ids) for e in examples)
                 raise UserError(
                     f"fine-tuning on one row of {longest} tokens does not fit into memory: lower --max-length"
                 ) from error
-        micro //= 2
-        torch.cuda.empty_cache()
+            fits = _divisor(share, micro // 2)
+            if count > 1:  # the others are in the midst of a step, so it can't be done again with fewer
+                raise UserError(
+                    f"out of memory with {micro} rows of up to {longest} tokens at once: --micro-batch {fits} may fit"
+                ) from error
+        micro = fits
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         logging.getLogger("gradshield").warning("out of memory: going on with %d rows at once", micro)
+
+
+def check_training(settings: FinetuneSettings) -> None:
+    """Raises UserError where the processes that a launcher started can't train together like one."""
+    count = processes()
+    if settings.batch % count:
+        raise UserError(
+            f"--batch {settings.batch} can't be shared out evenly among {count} processes: start as many as divide it"
+        )
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
+            raise UserError(f"{name} is not supported: launch without it, or train by --trainer-command")
+
+
+def _check_model(model: Model) -> None:
+    """Raises UserError for a model that lies where it can't be trained."""
+    if processes() > 1 and len(set((getattr(model.net, "hf_device_map", None) or {}).values())) > 1:
+        raise UserError("a model spread by --device auto is trained by one process: start it without a launcher")
+    if any(weight.is_meta for weight in model.net.parameters()):
+        raise UserError(
+            f"{model.name}: does not fit on the devices, and weights left on the CPU or disk can't be trained: "
+            "use --quantize 4bit, or a smaller model"
+        )
+
+
+def _divisor(rows: int, most: int) -> int:
+    """The largest number up to `most` that divides `rows`, so that the rows of a step stay as many as asked for."""
+    return next(n for n in range(min(rows, max(1, most)), 0, -1) if rows % n == 0)
 
 
 def _train(
@@ -52,27 +98,31 @@ def _train(
     rows = [{"input_ids": e.ids.tolist(), "labels": _labels(e)} for e in examples]
     checkpoints = out / "checkpoints"
     with _trainable(model, settings) as net, warnings.catch_warnings(action="ignore"):  # of TRL's own calls
-        trainer = _trainer(net, model.tokenizer, Dataset.from_list(rows), checkpoints, settings, micro)
+        on_cpu = model.device.type == "cpu"
+        trainer = _trainer(net, model.tokenizer, Dataset.from_list(rows), checkpoints, settings, micro, on_cpu)
         trainer.remove_callback(PrinterCallback)
+        with trainer.accelerator.main_process_first():  # which clears away what is torn
+            last = _last_whole(checkpoints)
         with _progress(trainer, round(settings.epochs * len(rows)), settings.batch):
-            trained = trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
-        weights = (w for w in net.parameters() if w.requires_grad)
-        if not isfinite(trained.training_loss) or not all(bool(w.isfinite().all()) for w in weights):
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            raise UserError(f"fine-tuning diverged (loss {trained.training_loss}); lower the learning rate")
-        if trainer.accelerator.is_main_process:
+            trained = trainer.train(resume_from_checkpoint=last)
+        # Each process has the loss of its own rows; all must come to the same verdict.
+        own = torch.tensor(trained.training_loss, dtype=torch.float64, device=trainer.args.device)
+        loss = float(trainer.accelerator.reduce(own, "mean"))
+        diverged = not isfinite(loss) or not all(bool(w.isfinite().all()) for w in net.parameters() if w.requires_grad)
+        if is_first() and not diverged:
             _save(net, model, out, settings)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return {
-        "loss": trained.training_loss,
-        "steps": trained.global_step,
-        "seconds": trained.metrics["train_runtime"],
-    }
+        trainer.accelerator.wait_for_everyone()  # or another still writes to the checkpoints
+    if is_first():
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    if diverged:
+        raise Diverged(f"fine-tuning diverged (loss {loss}); lower the learning rate")
+    return {"loss": loss, "steps": trained.global_step, "seconds": trained.metrics["train_runtime"]}
 
 
 @contextmanager
 def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
     """The network with what is to be trained laid over it (LoRA) or thawed; as before, frozen, afterwards."""
+    forward = model.net.__dict__.get("forward")  # a device map's
     if settings.method == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -98,6 +148,8 @@ def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
             for name, weight in before.items():
                 model.net.get_parameter(name).copy_(weight)
         model.net.__dict__.pop("forward", None)  # TRL's fused head stays on the model otherwise
+        if forward is not None:
+            model.net.forward = forward
         model.net.eval()
         model.net.requires_grad_(False)
         model.net.config.use_cache = True
@@ -108,6 +160,9 @@ def _progress(trainer: Any, rows: int, batch: int) -> Iterator[None]:
     """A progress line of the trainer's steps; those of an earlier run are not in the rate."""
     from transformers import TrainerCallback
 
+    if not is_first():
+        yield
+        return
     with progress("fine-tuning", 0, rows) as advance:
 
         class Line(TrainerCallback):
@@ -115,7 +170,8 @@ def _progress(trainer: Any, rows: int, batch: int) -> Iterator[None]:
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 done = min(rows, state.global_step * batch)
-                advance(0, done - self.shown)
+                if done > self.shown:  # the last step may be of a few rows
+                    advance(0, done - self.shown)
                 self.shown = done
 
         trainer.add_callback(Line())
@@ -148,17 +204,19 @@ def _labels(example: Example) -> list[int]:
     return [int(t) if m else -100 for t, m in zip(example.ids, example.mask)]
 
 
-def _trainer(net: Any, tokenizer: Any, dataset: Any, out: Path, settings: FinetuneSettings, micro: int) -> Any:
+def _trainer(
+    net: Any, tokenizer: Any, dataset: Any, out: Path, settings: FinetuneSettings, micro: int, on_cpu: bool
+) -> Any:
+    from transformers.utils.logging import disable_progress_bar
     from trl import SFTConfig, SFTTrainer
 
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    on_cpu = not torch.cuda.is_available()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch
+    for name in ("trl", "transformers.trainer", "transformers.trainer_utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    disable_progress_bar()  # of every checkpoint's files
     config = SFTConfig(
         output_dir=str(out),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=max(1, settings.batch // (micro * processes)),
+        gradient_accumulation_steps=settings.batch // (micro * processes()),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup,
@@ -176,5 +234,6 @@ def _trainer(net: Any, tokenizer: Any, dataset: Any, out: Path, settings: Finetu
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        accelerator_config={"use_seedable_sampler": False},  # or processes may disagree about the order of rows
     )
     return SFTTrainer(model=net, args=config, train_dataset=dataset, processing_class=tokenizer)

@@ -85,9 +85,33 @@ class _Reached(Exception):
 
 
 @torch.no_grad()
-def hidden_at(model: Model, ids: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    """Outputs [B, T, d] of the decoder blocks `layers` (ascending) for the batch ids [B, T]; nothing above the last of
-    them is computed."""
+def hidden_at(model: Model, ids: Tensor, layers: Sequence[int], shared: int = 0) -> list[Tensor]:
+    """Outputs [B, T − shared, d] of the decoder blocks `layers` (ascending) for the batch ids [B, T], from position
+    `shared` on; nothing above the last of them is computed.
+
+    The first `shared` tokens, which must be the same in every row, are computed once where the model's cache can be
+    handed to several rows, which is where every layer attends to all that stands before.
+    """
+    cache = _cache_of(model, ids[:1, :shared], layers[-1]) if shared else None
+    if cache is None:
+        return [h[:, shared:] for h in _until(model, layers, input_ids=ids, use_cache=False)]
+    cache.batch_repeat_interleave(len(ids))
+    return _until(model, layers, input_ids=ids[:, shared:], past_key_values=cache, use_cache=True)
+
+
+def _cache_of(model: Model, ids: Tensor, last: int) -> Any:
+    """Keys and values of the row ids [1, T] up to block `last`; None where a layer keeps something else, or nothing."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache(config=model.net.config)
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    _until(model, [last], input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache if cache.get_seq_length() == ids.shape[1] else None
+
+
+def _until(model: Model, layers: Sequence[int], **inputs: Any) -> list[Tensor]:
+    """The outputs of the blocks `layers` (ascending); the pass ends at the last of them."""
     taken: list[Tensor] = []
 
     def take(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
@@ -97,7 +121,7 @@ def hidden_at(model: Model, ids: Tensor, layers: Sequence[int]) -> list[Tensor]:
 
     handles = [model.layers[layer].register_forward_hook(take) for layer in layers]
     try:
-        model.net(input_ids=ids, use_cache=False)
+        model.net(**inputs)
     except _Reached:
         pass
     finally:

@@ -6,7 +6,7 @@ Nothing here depends on the user's file, so it is made once a model and cached.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,17 @@ from gradshield.probe import (
 )
 from gradshield.scoring.autograd import autograd_scorer
 from gradshield.scoring.fihs import fihs_scorer
-from gradshield.scoring.intent import DEPTHS, REGULARISATION, WINDOW, Intent, Readout, fit_intent, intent_scores
+from gradshield.scoring.intent import (
+    DEPTHS,
+    READING,
+    REGULARISATION,
+    WINDOW,
+    Intent,
+    Readout,
+    fit_intent,
+    intent_scores,
+    seen,
+)
 from gradshield.scoring.run import Scorer, score
 from gradshield.settings import FilterSettings
 
@@ -73,11 +83,11 @@ class AlignmentCheck:
 
 @dataclass(frozen=True)
 class Reference:
-    """A scorer for the model, and the scores of the anchors by kind ("good", "refusal", "harmful"); of FIHS only where
-    the threshold needs them."""
+    """What rows are measured with."""
 
     scorer: Scorer
-    anchors: Mapping[str, np.ndarray]
+    anchors: Mapping[str, np.ndarray]  # scores by kind: "good", "refusal", "harmful"; of FIHS only if they are needed
+    seen: Callable[[Sequence[Example]], list[Example]] = list  # the part of examples that the scorer reads
 
 
 def check_alignment(model: Model, probes: str | None = None) -> AlignmentCheck:
@@ -156,7 +166,7 @@ def _fihs_scorer(model: Model, usable: list[str], settings: FilterSettings) -> S
 
 
 def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Reference:
-    file = _cache("intent", model, [usable, DEPTHS, WINDOW, REGULARISATION])
+    file = _cache("intent", model, [usable, READING, DEPTHS, WINDOW, REGULARISATION])
     if file.exists():
         saved = json.loads(file.read_text(encoding="utf-8"))
         request, answer = (Readout(np.array(saved[k]["weight"]), saved[k]["bias"]) for k in ("request", "answer"))
@@ -172,7 +182,7 @@ def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Ref
         }
         saved = {"layers": intent.layers, **readouts, "anchors": {k: v.tolist() for k, v in anchors.items()}}
         _write(file, json.dumps(saved))
-    return Reference(lambda batch: intent_scores(model, intent, batch), anchors)
+    return Reference(lambda batch: intent_scores(model, intent, batch), anchors, lambda rows: seen(model, rows))
 
 
 def anchor_examples(model: Model) -> dict[str, list[Example]]:

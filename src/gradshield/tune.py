@@ -6,13 +6,11 @@ trial, `model/` what is handed out. Killed at any moment, the same call goes on 
 
 import json
 import os
-import shlex
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,18 +21,23 @@ import pyarrow.parquet as pq
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.write import write_outputs
-from gradshield.errors import UserError
+from gradshield.errors import Diverged, UserError
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.run import write_safety, write_utility
 from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.evaluation.sources import harmful_requests, scary_requests
+from gradshield.evaluation.tasks import make_task
 from gradshield.evaluation.utility import evaluate_utility
 from gradshield.filter import Encoded, check_settings, encode_source, find_layout, load, run_filter
-from gradshield.finetune import finetune
+from gradshield.finetune import check_training, finetune
 from gradshield.model import Model, load_model
+from gradshield.processes import processes, together
+from gradshield.report import report_trials
 from gradshield.run import begin_run, find_run, plan_of, write_run, writing
 from gradshield.search import Outcome, Trial, search
 from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.threshold import Threshold, a1
+from gradshield.trainer import run_trainer
 
 HELD_OUT, HELD_OUT_ROWS = "held-out", 50
 Finetune = Callable[[np.ndarray, Path], Mapping[str, float]]
@@ -67,22 +70,57 @@ def run_tune(
     `trainer` replaces the fine-tuning; `tell` hears of every trial as it ends. Returns the summary that run.yaml ends
     with; its "accepted" is the number of the trial whose model is in `out/model`, or None: rejected, with the safest
     model in `out/rejected-model`. Raises UserError for what the user can mend, also when the base model itself misses
-    the goal, before anything is trained.
+    the goal, before anything is trained. Where a launcher started several processes, all of them call this; all train,
+    the first one alone does the rest, and the others return {} when it raised an error.
     """
-    start = time.monotonic()
+    loaded = cache(partial(load, settings))
+
+    def lead(train: Callable[..., Mapping[str, float]]) -> dict[str, Any]:
+        start = time.monotonic()
+        _check(settings, training, tuning, measuring, trainer)
+        source = open_source(path, settings.format, settings.split)
+        layout = find_layout(source, settings)
+        model = loaded()
+        plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
+        parts = {"finetune": training, "tune": tuning, "evaluation": measuring}
+        plan |= {name: part.model_dump(mode="json") for name, part in parts.items()}
+        finished = find_run(out, plan)
+        if finished:
+            return finished
+        begin_run(out, plan)
+        task = _Task(path, out, source, layout, model, settings, training, tuning, measuring, trainer, train)
+        goal = task.goal
+        summary = task.finish(_search(task, goal, tell), goal, time.monotonic() - start)
+        with writing(out):
+            report_trials(out, {**plan, "summary": summary})
+            write_run(out, {**plan, "summary": summary})
+        return summary
+
+    return together(lead, lambda *order: finetune(loaded(), *order), cpu=settings.device == "cpu") or {}
+
+
+def _check(
+    settings: FilterSettings,
+    training: FinetuneSettings,
+    tuning: TuneSettings,
+    measuring: EvaluationSettings,
+    trainer: Finetune | None,
+) -> None:
+    """Raises UserError for what would be found out only after long work."""
     check_settings(settings)
-    source = open_source(path, settings.format, settings.split)
-    layout = find_layout(source, settings)
-    model = load(settings)
-    plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
-    parts = {"finetune": training, "tune": tuning, "evaluation": measuring}
-    plan |= {name: part.model_dump(mode="json") for name, part in parts.items()}
-    finished = find_run(out, plan)
-    if finished:
-        return finished
-    begin_run(out, plan)
-    task = _Task(path, out, source, layout, model, settings, training, tuning, measuring, trainer)
-    goal = task.goal
+    check_training(training)
+    harmful_requests(measuring.requests, measuring.request_count, measuring.case_seed)
+    scary_requests(measuring.scary, measuring.request_count, measuring.case_seed)
+    if tuning.task != HELD_OUT and not tuning.task.startswith("lm-eval:"):
+        make_task(tuning.task, measuring.cases, measuring.case_seed, measuring.metric)
+    if processes() > 1 and (trainer or tuning.trainer_command):
+        raise UserError("a trainer of your own starts its own processes: start tune without a launcher")
+    if processes() > 1 and settings.device not in (None, "cpu", "cuda"):
+        raise UserError(f"--device {settings.device}: each process takes a device of its own; leave it out")
+
+
+def _search(task: "_Task", goal: Goal, tell: Callable[[Trial], None]) -> Outcome:
+    """The task's search (alg. 1); `tell` hears of each trial."""
     outcome: Outcome | None = None
     for event in search(
         lambda: task.scores,
@@ -90,19 +128,16 @@ def run_tune(
         lambda number, threshold, chosen: task.measure(goal, number, threshold, chosen),
         len(task.rows),
         screen_first=task.screens_first,
-        max_searches=tuning.searches,
-        step=tuning.step,
-        literal=tuning.literal,
+        max_searches=task.tuning.searches,
+        step=task.tuning.step,
+        literal=task.tuning.literal,
     ):
         if isinstance(event, Trial):
             tell(event)
         else:
             outcome = event
     assert outcome is not None
-    summary = task.finish(outcome, goal, time.monotonic() - start)
-    with writing(out):
-        write_run(out, {**plan, "summary": summary})
-    return summary
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -119,6 +154,7 @@ class _Task:
     tuning: TuneSettings
     measuring: EvaluationSettings
     trainer: Finetune | None
+    train: Callable[..., Mapping[str, float]]  # `finetune`, in all processes
 
     @cached_property
     def encoded(self) -> Encoded:
@@ -197,9 +233,7 @@ class _Task:
         figures: Mapping[str, float] = {}
         try:
             figures = self._train(self.rows[chosen], folder)
-        except UserError as error:
-            if "diverged" not in str(error):
-                raise
+        except Diverged as error:
             trial = replace(trial, note=str(error))
         else:
             trained = load_trained(self.settings, folder / "model")
@@ -228,38 +262,19 @@ class _Task:
             figures = self._command(self.tuning.trainer_command, chosen, work)
         else:
             examples: list[Example] = [self.encoded.examples[n] for n in chosen]
-            figures = finetune(self.model, examples, work, self.training)
+            figures = self.train(examples, work, self.training)
         shutil.rmtree(folder / "model", ignore_errors=True)
         os.replace(work, folder / "model")
         _write_json(folder / "figures.json", dict(figures))
         return figures
 
     def _command(self, command: str, chosen: np.ndarray, work: Path) -> Mapping[str, float]:
-        """Runs the user's trainer on a file of the rows, verbatim; it must leave an adapter or a model in {out}."""
+        """The user's trainer on a file of the rows, verbatim."""
         data = work.parent / "data"
         self._write(data, self._verdicts(chosen))
         kept = next(p for p in sorted(data.iterdir()) if p.name.startswith("kept"))
         fields = {"data": kept, "out": work, "model": self.settings.model, "seed": self.training.seed}
-        text = {name: str(value) for name, value in fields.items()}
-        if self.tuning.trainer_config:
-            config = work.parent / Path(self.tuning.trainer_config).name
-            template = Path(self.tuning.trainer_config).read_text(encoding="utf-8")
-            for name, value in text.items():
-                template = template.replace("{" + name + "}", value)
-            config.write_text(template, encoding="utf-8")
-            text["config"] = str(config)
-        work.mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
-        words = [word.format(**text) for word in shlex.split(command)]
-        try:
-            done = subprocess.run(words, check=False)
-        except OSError as error:
-            raise UserError(f"--trainer-command: {words[0]} can't be run ({error.strerror})") from error
-        if done.returncode:
-            raise UserError(f"--trainer-command ended with {done.returncode}: {shlex.join(words)}")
-        if not any((work / name).exists() for name in ("adapter_config.json", "config.json")):
-            raise UserError(f"--trainer-command left neither an adapter nor a model in {work}")
-        return {"seconds": time.monotonic() - start}
+        return run_trainer(command, self.tuning.trainer_config, fields, work)
 
     def _evaluate(self, model: Model, folder: Path, *, utility: bool, safety: bool = True) -> tuple[float, float]:
         """(ASR, utility), NaN for what is not asked for; the answers behind them go to the folder."""
@@ -316,6 +331,7 @@ class _Task:
             **{name.replace(" ", "_"): count for name, count in counts.items()},
             "held_out": len(self.held_out),
             "base": {"asr": goal.base_asr, "utility": goal.base_utility},
+            "goal": {"max_asr": goal.max_asr, "min_utility": goal.min_utility},
             "asr": chosen.asr if chosen else None,
             "utility": chosen.utility if chosen else None,
             "task": self.tuning.task,

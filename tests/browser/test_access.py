@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from report.test_trials import page as trials_page
 from review.made import chat, make_run, write_jsonl
 from selenium.webdriver.common.keys import Keys
 
 from gradshield.review import store
+from gradshield.review.apply import apply_decisions
 
 pytestmark = pytest.mark.browser
 
@@ -75,6 +77,27 @@ def test_contrast_is_aa_and_every_control_has_a_name(page, serve, runs, scheme):
         assert page.script(NAMELESS) == [], view
     page.keys("?")
     assert page.script(CONTRAST) == [] and page.script(NAMELESS) == []
+
+
+@pytest.fixture
+def reports(runs, tmp_path):
+    """Of a filter run with decisions, and of a search."""
+    out, _ = runs
+    apply_decisions(out)
+    trials_page(tmp_path)
+    return [(folder / "report.html").absolute().as_uri() for folder in (out, tmp_path)]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1100, 3840])
+def test_the_reports_fit_any_screen_and_are_read_in_light_and_dark(page, reports, scheme, width):
+    page.media(prefers_color_scheme=scheme)
+    page.size(width, 900)
+    for address in reports:
+        page.driver.get(address)
+        page.script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        assert page.script("return document.documentElement.scrollWidth") <= width, address
+        assert page.script(CONTRAST) == [] and page.script(NAMELESS) == [], address
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280, 3840])

@@ -7,6 +7,7 @@ from report.test_report import PAYLOADS
 from review.made import chat, make_run, write_jsonl
 
 from gradshield.review import store
+from gradshield.review.apply import apply_decisions
 
 pytestmark = pytest.mark.browser
 
@@ -72,6 +73,22 @@ def test_no_payload_runs_asks_or_breaks_the_page_in_any_view(page, serve, runs):
     asked = page.asked()
     assert asked and all(url.startswith(server.root + "/") for url in asked), asked
     assert not any("ran.png" in url or "x?" in url for url in asked)
+
+
+def test_no_payload_runs_in_the_report_before_or_after_apply(page, runs):
+    out, _, _ = runs
+    for written in (lambda: None, lambda: apply_decisions(out)):
+        written()
+        page.driver.get((out / "report.html").absolute().as_uri())
+        page.script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        state = page.script(
+            "return [window.ran ?? null, document.scripts.length, document.styleSheets.length,"
+            " document.querySelectorAll('iframe, img, object, embed, base, form, button, [onerror], [onfocus]').length,"
+            " document.documentElement.scrollWidth <= innerWidth]"
+        )
+        assert state == [None, 0, 1, 0, True]
+    assert page.trouble() == [] and not any(url.startswith("http") for url in page.asked())
+    assert (out / "report.html").stat().st_size < 2_000_000
 
 
 def test_nothing_runs_when_it_is_put_in_place_by_the_script(page, serve, runs):

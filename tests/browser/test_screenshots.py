@@ -1,7 +1,9 @@
 """The bundled file under review with the embedded model, explained and compared; its pictures go to the docs."""
 
+import contextlib
 import io
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -19,9 +21,11 @@ pytestmark = pytest.mark.browser
 def runs(tmp_path_factory):
     """Of the embedded model with and without its alignment; what is known of both is cached as the user's is."""
     folder = tmp_path_factory.mktemp("pictures")
-    run_filter(str(ASSETS / "demo.jsonl"), folder / "demo", FilterSettings())
+    shutil.copy(ASSETS / "demo.jsonl", folder)
     unaligned = FilterSettings(model="embedded-unaligned", force=True)
-    run_filter(str(ASSETS / "demo.jsonl"), folder / "unaligned", unaligned)
+    with contextlib.chdir(folder):  # no folder of this machine in the pictures
+        run_filter("demo.jsonl", folder / "demo", FilterSettings())
+        run_filter("demo.jsonl", folder / "unaligned", unaligned)
     return folder / "demo", folder / "unaligned"
 
 
@@ -58,9 +62,22 @@ def test_pictures_of_the_review_a_row_and_two_runs(page, serve, runs, docs, monk
     picture(page, docs / "review-compare.png")
 
 
+def test_pictures_of_the_report(page, runs, docs):
+    run, _ = runs
+    page.media()
+    page.size(1100, 1080)
+    page.driver.get((run / "report.html").absolute().as_uri())
+    picture(page, docs / "report.png")
+    page.click("#highest ~ details.row summary")
+    assert page.count("details[open] .t") > 2 and "Heaviest tokens" in page.text("details[open]")
+    assert page.count(".by-source .spark rect") > 20
+    page.size(1100, 1000)
+    picture(page, docs / "report-rows.png", "section[aria-labelledby=sources]")
+
+
 def picture(page, file, top="body"):
     """The page from `top` on, in 256 colours, which halves it."""
-    page.script("document.querySelector('#status').style.display = 'none'; document.activeElement.blur()")
+    page.script("document.querySelector('#status')?.remove(); document.activeElement.blur()")
     page.script("document.querySelector(arguments[0]).scrollIntoView()", top)
     with Image.open(io.BytesIO(page.driver.get_screenshot_as_png())) as shot:
         shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)

@@ -292,6 +292,55 @@ def test_a_saved_dataset_is_read_by_split(tmp_path):
         open_source(tmp_path / "saved", split="dev")
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder as a dataset lies on the Hub; `datasets` loads it under the id org/name, and knows no other."""
+    import datasets
+
+    real, place = datasets.load_dataset, tmp_path / "hub"
+
+    def load_dataset(path, **options):
+        return real(str(place) if path == "org/name" else path, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (place / "data").mkdir(parents=True)
+    return place
+
+
+def test_a_folder_of_parquet_files_as_on_the_hub_gives_the_rows_that_the_id_gives(hub):
+    for split, part, texts in (("train", 0, ["a", "b"]), ("train", 1, ["c"]), ("test", 0, ["d"])):
+        pq.write_table(pa.table({"text": texts}), hub / "data" / f"{split}-{part:05d}-of-00002.parquet")
+    for split, texts in (("train", ["a", "b", "c"]), ("test", ["d"])):
+        for path in (hub, "org/name"):
+            assert [row.record["text"] for row in rows_of(path, split=split)] == texts
+    assert open_source("org/name").sha256 == open_source("org/name").sha256  # or a run could not be taken up
+    for path in (hub, "org/name"):
+        with pytest.raises(UserError, match=r"dev.*train.*--split") as excinfo:
+            open_source(path, split="dev")
+        assert one_line(excinfo)
+    (hub / "data" / "more.parquet").write_bytes((hub / "data" / "test-00000-of-00002.parquet").read_bytes())
+    assert len(rows_of(hub)) == 5  # no split by name: every file is read
+
+
+def test_a_hub_id_of_jsonl_files_is_read_and_its_configurations_are_named(hub):
+    (hub / "data" / "train.jsonl").write_bytes(b'{"prompt": "a", "n": 1}\n{"prompt": "b", "n": null}\n')
+    assert [row.record for row in rows_of("org/name")] == [{"prompt": "a", "n": 1}, {"prompt": "b", "n": None}]
+    (hub / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  data_files: data/train.jsonl\n- config_name: two\n"
+        "  data_files: data/train.jsonl\n---\n"
+    )
+    with pytest.raises(UserError, match=r"one.*two.*save_to_disk") as excinfo:
+        open_source("org/name")
+    assert one_line(excinfo)
+
+
+def test_a_hub_id_offline_is_one_line_that_says_what_to_do(hub):
+    with pytest.raises(UserError, match=r"^org/none: .*check the id and the connection, or download it") as excinfo:
+        open_source("org/none")
+    assert one_line(excinfo)
+
+
 def test_a_hub_id_is_tried_only_where_there_is_no_such_path(monkeypatch):
     import datasets
 

@@ -8,7 +8,7 @@ import yaml
 
 from gradshield import cli
 from gradshield.errors import UserError
-from gradshield.evaluation import evaluate, run
+from gradshield.evaluation import evaluate, run, sources
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.judge import COMPLIANCE, REFUSAL, Judge
 from gradshield.evaluation.run import in_words, run_evaluation
@@ -156,6 +156,48 @@ def test_a_named_set_is_read_from_the_data_folder(tmp_path, monkeypatch):
     own = tmp_path / "own.txt"
     own.write_text("one\ntwo\n")
     assert harmful_requests(str(own), 9) == ["one", "two"]
+
+
+def test_a_set_that_is_not_in_the_data_folder_is_loaded_by_split_or_as_csv(tmp_path, monkeypatch):
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.delenv("GRADSHIELD_DATA", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    place = tmp_path / "hub" / "data"  # only there `datasets` takes a file's name for its split's, whatever it is
+    place.mkdir(parents=True)
+    for split in ("harmful", "benign"):
+        pq.write_table(pa.table({"Goal": [f"{split} 1", f"{split} 2 "]}), place / f"{split}-00000-of-00001.parquet")
+    (tmp_path / "rows.csv").write_text('goal,target\n"one, two",x\nthree,y\n')
+    (tmp_path / "other.csv").write_text("question,target\none,x\n")
+    monkeypatch.setattr(
+        sources,
+        "HARMFUL",
+        {
+            "jailbreakbench": sources.Source("jbb_harmful", (str(place.parent),), "harmful"),
+            "advbench": sources.Source("advbench", ("csv", str(tmp_path / "rows.csv"))),
+            "other": sources.Source("other", ("csv", str(tmp_path / "other.csv"))),
+            "offline": sources.Source("offline", ("org/none", "main"), "test"),
+        },
+    )
+    assert harmful_requests("jailbreakbench", 9) == ["harmful 1", "harmful 2"]
+    assert harmful_requests("advbench", 9) == ["one, two", "three"]
+    for name, words in (
+        ("other", r"other: .*question, target"),
+        ("offline", r"org/none can't be loaded.*put the file"),
+    ):
+        with pytest.raises(UserError, match=words) as excinfo:
+            harmful_requests(name, 9)
+        assert "\n" not in str(excinfo.value)
+
+
+def test_a_broken_file_in_the_data_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADSHIELD_DATA", str(tmp_path))
+    for line, words in (("half a li", "JSON lines"), ('{"prompt": null}', "columns"), ("[1]", "columns")):
+        (tmp_path / "strongreject.jsonl").write_text(line + "\n")
+        with pytest.raises(UserError, match=rf"strongreject.*{words}"):
+            harmful_requests("strongreject", 9)
 
 
 def test_a_seed_picks_the_same_cases_in_their_order():

@@ -125,6 +125,27 @@ def test_ag_news_as_the_hub_has_it_gives_the_same_label():
     assert case.references == ("Sci/Tech",) and case.prompt.endswith("\n\nT D")
 
 
+def test_a_task_that_is_not_in_the_data_folder_is_loaded_by_its_split(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.delenv("GRADSHIELD_DATA", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    real, asked = datasets.load_dataset, []
+
+    def load_dataset(path, *rest, **options):
+        asked.append((path, *rest))
+        return real(str(tmp_path / "hub"), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (tmp_path / "hub").mkdir()
+    for split, reply in (("train", "1"), ("test", "2")):
+        (tmp_path / "hub" / f"{split}.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": f"#### {reply}"}))
+    assert make_task("gsm8k", 9).cases == (Case("1 + 1?", ("#### 2",)),)
+    assert asked == [("openai/gsm8k", "main")]
+    with pytest.raises(UserError, match=r"dialogsum: .*question, answer"):
+        make_task("dialogsum", 9)
+
+
 @pytest.mark.parametrize(
     "line, words",
     [

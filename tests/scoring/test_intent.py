@@ -6,7 +6,7 @@ from conftest import random_examples
 
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
-from gradshield.scoring.intent import fit_intent, intent_scores
+from gradshield.scoring.intent import fit_intent, intent_scores, seen
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +60,33 @@ def test_a_row_of_several_turns_scores_as_its_worst(tiny, fitted):
     assert score(bad) > score(good)
     # the first response is read from the same tokens whatever follows
     assert score(bad, good) >= score(bad) - 1e-4
+
+
+def test_what_all_rows_open_with_is_computed_once_and_changes_nothing(tiny, fitted):
+    intent, _ = fitted
+    rng = np.random.default_rng(3)
+    prefix = rng.integers(20, len(tiny.tokenizer), 12).astype(np.int32)
+    rows = []
+    for n, tail in enumerate((9, 14, 14, 30)):
+        ids = np.concatenate([prefix, rng.integers(20, len(tiny.tokenizer), tail).astype(np.int32)])
+        rows.append(Example(n, ids, np.arange(len(ids)) >= 12 + tail // 2))
+    shapes = []
+    forward = tiny.net.forward
+    tiny.net.forward = lambda **inputs: (shapes.append(tuple(inputs["input_ids"].shape)), forward(**inputs))[1]
+    try:
+        together = intent_scores(tiny, intent, rows)
+    finally:
+        del tiny.net.forward
+    assert shapes[0] == (1, 12) and shapes[1][0] == 4 and len(shapes) == 2
+    for name, values in together.items():
+        alone = [float(intent_scores(tiny, intent, [e])[name][0]) for e in rows]
+        np.testing.assert_allclose(alone, values, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_are_read_up_to_the_last_opening_and_score_the_same_cut(tiny, fitted):
+    intent, _ = fitted
+    rows = random_examples(8, len(tiny.tokenizer), seed=2)
+    cut = seen(tiny, rows)
+    assert all(len(c.ids) <= len(e.ids) for c, e in zip(cut, rows))
+    for name, values in intent_scores(tiny, intent, rows).items():
+        np.testing.assert_allclose(intent_scores(tiny, intent, cut)[name], values, rtol=1e-4, atol=1e-4)

@@ -25,3 +25,11 @@ def test_every_response_gives_its_opening_and_the_rest_is_cut():
 def test_an_end_token_stays_when_nothing_else_is_left():
     cut = opening(Example(0, IDS, mask((19, 20))), 4, frozenset({19}))
     assert np.flatnonzero(cut.mask).tolist() == [19]
+
+
+def test_an_end_token_inside_an_opening_does_not_part_it():
+    whole = Example(0, IDS, mask((3, 12)))
+    cut = opening(whole, 5, frozenset({4, 5, 7}))
+    assert np.flatnonzero(cut.mask).tolist() == [3, 4, 5, 6] and response_starts(cut.mask).tolist() == [3]
+    again = opening(cut, 5, frozenset({4, 5, 7}))
+    assert np.array_equal(again.mask, cut.mask) and np.array_equal(again.ids, cut.ids)

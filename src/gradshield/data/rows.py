@@ -49,8 +49,9 @@ class Source:
 def open_source(path: str | Path, format: str | None = None, split: str = "train") -> Source:
     """Opens a file, a folder of files in one format, stdin ("-"), a `datasets` folder or a Hub dataset id.
 
-    The format is told by content unless `format` names it; in a folder, `format` picks the files to read.
-    `split` is used for datasets only. Raises UserError when there is nothing readable there.
+    The format is told by content unless `format` names it; in a folder, `format` picks the files to read. `split` is
+    for datasets, also for a folder of parquet files as they lie on the Hub. Raises UserError when there is nothing
+    readable there.
     """
     path = str(path)
     if format is not None and format not in FORMATS:
@@ -62,7 +63,7 @@ def open_source(path: str | Path, format: str | None = None, split: str = "train
         if place.is_dir():
             if (place / "state.json").exists() or (place / "dataset_dict.json").exists():
                 return _open_dataset(path, split)
-            return _open_folder(path, place, format)
+            return _open_folder(path, place, format, split)
         if place.is_file():
             return _open_files(path, [(place, place.name)], format)
         if place.exists():  # a pipe such as /dev/stdin or <(...), which can be read only once
@@ -116,7 +117,14 @@ def load_dataset(path: str, split: str) -> Any:
             return datasets.load_dataset(path, split=split, streaming=False)
         except Exception as error:  # offline, gated, no such id or split, several configurations: all kinds are raised
             why = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: neither a local path nor a reachable dataset ({why}); check it") from None
+            if why.startswith("Unknown split"):
+                raise UserError(f"{path}: {why}; name one with --split") from None
+            if why.startswith("Config name is missing"):
+                raise UserError(f"{path}: {why}; save the one you mean with save_to_disk and give its folder") from None
+            raise UserError(
+                f"{path}: neither a local path nor a reachable dataset ({why}); check the id and the connection, or "
+                "download it and give its folder"
+            ) from None
     try:
         data = datasets.load_from_disk(str(Path(path).expanduser()))
     except Exception as error:
@@ -153,7 +161,7 @@ def _open_files(path: str, files: list[tuple[Path, str]], format: str | None) ->
     return Source(path, (file,), (name,), format, _sha256((file,), (name,), False))
 
 
-def _open_folder(path: str, place: Path, wanted: str | None) -> Source:
+def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Source:
     found = []
     for parent, folders, names in os.walk(place):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -163,6 +171,7 @@ def _open_folder(path: str, place: Path, wanted: str | None) -> Source:
     data = [file for file in found if any(suffix(file.name) in SUFFIXES[kind] for kind in FORMATS if kind != "text")]
     files = text if wanted == "text" else data or text  # a README beside data is no data
     files.sort(key=lambda file: file.relative_to(place).as_posix())
+    files = _of_split(path, files, split)
     formats = {file: detect_format(file, str(file)) if wanted != "text" else "text" for file in files}
     if wanted:
         files = [file for file in files if formats[file] == wanted]
@@ -175,6 +184,18 @@ def _open_folder(path: str, place: Path, wanted: str | None) -> Source:
             raise UserError(f"{path}: mixed formats ({a}, {b}); choose one with --format or give the files one by one")
     names = tuple(file.relative_to(place).as_posix() for file in files)
     return Source(path, tuple(files), names, formats[files[0]], _sha256(files, names, True), folder=True)
+
+
+def _of_split(path: str, files: list[Path], split: str) -> list[Path]:
+    """The files of one split where all are named as the Hub's parquet files are, so that a dataset's folder gives the
+    rows that its id does: else rows to test on would be trained on."""
+    named = [re.fullmatch(r"(\w+)-\d{5}-of-\d{5}\.parquet", file.name) for file in files]
+    splits = {match[1] for match in named if match}
+    if len(splits) < 2 or not all(named):
+        return files
+    if split not in splits:
+        raise UserError(f"{path}: no split {split!r}; choose one of {', '.join(sorted(splits))} with --split")
+    return [file for file, match in zip(files, named) if match and match[1] == split]
 
 
 def _open_dataset(path: str, split: str) -> Source:

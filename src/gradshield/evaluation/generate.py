@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gradshield.data.encode import encode_request
-from gradshield.errors import UserError
+from gradshield.errors import UserError, out_of_memory
 from gradshield.model import Model
 from gradshield.progress import progress
 
@@ -75,15 +75,6 @@ def continue_ids(
             start += len(chunk)
             advance(0, len(chunk))
     return answers
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """True for an allocation that failed, whichever device it was on."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
 
 
 def smaller(rows: int, what: str) -> int:

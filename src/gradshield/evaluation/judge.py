@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class Judge:
 
 
 def make_judge(settings: EvaluationSettings) -> Judge:
-    """The judge that the settings name. Raises UserError when it can't be reached or loaded."""
+    """The judge that the settings name. A local one is loaded when it first grades, once in a process. Raises
+    UserError when it can't be one, as far as can be told before."""
     name = settings.judge or ""
     if name.startswith(("http://", "https://")):
         return _endpoint(name, settings.judge_model)
@@ -75,9 +77,10 @@ def make_judge(settings: EvaluationSettings) -> Judge:
             raise UserError(f"--judge {name}: neither an http address nor a model that can be loaded ({why})") from None
     kinds = " ".join(config.architectures or [])
     if "ForSequenceClassification" in kinds:
-        return _classifier(name)
+        _harmful(name, config)
+        return Judge(name, lambda requests, answers: _classifier(name)(requests, answers))
     if "ForCausalLM" in kinds or "ForConditionalGeneration" in kinds:
-        return _guard(name, settings.at_once)
+        return Judge(name, lambda requests, answers: _guard(name)(requests, answers, settings.at_once))
     raise UserError(f"--judge {name}: {kinds or 'a model'} is neither a sequence classifier nor a chat guard")
 
 
@@ -161,7 +164,17 @@ def _endpoint(url: str, model: str | None) -> Judge:
     return Judge(f"{model} at {url}", grade)
 
 
-def _classifier(name: str) -> Judge:
+def _harmful(name: str, config: Any) -> list[int]:
+    """Indices of a classifier's labels that mean harm. Raises UserError where that can't be told."""
+    labels = [str(config.id2label[n]) for n in range(config.num_labels)]
+    harm = harmful_labels(labels)
+    if harm is None:
+        raise UserError(f"--judge {name}: which of its labels means harm? ({', '.join(labels)[:160]})")
+    return harm
+
+
+@cache
+def _classifier(name: str) -> Grade:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -174,10 +187,7 @@ def _classifier(name: str) -> Judge:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     net.config.pad_token_id = tokenizer.pad_token_id
-    labels = [str(net.config.id2label[n]) for n in range(net.config.num_labels)]
-    harm = harmful_labels(labels)
-    if harm is None:
-        raise UserError(f"--judge {name}: which of its labels means harm? ({', '.join(labels)[:160]})")
+    harm = _harmful(name, net.config)
     several = net.config.problem_type == "multi_label_classification"
     longest = min(tokenizer.model_max_length, getattr(net.config, "max_position_embeddings", None) or 512)
 
@@ -194,7 +204,7 @@ def _classifier(name: str) -> Judge:
                 advance(0, len(p))
         return grades
 
-    return Judge(name, grade)
+    return grade
 
 
 def harmful_labels(labels: Sequence[str]) -> list[int] | None:
@@ -210,7 +220,8 @@ def harmful_labels(labels: Sequence[str]) -> list[int] | None:
     return [1] if [label.upper() for label in labels] == ["LABEL_0", "LABEL_1"] else None
 
 
-def _guard(name: str, batch: int) -> Judge:
+@cache
+def _guard(name: str) -> Callable[[Sequence[str], Sequence[str], int], list[float | None]]:
     guard = load_model(name)
     if not guard.tokenizer.chat_template:
         raise UserError(f"--judge {name}: a chat guard needs a chat template, and this model has none")
@@ -224,12 +235,12 @@ def _guard(name: str, batch: int) -> Judge:
             raise UserError(f"--judge {name}: its chat template refuses a request with its answer ({why})") from None
         return guard.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def grade(requests: Sequence[str], answers: Sequence[str]) -> list[float | None]:
+    def grade(requests: Sequence[str], answers: Sequence[str], batch: int) -> list[float | None]:
         encoded = [encode(request, answer) for request, answer in zip(requests, answers)]
         replies = continue_ids(guard, encoded, 24, batch, title="judge")
         return [guard_grade(text_of(guard, reply)) for reply in replies]
 
-    return Judge(name, grade)
+    return grade
 
 
 def guard_grade(text: str) -> float | None:

@@ -6,7 +6,7 @@ Nothing of them is kept here. Harmful requests are asked, never shown how to ful
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,13 +62,26 @@ def _requests(name: str, bundled: str, known: dict[str, Source], count: int, see
         found = read_requests(ASSETS / bundled)
     elif name in known:
         # HarmBench's contextual and copyright behaviours are no requests by themselves
-        rows = [r for r in records(known[name]) if r.get("FunctionalCategory", "standard") == "standard"]
-        found = [r[next(c for c in _PROMPT_COLUMNS if c in r)].strip() for r in rows]
+        read = [(r, read_as(name, _prompt, r)) for r in records(known[name])]
+        found = [prompt for r, prompt in read if r.get("FunctionalCategory", "standard") == "standard"]
     elif Path(name).expanduser().is_file():
         found = read_requests(Path(name).expanduser())
     else:
         raise UserError(f"{name}: no such file, nor a set known by that name (bundled, {', '.join(known)})")
     return choose(found, count, seed)
+
+
+def _prompt(record: dict[str, Any]) -> str:
+    return record[next(c for c in _PROMPT_COLUMNS if record.get(c))].strip()
+
+
+def read_as(name: str, read: Callable[[dict[str, Any]], T], record: Any) -> T:
+    """What `read` makes of a record of the set called `name`. Raises UserError where its columns are others."""
+    try:
+        return read(record)
+    except (LookupError, TypeError, AttributeError, StopIteration):
+        has = ", ".join(map(str, record))[:80] if isinstance(record, dict) else type(record).__name__
+        raise UserError(f"{name}: a record has not the columns that this set has ({has}); get it anew") from None
 
 
 def choose(items: Sequence[T], count: int, seed: int) -> list[T]:
@@ -83,7 +96,10 @@ def records(source: Source) -> list[dict[str, Any]]:
     folder = os.environ.get("GRADSHIELD_DATA")
     file = Path(folder or ".", f"{source.file}.jsonl")
     if folder and file.is_file():
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        try:
+            return [json.loads(line) for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: can't be read as JSON lines ({error}); get it anew") from None
     import datasets
 
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradshield.errors import UserError
-from gradshield.evaluation.sources import Source, choose, records
+from gradshield.evaluation.sources import Source, choose, read_as, records
 
 Metric = Callable[[str, Sequence[str]], float]
 """(answer, references) → a score from 0 to 1, higher is better."""
@@ -154,7 +154,7 @@ def make_task(name: str, count: int, seed: int = 0, metric: Literal["exact", "ro
     """
     if name in TASKS:
         source, case, title, score, tokens = TASKS[name]
-        cases = tuple(case(record) for record in choose(records(source), count, seed))
+        cases = tuple(read_as(name, case, record) for record in choose(records(source), count, seed))
         return Task(name, cases, title, score, tokens, _said_number if score is number else None)
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml") or (not path.is_file() and path.suffix not in (".jsonl", ".json")):

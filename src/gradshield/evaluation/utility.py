@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from gradshield.data.encode import Example
-from gradshield.errors import UserError
-from gradshield.evaluation.generate import generate, out_of_memory, smaller
+from gradshield.errors import UserError, out_of_memory
+from gradshield.evaluation.generate import generate, smaller
 from gradshield.evaluation.safety import wilson
 from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.sources import choose

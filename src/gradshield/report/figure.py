@@ -86,6 +86,22 @@ def draw(figure: Callable[[Size], Figure], notes: tuple[str, ...] = ()) -> Drawi
     return Drawing(*drawings, notes=notes)
 
 
+def spark(values: np.ndarray, edges: np.ndarray, threshold: float) -> str:
+    """A histogram as small as a word: bars over `edges`, dashed where the threshold lies."""
+    counts = _histogram(values[np.isfinite(values)], edges)
+    width, height = 100 / len(counts), 20.0
+    bars = "".join(
+        f'<rect x="{n * width:.1f}" y="{height - size:.1f}" width="{0.85 * width:.1f}" height="{size:.1f}"/>'
+        for n, size in enumerate(np.maximum(counts / max(counts.max(), 1) * height, (counts > 0) * 1.5))
+        if size
+    )
+    line = ""
+    if edges[0] <= threshold <= edges[-1]:
+        x = (threshold - edges[0]) / (edges[-1] - edges[0]) * 100
+        line = f'<path d="M{x:.1f} 0V20" stroke="var(--ink)" stroke-width="1" stroke-dasharray="3 2"/>'
+    return f'<svg viewBox="0 0 100 20" aria-hidden="true" fill="var(--kept)">{bars}{line}</svg>'
+
+
 def _range(drawn: np.ndarray, threshold: float, anchors: Mapping[str, np.ndarray]) -> tuple[float, float, float | None]:
     """The lowest and the highest score on the axis, and the threshold where it lies between them."""
     every = np.concatenate([drawn, *anchors.values()])

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -71,7 +71,7 @@ def write_report(
     """
     scores = np.asarray(scores, dtype=np.float64)
     _check_counts(summary, scores, verdicts, sources, set_aside)
-    from gradshield.report.figure import draw_scores  # matplotlib is slow to import
+    from gradshield.report.figure import draw_scores, spark  # matplotlib is slow to import
 
     drawing = draw_scores(scores, verdicts, threshold.value, anchors)
     places = sorted(set_aside.items(), key=lambda item: -len(item[1]))
@@ -83,7 +83,7 @@ def write_report(
         threshold=threshold,
         unlimited=threshold.value == math.inf,
         drawing=drawing and {"wide": Markup(drawing.wide), "narrow": Markup(drawing.narrow), "notes": drawing.notes},
-        sources=_by_source(scores, verdicts, sources),
+        sources=_by_source(scores, verdicts, sources, lambda values, edges: spark(values, edges, threshold.value)),
         highest=_conversations(highest),
         borderline=_conversations(borderline),
         reasons=[(reason, len(where), where[:_PLACES]) for reason, where in places[:_REASONS]],
@@ -135,8 +135,16 @@ def _headline(summary: Mapping[str, Any], threshold: "Threshold") -> str:
     return f"{of} would teach this model to stop refusing; {rest}."
 
 
-def _by_source(scores: np.ndarray, verdicts: Sequence[str], sources: Sequence[str]) -> list[dict[str, Any]]:
+def _by_source(
+    scores: np.ndarray,
+    verdicts: Sequence[str],
+    sources: Sequence[str],
+    spark: Callable[[np.ndarray, np.ndarray], str],
+) -> list[dict[str, Any]]:
     """A line for each source, most quarantined rows first, at most 30 and then the others as one."""
+    every = scores[np.isfinite(scores)].clip(-1e100, 1e100)  # as far as differences can be told
+    low, high = np.percentile(every, [0.5, 99.5]) if len(every) else (0.0, 1.0)
+    edges = np.linspace(low, high if high > low else low + 1, 25)
     rows: dict[str, list[int]] = {}
     for index, source in enumerate(sources):
         rows.setdefault(source, []).append(index)
@@ -149,6 +157,7 @@ def _by_source(scores: np.ndarray, verdicts: Sequence[str], sources: Sequence[st
             "name": name,
             "rows": len(indices),
             "median": median,
+            "spark": Markup(spark(finite, edges)) if len(finite) else "",
             **{k.replace(" ", "_"): counts[k] for k in _VERDICTS},
         }
 

@@ -75,6 +75,6 @@ def draw_trials(summary: Mapping[str, Any], size: Any) -> Any:
         axes.set_xlim(-0.4, len(trials) + 0.4)
         for side, spine in axes.spines.items():
             spine.set(visible=side == "bottom", color=MUTED, linewidth=0.8)
-    axes.set_xticks(range(len(trials) + 1), ["base model", *(f"trial {t['number']}" for t in trials)])
+    figure.axes[-1].set_xticks(range(len(trials) + 1), ["base model", *(f"trial {t['number']}" for t in trials)])
     figure.patch.set_visible(False)
     return figure

@@ -25,6 +25,8 @@ from gradshield.scoring.windows import end_tokens, opening, response_starts
 
 DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)  # of the blocks; where exactly matters little, their mean is steadier than any
 WINDOW = 8  # response tokens read
+READING = 2  # goes up when states of the same row change, so that readouts fitted before are not used any more
+SHARED = 8  # tokens that all rows must open with before it pays to compute them once
 REGULARISATION = 30.0  # LogisticRegression's C, on states of unit length
 
 
@@ -48,24 +50,27 @@ class Intent:
     answer: Readout
 
 
+def seen(model: Model, examples: Sequence[Example]) -> list[Example]:
+    """What the score reads of the examples: up to the last response's opening, with the mask on the openings."""
+    ends = end_tokens(model.tokenizer)
+    return [opening(e, WINDOW, ends) for e in examples]
+
+
 def states(model: Model, batch: Sequence[Example], layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(request [R, layers * d], answer [R, layers * d], owner [R]) of the R responses in the batch.
 
     The state in front of a response's first token, the mean state over its opening, both as a unit vector of each
     layer, and the index of its example.
     """
-    ends = end_tokens(model.tokenizer)
-    cut = [opening(e, WINDOW, ends) for e in batch]
+    cut = seen(model, batch)
     ids, *_ = pad(cut, model.device)
-    hidden = _side_by_side(model, ids, layers)  # [B, T, layers, d]
+    hidden, first = _side_by_side(model, ids, layers, [int(np.argmax(e.mask)) - 1 for e in cut])
     requests, answers, owner = [], [], []
     for n, example in enumerate(cut):
-        starts = response_starts(example.mask)
-        for start in starts:
-            run = example.mask[start : start + WINDOW]
-            stop = start + (len(run) if run.all() else int(np.argmin(run)))
-            requests.append(hidden[n, start - 1])
-            answers.append(hidden[n, start:stop].mean(0))
+        for start in response_starts(example.mask):
+            stop = start + int(np.argmin(np.append(example.mask[start:], False)))
+            requests.append(hidden[n, start - 1 - first])
+            answers.append(hidden[n, start - first : stop - first].mean(0))
             owner.append(n)
     return _unit(torch.stack(requests)), _unit(torch.stack(answers)), np.array(owner)
 
@@ -77,8 +82,9 @@ def request_states(model: Model, requests: Sequence[str], layers: Sequence[int])
     rows = np.zeros((len(encoded), len(layers) * model.net.config.hidden_size))
     for batch in batches(examples, 2048):
         ids, *_ = pad([examples[n] for n in batch], model.device)
-        hidden = _side_by_side(model, ids, layers)
-        rows[batch] = _unit(torch.stack([hidden[k, len(encoded[n]) - 1] for k, n in enumerate(batch)]))
+        last = [len(encoded[n]) - 1 for n in batch]
+        hidden, first = _side_by_side(model, ids, layers, last)
+        rows[batch] = _unit(torch.stack([hidden[k, place - first] for k, place in enumerate(last)]))
     return rows
 
 
@@ -108,7 +114,7 @@ def fit_intent(
     kind = np.array([name for name, examples in anchors.items() for _ in examples])
     request = np.zeros((len(flat), len(layers) * model.net.config.hidden_size))
     answer = np.zeros_like(request)
-    for batch in batches(flat, batch_tokens):
+    for batch in batches(seen(model, flat), batch_tokens):
         r, a, owner = states(model, [flat[n] for n in batch], layers)
         last = np.append(np.flatnonzero(np.diff(owner)), len(owner) - 1)  # anchors have one response; more: the last
         request[batch], answer[batch] = r[last], a[last]
@@ -140,8 +146,14 @@ def _fit(x: np.ndarray, y: np.ndarray, layers: int) -> tuple[Readout, np.ndarray
     return Readout(np.concatenate(weights), bias), out_of_fold
 
 
-def _side_by_side(model: Model, ids: Tensor, layers: Sequence[int]) -> Tensor:
-    return torch.stack([h.float().to(model.device) for h in hidden_at(model, ids, layers)], 2)
+def _side_by_side(model: Model, ids: Tensor, layers: Sequence[int], wanted: Sequence[int]) -> tuple[Tensor, int]:
+    """(states [B, T − first, layers, d] from position `first` on, `first`), for rows whose first position that is
+    wanted is `wanted` [B]. What all rows open with, such as a system prompt, is computed once for all of them."""
+    same = (ids == ids[0]).all(0)
+    shared = min(int(torch.argmin(torch.cat([same, same.new_zeros(1)]).int())), min(wanted))
+    first = shared if len(ids) > 1 and shared >= SHARED else 0
+    found = hidden_at(model, ids, layers, first)
+    return torch.stack([h.float().to(model.device) for h in found], 2), first
 
 
 def _unit(rows: Tensor) -> np.ndarray:

@@ -17,13 +17,14 @@ def response_starts(mask: np.ndarray) -> np.ndarray:
 def opening(example: Example, tokens: int, ends: frozenset[int]) -> Example:
     """`example` with the mask on the first `tokens` of every response, cut behind the last of them.
 
-    The tokens that end a turn (`ends`, see `end_tokens`) are left out, unless nothing else would be left.
+    Tokens at the end of an opening that end a turn (`ends`, see `end_tokens`) are left out, unless it is all of them.
     """
     mask = np.zeros_like(example.mask)
     for start in response_starts(example.mask):
-        mask[start : start + tokens] = example.mask[start : start + tokens]
-    words = mask & ~np.isin(example.ids, list(ends))
-    mask = words if words.any() else mask
+        window = example.mask[start : start + tokens]
+        stop = start + (len(window) if window.all() else int(np.argmin(window)))
+        words = np.flatnonzero(~np.isin(example.ids[start:stop], list(ends)))
+        mask[start : start + words[-1] + 1 if len(words) else stop] = True
     stop = int(np.flatnonzero(mask)[-1]) + 1
     return Example(example.row, example.ids[:stop], mask[:stop])
 

@@ -2,8 +2,8 @@
 
     GRADSHIELD_DATA=... python -m gradshield.study.separation --rows 30 -o docs/results/separation/embedded
 
-Writes scores.csv (every row's score under every variant), auroc.md and decisions.md into the folder. Where scores.csv
-is there already, nothing is scored and the tables are made from it again.
+Writes scores.csv (every row's score under every variant), auroc.md and decisions.md into the folder. What scores.csv
+holds already is not scored again.
 """
 
 import csv
@@ -39,8 +39,7 @@ def main(
     seed: int = 0,
 ) -> None:
     """Scores `rows` rows of every kind under every variant and writes the tables."""
-    if not (out / "scores.csv").exists():
-        _score(out, model, adapter, rows, fihs, fihs_anchors, seed)
+    _score(out, model, adapter, rows, fihs, fihs_anchors, seed)
     scores, anchors = read_scores(out / "scores.csv")
     variants = [v for v in scores[SHIFT] if v not in ("request", "answer")]
     (out / "auroc.md").write_text("".join(_auroc_table(scores, v) for v in variants), encoding="utf-8")
@@ -49,20 +48,29 @@ def main(
 
 
 def _score(out: Path, model: str, adapter: str | None, rows: int, fihs: bool, fihs_anchors: bool, seed: int) -> None:
+    """Adds what scores.csv lacks; what is there already is not scored again."""
+    file = out / "scores.csv"
+    scores, anchors = read_scores(file) if file.exists() else ({}, {})
+    known = scores.get(SHIFT, {})
+    missing = ["intent"] * ("intent" not in known) + ["fihs"] * (fihs and "module" not in known)
+    missing += ["fihs anchors"] * (fihs_anchors and "module" not in anchors)
+    if not missing:
+        return
     loaded = load(FilterSettings(model=model, adapter=adapter))
     encoded = {kind: encode_kind(loaded, conversations) for kind, conversations in kinds(rows, seed).items()}
     check = check_alignment(loaded)
-    scores: Table = {}
-    anchors: Table = {}
-    reference = make_reference(loaded, check, FilterSettings())
-    anchors["intent"] = dict(reference.anchors)
-    for kind, examples in encoded.items():
-        columns = score(examples, reference.scorer, batch_tokens=2048, title=f"intent {kind}")
-        scores[kind] = {"intent": columns["score"], "request": columns["request"], "answer": columns["answer"]}
-    if fihs:
-        _fihs(loaded, check, encoded, scores, anchors, fihs_anchors)
     out.mkdir(parents=True, exist_ok=True)
-    _write_scores(out / "scores.csv", scores, anchors)
+    if "intent" in missing:
+        reference = make_reference(loaded, check, FilterSettings())
+        anchors["intent"] = dict(reference.anchors)
+        for kind, examples in encoded.items():
+            columns = score(reference.seen(examples), reference.scorer, batch_tokens=2048, title=f"intent {kind}")
+            new = {"intent": columns["score"], "request": columns["request"], "answer": columns["answer"]}
+            scores[kind] = {**new, **scores.get(kind, {})}
+        _write_scores(file, scores, anchors)
+    if "fihs" in missing or "fihs anchors" in missing:
+        _fihs(loaded, check, encoded if "fihs" in missing else {}, scores, anchors, "fihs anchors" in missing)
+        _write_scores(file, scores, anchors)
 
 
 def _fihs(model: Model, check, encoded, scores, anchors, with_anchors: bool) -> None:

@@ -1,0 +1,45 @@
+"""A trainer of the user's own, such as axolotl or LLaMA-Factory, started as a command."""
+
+import shlex
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradshield.errors import UserError
+
+
+def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], work: Path) -> dict[str, float]:
+    """Runs the command, with the fields filled into it and into its config; returns {"seconds": ...}.
+
+    It must leave an adapter or a model in the folder `work`, beside which the filled-in config is written. Raises
+    UserError when it does not, or can't be run.
+    """
+    text = {name: str(value) for name, value in fields.items()}
+    if config:
+        filled = work.parent / Path(config).name
+        try:
+            template = Path(config).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--trainer-config {config}: can't be read ({error})") from None
+        for name, value in text.items():
+            template = template.replace("{" + name + "}", value)
+        filled.write_text(template, encoding="utf-8")
+        text["config"] = str(filled)
+    try:
+        words = [word.format(**text) for word in shlex.split(command)]
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join("{" + name + "}" for name in text)
+        raise UserError(f"--trainer-command: {error} can't be filled in; there are {known}") from None
+    work.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    try:
+        done = subprocess.run(words, check=False)
+    except OSError as error:
+        raise UserError(f"--trainer-command: {words[0]} can't be run ({error.strerror})") from error
+    if done.returncode:
+        raise UserError(f"--trainer-command ended with {done.returncode}: {shlex.join(words)}")
+    if not any((work / name).exists() for name in ("adapter_config.json", "config.json")):
+        raise UserError(f"--trainer-command left neither an adapter nor a model in {work}")
+    return {"seconds": time.monotonic() - start}
