@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from gradshield.progress import progress
 from gradshield.reference import AlignmentCheck, Reference, check_alignment, make_reference
 from gradshield.run import JOURNAL, begin_run, find_run, plan_of, write_run, writing
 from gradshield.scoring.parts import Shares, fihs_parts, shares, words
-from gradshield.scoring.run import score
+from gradshield.scoring.run import Scorer, score
 from gradshield.settings import FilterSettings
 from gradshield.threshold import Threshold
 
@@ -62,13 +63,18 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
         return finished
     check = require_aligned(model, settings)
     reference = make_reference(model, check, settings)
+    engine = None
+    if settings.engine == "ray":
+        from gradshield.scoring.ray import ray_engine
+
+        engine = ray_engine(partial(build_scorer, _anywhere(settings)), model.fingerprint, settings.workers)
     good = good_scores(reference, model, settings)
     find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
     encoded = encode_source(source, layout, model, settings)
     begin_run(out, plan)
     journal = out / JOURNAL
     rows = reference.seen(encoded.examples)
-    columns = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal)
+    columns = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
     threshold = find_threshold(columns["score"], good, reference, settings)
     by_row = {name: _spread(values, encoded) for name, values in columns.items()}
     verdicts = [
@@ -177,6 +183,19 @@ def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
             "breaks alignment: use an aligned model (gradshield check shows more; --force goes on)"
         )
     return check
+
+
+def build_scorer(settings: FilterSettings) -> Scorer:
+    """The scorer that the settings name, from nothing: what a worker begins with."""
+    model = load(settings)
+    return make_reference(model, require_aligned(model, settings), settings).scorer
+
+
+def _anywhere(settings: FilterSettings) -> FilterSettings:
+    """The settings with paths that hold in another working directory, too."""
+    named = {name: getattr(settings, name) for name in ("model", "adapter", "chat_template", "probes")}
+    paths = {name: Path(value).expanduser() for name, value in named.items() if value}
+    return settings.model_copy(update={name: str(p.resolve()) for name, p in paths.items() if p.exists()})
 
 
 def encode_source(source: Source, layout: str, model: Model, settings: FilterSettings) -> Encoded:

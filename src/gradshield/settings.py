@@ -59,6 +59,15 @@ class FilterSettings(BaseModel):
     )
     batch_tokens: int = Field(default=2048, ge=1, description="tokens of a batch, padding included")
     force: bool = Field(default=False, description="go on with a model that is not aligned")
+    # How a run is computed is no part of what it is: these are not saved, and may change from one call to the next.
+    engine: Literal["local", "ray"] = Field(
+        default="local",
+        exclude=True,
+        description="score here, or on a Ray cluster (RAY_ADDRESS, else all of this machine)",
+    )
+    workers: int | None = Field(
+        default=None, ge=1, exclude=True, description="models at once on Ray (default: one a GPU, else one a machine)"
+    )
 
 
 class FinetuneSettings(BaseModel):

@@ -6,7 +6,7 @@ run ends with the same bytes.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,9 @@ from gradshield.progress import progress
 
 Scorer = Callable[[Sequence[Example]], Mapping[str, np.ndarray]]
 """Examples → one number per example under each column's name; the column "score" decides (high = harmful)."""
+Batch = tuple[int, list[Example]]
+Engine = Callable[[Iterable[Batch]], Iterator[tuple[int, Mapping[str, np.ndarray]]]]
+"""Numbered batches → each one's columns, in any order."""
 
 
 def score(
@@ -27,10 +30,12 @@ def score(
     batch_tokens: int,
     journal: Path | None = None,
     title: str = "scoring",
+    engine: Engine | None = None,
 ) -> dict[str, np.ndarray]:
     """Columns [examples] of what `scorer` says of each example, float64.
 
-    `journal` is a file that finished batches are appended to, and that an earlier run's are taken from.
+    `journal` is a file that finished batches are appended to, and that an earlier run's are taken from. `engine` has
+    the batches scored elsewhere, by the same scorer; the result is the same.
     Raises UserError when a single example does not fit into memory, or the journal's disk is full.
     """
     first: dict[bytes, int] = {}
@@ -39,25 +44,27 @@ def score(
     todo = batches([examples[n] for n in unique], batch_tokens)
     done = _read_journal(journal, len(todo))
     size = [sum(len(examples[unique[i]].ids) for i in batch) for batch in todo]
-    results: dict[int, Mapping[str, Sequence[float]]] = {}
-    before = [b for b in range(len(todo)) if b in done]
+    results: dict[int, Mapping[str, Sequence[float]]] = dict(done)
+    before = sorted(done)
+    pending = ((n, [examples[unique[i]] for i in batch]) for n, batch in enumerate(todo) if n not in done)
     with progress(
         title, sum(size), len(unique), sum(size[b] for b in before), sum(len(todo[b]) for b in before)
     ) as advance:
-        for number, batch in enumerate(todo):
-            if number in done:
-                results[number] = done[number]
-                continue
-            columns = _scored([examples[unique[i]] for i in batch], scorer)
+        for number, columns in (engine or local(scorer))(pending):
             results[number] = {name: [float(v) for v in values] for name, values in columns.items()}
             _append(journal, number, len(todo), results[number])
-            advance(size[number], len(batch))
+            advance(size[number], len(todo[number]))
     names = list(results[0]) if results else []
     table = {name: np.full(len(examples), np.nan) for name in names}
     for number, batch in enumerate(todo):
         for name in names:
             table[name][[unique[i] for i in batch]] = results[number][name]
     return {name: values[place] for name, values in table.items()}
+
+
+def local(scorer: Scorer) -> Engine:
+    """Scores the batches here, one after the other."""
+    return lambda batches: ((number, scored(batch, scorer)) for number, batch in batches)
 
 
 def batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
@@ -73,7 +80,7 @@ def batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
     return result
 
 
-def _scored(batch: list[Example], scorer: Scorer) -> Mapping[str, np.ndarray]:
+def scored(batch: list[Example], scorer: Scorer) -> Mapping[str, np.ndarray]:
     """The scorer's columns; a batch too large for the memory is halved until it fits."""
     try:
         return scorer(batch)
@@ -86,7 +93,7 @@ def _scored(batch: list[Example], scorer: Scorer) -> Mapping[str, np.ndarray]:
             ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    halves = [_scored(batch[: len(batch) // 2], scorer), _scored(batch[len(batch) // 2 :], scorer)]
+    halves = [scored(batch[: len(batch) // 2], scorer), scored(batch[len(batch) // 2 :], scorer)]
     return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
 
 

@@ -1,0 +1,130 @@
+"""Batches scored on a Ray cluster: Ray Data hands blocks of them to one actor a device; the results are journaled here.
+
+So the bytes are those of the local engine, a run that was begun by one engine is finished by the other, and only the
+driver needs the run folder. A dead actor or node costs the block that it had in hand: Ray scores that one again.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from gradshield.data.encode import Example
+from gradshield.errors import UserError
+from gradshield.reference import cache_folder
+from gradshield.scoring.run import Batch, Engine, Scorer, scored
+
+BLOCK = 16  # batches handed out at once
+MISTAKE = -1  # in the place of a batch's number: what a worker's UserError says, which would not survive as one
+
+
+def ray_engine(build: Callable[[], Scorer], fingerprint: str, workers: int | None = None) -> Engine:
+    """The engine whose actors score with what `build` returns there; what is known here of the model with this
+    fingerprint is sent along. The cluster is RAY_ADDRESS's, or else all of this machine; `workers` is the number of
+    actors (default: one a GPU, else one a machine).
+
+    Raises UserError when Ray is not installed, and for what goes wrong in an actor.
+    """
+    if find_spec("ray") is None:
+        raise UserError("--engine ray needs the extra `scale`: pip install 'gradshield[scale]'")
+    known = {f.name: f.read_text(encoding="utf-8") for f in cache_folder().glob(f"*-{fingerprint}-*.json")}
+
+    def run(batches: Iterable[Batch]) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
+        blocks = list(_blocks(batches))
+        if blocks:
+            yield from _on_cluster(blocks, build, known, workers)
+
+    return run
+
+
+def _on_cluster(
+    blocks: list[pa.Table], build: Callable[[], Scorer], known: dict[str, str], workers: int | None
+) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    DataContext.get_current().enable_progress_bars = False
+    try:
+        held = ray.cluster_resources()
+        gpus, nodes = int(held.get("GPU", 0)), sum(1 for node in ray.nodes() if node["Alive"])
+        count = min(workers or gpus or nodes, len(blocks))
+        each: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, int(held["CPU"]) // max(count, nodes))}
+        found = ray.data.from_arrow(blocks).map_batches(
+            _Worker,
+            fn_constructor_args=(build, known, each.get("num_cpus")),
+            batch_size=None,  # a block as it is
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=count),
+            **each,
+        )
+        with redirect_stdout(sys.stderr):  # where Ray says that a worker died
+            for row in found.iter_rows():
+                if row["number"] == MISTAKE:
+                    raise UserError(row["columns"])
+                yield row["number"], json.loads(row["columns"])
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+class _Worker:
+    """One model on one device, with its scorer."""
+
+    def __init__(self, build: Callable[[], Scorer], known: Mapping[str, str], threads: int | None) -> None:
+        self.build, self.known, self.threads = build, known, threads
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Made at the first block, as Ray makes an actor again and again that dies while it is made."""
+        import torch
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        with tempfile.TemporaryDirectory() as cache:  # so that no worker finds out again what the driver knows
+            for name, content in self.known.items():
+                Path(cache, name).write_text(content, encoding="utf-8")
+            os.environ["GRADSHIELD_CACHE"] = cache
+            return self.build()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        try:
+            found = {number: self._batch(block, number) for number in block["number"].unique().to_pylist()}
+        except UserError as error:
+            found = {MISTAKE: str(error)}
+        return pa.table({"number": list(found), "columns": list(found.values())})
+
+    def _batch(self, block: pa.Table, number: int) -> str:
+        """The columns of one batch, as JSON, which keeps every digit."""
+        rows = block.filter(pa.compute.equal(block["number"], number))
+        batch = [
+            Example(row, np.array(ids, dtype=np.int32), np.array(mask))
+            for row, ids, mask in zip(*(rows[name].to_pylist() for name in ("row", "ids", "mask")))
+        ]
+        return json.dumps({name: [float(v) for v in values] for name, values in scored(batch, self.scorer).items()})
+
+
+def _blocks(batches: Iterable[Batch]) -> Iterator[pa.Table]:
+    """The examples of every 16 batches as a table."""
+    rest = iter(batches)
+    while some := list(islice(rest, BLOCK)):
+        flat = [(number, e) for number, batch in some for e in batch]
+        columns = {"number": [number for number, _ in flat], "row": [e.row for _, e in flat]}
+        yield pa.table({**columns, "ids": [e.ids for _, e in flat], "mask": [e.mask for _, e in flat]})

@@ -1,0 +1,122 @@
+"""A real Ray cluster on this machine scores as the local engine does, to the byte, whatever dies in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from gradshield import reference
+from gradshield.errors import UserError
+from gradshield.filter import run_filter
+from gradshield.model import load_model
+from gradshield.probe import ASSETS, read_requests
+from gradshield.reference import AlignmentCheck
+from gradshield.scoring import ray as engine
+from gradshield.settings import FilterSettings
+
+ROWS = 900
+OUTPUTS = ("kept.jsonl", "quarantined.jsonl", "set_aside.jsonl", "scores.parquet")
+
+
+@pytest.fixture
+def train(tmp_path, tiny_folder, monkeypatch) -> Path:
+    """Rows of many lengths; the random model counts as aligned, here and in every worker."""
+    monkeypatch.setenv("GRADSHIELD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    probes = read_requests(ASSETS / "probes.jsonl")
+    check = AlignmentCheck(tuple(probes), (True,) * len(probes), ("No",) * len(probes), (1.0,) * len(probes), ())
+    reference._write(reference._cache("check", load_model(tiny_folder), probes), json.dumps(asdict(check)))
+    file = tmp_path / "train.jsonl"
+    rows = [{"prompt": f"Question {n} " * (n % 5 + 1), "completion": f"Answer {n}" * (n % 3)} for n in range(ROWS)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def settings(folder: str, **more) -> FilterSettings:
+    shape = {"variant": "module", "threshold": "share", "value": 0.25, "probe_count": 2, "batch_tokens": 256}
+    return FilterSettings(model=folder, **{**shape, **more})
+
+
+def actors() -> list[int]:
+    """Processes of Ray actors that hold a model."""
+    found = subprocess.run(["pgrep", "-f", "ray::.*MapWorker"], capture_output=True, text=True).stdout
+    return [int(pid) for pid in found.split()]
+
+
+def kill_an_actor_once_results_come(journal: Path, killed: list[int]) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not killed:
+        if journal.exists() and journal.stat().st_size and actors():
+            killed.append(actors()[0])
+            os.kill(killed[0], signal.SIGKILL)
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_a_killed_actor_costs_its_block_and_the_bytes_are_those_of_the_local_engine(tiny_folder, train, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    expected = run_filter(str(train), here, settings(tiny_folder))
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_an_actor_once_results_come, args=(there / "scores.partial", killed))
+    killer.start()
+    summary = run_filter(str(train), there, settings(tiny_folder, engine="ray", workers=2))
+    killer.join()
+    assert killed and not Path(f"/proc/{killed[0]}").exists()
+    assert summary["rows"] == expected["rows"] == ROWS and summary["threshold"] == expected["threshold"]
+    for name in OUTPUTS:
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+    until = time.monotonic() + 30
+    while actors() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not actors()
+
+
+@pytest.mark.slow
+def test_what_a_killed_driver_left_is_taken_up_by_either_engine(tiny_folder, train, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    run_filter(str(train), here, settings(tiny_folder))
+    given = settings(tiny_folder, engine="ray", workers=2)  # so that a worker has one thread, as here
+    code = (
+        "import sys, json; from pathlib import Path; from gradshield.filter import run_filter;"
+        "from gradshield.settings import FilterSettings;"
+        "run_filter(sys.argv[1], Path(sys.argv[2]), FilterSettings(**json.loads(sys.argv[3])))"
+    )
+    arguments = [str(train), str(there), json.dumps({**given.model_dump(), "engine": "ray", "workers": 2})]
+    driver = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    journal = there / "scores.partial"
+    while driver.poll() is None and not (journal.exists() and journal.stat().st_size):
+        time.sleep(0.002)
+    driver.kill()
+    driver.wait()
+    assert 0 < journal.read_bytes().count(b"\n") < ROWS // 4
+    run_filter(str(train), there, settings(tiny_folder))
+    for name in OUTPUTS:
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_users_mistake_in_a_worker_is_one_line(tiny_folder):
+    def build():
+        raise UserError("model x: no such folder")
+
+    from conftest import random_examples
+
+    with pytest.raises(UserError, match=r"^model x: no such folder$"):
+        list(engine.ray_engine(build, "none", 1)([(0, random_examples(2, 50))]))
+
+
+def test_ray_that_is_missing_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"gradshield\[scale\]"):
+        engine.ray_engine(lambda: None, "none")  # type: ignore[arg-type, return-value]
+
+
+def test_how_a_run_is_computed_is_no_part_of_what_it_is(tiny_folder):
+    assert settings(tiny_folder, engine="ray", workers=2).model_dump() == settings(tiny_folder).model_dump()
