@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 console = Console()
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
+ENOUGH_COVERED = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
 S = TypeVar("S", bound=BaseModel)
 ModelOption = Annotated[str, typer.Option("--model", help='Hub id, folder, .gguf, adapter folder, or "embedded"')]
@@ -144,6 +145,9 @@ def check(
             table.add_row(f"{s:+.1f}", "yes" if r else "no", safe(p, 60), safe(a, 60))
         console.print(table)
         _show(facts, False, "")
+        if share < ENOUGH_COVERED:
+            text = f"warning: scores made of gradients see only {share:.0%} of this model's decoder weights"
+            console.print(f"{text}; the default score reads hidden states and does not need them", style="bold")
     if result.grade == "not aligned" and not force:
         raise UserError(f"{loaded.name} refuses {sum(result.refused)} of {len(result.probes)} probes: not aligned")
 

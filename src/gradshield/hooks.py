@@ -11,32 +11,77 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradshield.errors import UserError
+from gradshield.experts import Expert, one_by_one
 from gradshield.model import Model
 
 
 @contextmanager
 def linear_hooks(
-    modules: Mapping[str, nn.Module],
+    modules: Mapping[str, nn.Module | Expert],
     forward: Callable[[str, Tensor], Any],
     backward: Callable[[str, Any, Tensor], None],
+    in_place: bool = False,
 ) -> Iterator[None]:
     """Within it, every module's x [B, T, d_in] goes to `forward(name, x)`, and what that returned, with the output's
-    gradient δ [B, T, d_out], to `backward(name, kept, δ)`. Both get detached tensors."""
+    gradient δ [B, T, d_out], to `backward(name, kept, δ)`. Both get detached tensors.
+
+    Of an expert, they get only the tokens routed to it, moved up to the left in their row, and zeros behind them (in
+    batches without such a token, nothing); with `in_place`, the tokens stand where they are and all else is zero.
+    """
+    plain = {name: module for name, module in modules.items() if not isinstance(module, Expert)}
+    experts = {(id(m.module), m.projection, m.number): name for name, m in modules.items() if isinstance(m, Expert)}
+    shape = (0, 0)  # B, T: attention, which sees tokens in their rows, comes before all that sees them in a line
+
+    def watch(name: str, x: Tensor, output: Tensor, fold: Callable[[Tensor], Tensor]) -> None:
+        if output.requires_grad:
+            kept = forward(name, fold(x.detach()))
+            output.register_hook(lambda delta: backward(name, kept, fold(delta.detach())))
 
     def attach(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:
-                kept = forward(name, args[0].detach())
-                output.register_hook(lambda delta: backward(name, kept, delta.detach()))
+            nonlocal shape
+            x = args[0]
+            if x.ndim > 2 and shape == (0, 0):
+                shape = (x.shape[0], x.shape[1])
+            rows, length = shape
+            if len(x) != (rows if x.ndim > 2 else rows * length):
+                raise UserError(f"{name} is given some tokens of the batch only: gradients can't score such experts")
+            watch(name, x, output, lambda v: v.reshape(rows, -1, v.shape[-1]))
 
         return hook
 
-    handles = [module.register_forward_hook(attach(name)) for name, module in modules.items()]
+    def tap(module: Any) -> Callable[[str, int, Tensor, Tensor, Tensor], None]:
+        def call(projection: str, number: int, x: Tensor, y: Tensor, place: Tensor) -> None:
+            name = experts.get((id(module), projection, number))
+            if name is not None:
+                watch(name, x, y, _folded(place, *shape, in_place))
+
+        return call
+
+    holders = {id(m.module): m.module for m in modules.values() if isinstance(m, Expert)}
+    handles = [module.register_forward_hook(attach(name)) for name, module in plain.items()]
     try:
-        yield
+        with one_by_one([(module, tap(module)) for module in holders.values()]):
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _folded(place: Tensor, rows: int, length: int, in_place: bool) -> Callable[[Tensor], Tensor]:
+    """Takes what belongs to the places [n] (ascending) of a flattened batch, [n, d], to [rows, tokens, d]."""
+    row = place // length
+    nth = torch.arange(len(place), device=place.device) - torch.searchsorted(row, row)  # of its row's tokens here
+    column = place % length if in_place else nth
+    width = length if in_place else int(nth.max()) + 1
+
+    def fold(v: Tensor) -> Tensor:
+        result = v.new_zeros(rows, width, v.shape[-1])
+        result[row, column] = v
+        return result
+
+    return fold
 
 
 @contextmanager

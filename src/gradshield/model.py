@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from gradshield.errors import UserError
+from gradshield.experts import Expert, experts_of
 
 EMBEDDED = "embedded"  # SmolLM2-135M-Instruct with our alignment adapter
 EMBEDDED_BASE = "embedded-unaligned"  # the same without the adapter
@@ -43,31 +44,39 @@ class Model:
 
     @cached_property
     def layers(self) -> tuple[nn.Module, ...]:
-        """The decoder blocks, first to last: the longest ModuleList of the network."""
-        lists = [m for m in self.net.modules() if isinstance(m, nn.ModuleList)]
-        return tuple(max(lists, key=len)) if lists else ()
+        """The decoder blocks, first to last: the longest ModuleList of the network that is not within another one."""
+        lists = {name: m for name, m in self.net.named_modules() if isinstance(m, nn.ModuleList)}
+        outer = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+        return tuple(max(outer, key=len)) if outer else ()
 
     @cached_property
-    def linears(self) -> dict[str, nn.Module]:
-        """Name → module of every Linear (also Conv1D and quantised ones) inside the decoder blocks.
+    def linears(self) -> dict[str, nn.Module | Expert]:
+        """Name → module of every Linear (also Conv1D and quantised ones) inside the decoder blocks, and each expert's
+        matrices where experts are stored as one 3-D weight.
 
         The head and an adapter's own factors are left out.
         """
         inside = {id(m) for layer in self.layers for m in layer.modules()}
-        return {
-            name: module
-            for name, module in self.net.named_modules()
-            if id(module) in inside and is_linear(module) and ".lora_" not in name
-        }
+        found: dict[str, nn.Module | Expert] = {}
+        for name, module in self.net.named_modules():
+            if id(module) in inside and ".lora_" not in name:
+                found |= {name: module} if is_linear(module) else experts_of(name, module)
+        return found
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Name → parameter of the weights that `linears` are made of; experts share one."""
+        chosen = {id(m.stacked if isinstance(m, Expert) else m.weight) for m in self.linears.values()}
+        return {name: weight for name, weight in self.net.named_parameters() if id(weight) in chosen}
 
     def coverage(self) -> tuple[float, list[str]]:
         """Share of the decoder blocks' matrix weights that `linears` covers, and the names of those it does not."""
-        covered = {id(p) for m in self.linears.values() for p in m.parameters(recurse=False)}
+        covered = {id(weight) for weight in self.weights.values()}
         total = seen = 0
         missing = []
         for index, layer in enumerate(self.layers):
             for name, weight in layer.named_parameters():
-                if weight.ndim < 2 or ".lora_" in name:
+                if weight.ndim < 2 or ".lora_" in name or name.endswith("bias"):
                     continue
                 total += weight.numel()
                 if id(weight) in covered:

@@ -15,6 +15,7 @@ from torch import Tensor
 from gradshield.data.encode import encode_request
 from gradshield.errors import UserError
 from gradshield.evaluation.safety import generate, is_refusal
+from gradshield.experts import Expert
 from gradshield.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.model import Model
 
@@ -30,7 +31,7 @@ class Factors:
     out: Tensor
 
     def dense(self) -> Tensor:
-        """G [d_out, d_in]; for tests and explanations, never on the way of scoring."""
+        """G [d_out, d_in]; for tests, and while the probe's gradient is made, never on the way of scoring."""
         return self.out.T @ self.inp
 
 
@@ -123,9 +124,15 @@ def probe_gradient(
         with linear_hooks(model.linears, lambda _name, x: x, collect), gradients_from(model):
             logits = logits_at(model, ids[None], torch.tensor([0]), torch.tensor([len(ids) - 1]))
             (score(logits[0]) / len(requests)).backward()
-    return ProbeGradient(
-        {name: compress(Factors(torch.cat(inputs[name]), torch.cat(outputs[name])), tolerance) for name in inputs}
-    )
+    factors = {}
+    for name, module in model.linears.items():
+        if isinstance(module, Expert) and not inputs[name]:  # no token of the probes is routed to it: zero, so rank 0
+            d_out, d_in = module.shape
+            device = module.stacked.device
+            factors[name] = Factors(torch.zeros(0, d_in, device=device), torch.zeros(0, d_out, device=device))
+        else:
+            factors[name] = compress(Factors(torch.cat(inputs.pop(name)), torch.cat(outputs.pop(name))), tolerance)
+    return ProbeGradient(factors)
 
 
 def inner(one: ProbeGradient, other: ProbeGradient) -> float:
@@ -169,17 +176,23 @@ def within_lora(gradient: ProbeGradient, inputs: Mapping[str, Tensor]) -> ProbeG
 
 
 def compress(factors: Factors, tolerance: float) -> Factors:
-    """The same matrix with the fewest terms: QR of both factors, then an SVD of the small core.
+    """The same matrix with the fewest terms: QR of both factors, then an SVD of the small core; where there are more
+    terms than the matrix is wide, an SVD of the matrix itself.
 
     Dropped is what lies below `tolerance` of the Frobenius norm; with 0, only exact redundancy.
     """
-    q_out, r_out = torch.linalg.qr(factors.out.T)  # [d_out, k], [k, rank]
-    q_inp, r_inp = torch.linalg.qr(factors.inp.T)  # [d_in, l], [l, rank]
-    u, s, v = torch.linalg.svd(r_out @ r_inp.T, full_matrices=False)
+    rank, widths = len(factors.inp), (factors.out.shape[1], factors.inp.shape[1])
+    if rank < min(widths):
+        q_out, r_out = torch.linalg.qr(factors.out.T)  # [d_out, rank], [rank, rank]
+        q_inp, r_inp = torch.linalg.qr(factors.inp.T)  # [d_in, rank], [rank, rank]
+        u, s, v = torch.linalg.svd(r_out @ r_inp.T, full_matrices=False)
+        u, v = q_out @ u, v @ q_inp.T
+    else:
+        u, s, v = torch.linalg.svd(factors.dense(), full_matrices=False)  # [d_out, d], [d], [d, d_in]
     tail = s.pow(2).flip(0).cumsum(0).flip(0).sqrt()  # norm of what dropping from here on loses
     floor = max(tolerance, torch.finfo(s.dtype).eps) * tail[0]
     keep = max(1, int((tail > floor).sum()))
-    return Factors((q_inp @ v[:keep].T).T.contiguous(), (q_out @ (u[:, :keep] * s[:keep])).T.contiguous())
+    return Factors(v[:keep].contiguous(), (u[:, :keep] * s[:keep]).T.contiguous())
 
 
 def read_requests(path: str | Path) -> list[str]:

@@ -59,9 +59,7 @@ def autograd_scorer(
 
 def weights_of(model: Model, weights: str) -> dict[str, Tensor]:
     """Name → weight of "linear" (as in `Model.linears`) or "all". Raises UserError where one can't have a gradient."""
-    chosen: dict[str, Any] = dict(model.net.named_parameters())
-    if weights == "linear":
-        chosen = {name: module.weight for name, module in model.linears.items()}
+    chosen: dict[str, Any] = dict(model.weights if weights == "linear" else model.net.named_parameters())
     fixed = [name for name, weight in chosen.items() if not weight.is_floating_point()]
     if fixed:
         raise UserError(f"{model.name}: quantised weights ({fixed[0]}) have no gradient: load it without --quantize")

@@ -64,10 +64,12 @@ def contract(
     out = {name: _stack(probe.factors[name].out, random[name][1] if random else None) for name in names}
 
     def forward(name: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = x.to(inp[name].dtype)  # factors are float32 whatever the model is
         return x @ inp[name].T, x if exact_norms else None  # [B, T, rank + directions]
 
     def backward(name: str, kept: tuple[Tensor, Tensor | None], delta: Tensor) -> None:
         projected, x = kept
+        delta = delta.to(out[name].dtype)
         terms = (projected * (delta @ out[name].T)).float().sum(1)  # [B, rank + directions]
         rank = probe.factors[name].inp.shape[0]
         dots[place[name]] = terms[:, :rank].sum(1).cpu()
@@ -77,7 +79,8 @@ def contract(
         elif norms is not None:
             norms[place[name]] = terms[:, rank:].square().mean(1).cpu()
 
-    modules = {name: model.linears[name] for name in names}
+    # What neither probe nor direction reads, such as an expert that no probe token is routed to, need not be watched.
+    modules = {name: model.linears[name] for name in names if exact_norms or len(inp[name])}
     with linear_hooks(modules, forward, backward), gradients_from(model):
         logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
         loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")

@@ -33,7 +33,7 @@ def fihs_parts(model: Model, example: Example, gradients: Sequence[ProbeGradient
         norm += float(((x @ x.T) * (delta @ delta.T)).sum())  # ‖Σ_t δ_t x_tᵀ‖²
 
     modules = {name: model.linears[name] for name in names}
-    with linear_hooks(modules, lambda _name, x: x, backward), gradients_from(model):
+    with linear_hooks(modules, lambda _name, x: x, backward, in_place=True), gradients_from(model):
         logits = logits_at(model, ids, rows, positions).float()
         loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
         (loss * weights.to(loss.device)).sum().backward()

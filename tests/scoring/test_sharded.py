@@ -1,0 +1,59 @@
+"""A model sharded over processes by FSDP scores as it does in one process; every process scores its own rows.
+
+Run as a program, this file is one of those processes.
+"""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import freeze, random_examples, tiny_net, tiny_tokenizer
+from test_contraction import REQUESTS, S
+from test_launch import start
+from test_moe import moe
+
+from gradshield.probe import probe_gradient
+from gradshield.scoring.contraction import contract, directions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dense", "qwen3"])
+def test_every_process_of_fsdp_scores_its_rows_as_one_process_does(kind):
+    for code, said, error in start(kind, program=(__file__,)):
+        assert code == 0, error
+        assert max(json.loads(said)) < 1e-5
+
+
+def main(kind: str) -> None:
+    """Prints the largest relative errors of dots, norms and probe; processes run an equal number of batches."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    dist.init_process_group("gloo")
+    tokenizer = tiny_tokenizer()
+    model = freeze("tiny", tiny_net(tokenizer), tokenizer) if kind == "dense" else moe(kind)
+    rows = random_examples(12, len(tokenizer))
+    probe = probe_gradient(model, REQUESTS, S)
+    random = directions(probe.factors, 4)
+    expected = contract(model, rows, probe, random)
+    for layer in model.layers:
+        fully_shard(layer)
+    fully_shard(model.net)
+    own = list(range(dist.get_rank(), len(rows), dist.get_world_size()))
+    batches = [own[:2], own[2:]]
+    found = [contract(model, [rows[n] for n in batch], probe, random) for batch in batches]
+    again = probe_gradient(model, REQUESTS, S)
+    assert all(isinstance(weight, DTensor) for weight in model.net.parameters())
+    pairs = [
+        (torch.cat([f.dots for f in found]), expected.dots[own]),
+        (torch.cat([f.norms for f in found]), expected.norms[own]),
+        *((again.factors[name].dense(), f.dense()) for name, f in probe.factors.items() if len(f.inp)),
+    ]
+    print(json.dumps([float((one - other).abs().max() / other.abs().max()) for one, other in pairs]))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
