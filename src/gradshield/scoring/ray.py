@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 
 from gradshield.data.encode import Example
 from gradshield.errors import UserError
@@ -113,7 +113,7 @@ class _Worker:
 
     def _batch(self, block: pa.Table, number: int) -> str:
         """The columns of one batch, as JSON, which keeps every digit."""
-        rows = block.filter(pa.compute.equal(block["number"], number))
+        rows = block.filter(pc.equal(block["number"], number))
         batch = [
             Example(row, np.array(ids, dtype=np.int32), np.array(mask))
             for row, ids, mask in zip(*(rows[name].to_pylist() for name in ("row", "ids", "mask")))
