@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,8 @@ def check_settings(settings: FilterSettings) -> None:
         raise UserError(f"--threshold {settings.threshold} needs --value")
     if settings.variant == "intent" and settings.loss_on == "all":
         raise UserError("--loss-on all leaves no request apart from its answer: use --variant module")
+    if settings.engine == "ray" and find_spec("ray") is None:
+        raise UserError("--engine ray needs the extra `scale`: pip install 'gradshield[scale]'")
 
 
 def find_layout(source: Source, settings: FilterSettings) -> str:

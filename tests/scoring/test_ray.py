@@ -7,11 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 
+from gradshield import filter as filtering
 from gradshield import reference
 from gradshield.errors import UserError
 from gradshield.filter import run_filter
@@ -45,9 +48,13 @@ def settings(folder: str, **more) -> FilterSettings:
 
 
 def actors() -> list[int]:
-    """Processes of Ray actors that hold a model."""
-    found = subprocess.run(["pgrep", "-f", "ray::.*MapWorker"], capture_output=True, text=True).stdout
-    return [int(pid) for pid in found.split()]
+    """Processes of this test's Ray actors that hold a model: nobody else's, as one of them is killed."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and " ".join(process.cmdline()).startswith("ray::MapWorker"):
+                found.append(process.pid)
+    return found
 
 
 def kill_an_actor_once_results_come(journal: Path, killed: list[int]) -> None:
@@ -112,10 +119,11 @@ def test_a_users_mistake_in_a_worker_is_one_line(tiny_folder):
         list(engine.ray_engine(build, "none", 1)([(0, random_examples(2, 50))]))
 
 
-def test_ray_that_is_missing_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+def test_ray_that_is_missing_is_named_before_a_model_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(filtering, "find_spec", lambda name: None)
+    monkeypatch.setattr(filtering, "load", lambda settings: pytest.fail("loaded"))
     with pytest.raises(UserError, match=r"gradshield\[scale\]"):
-        engine.ray_engine(lambda: None, "none")  # type: ignore[arg-type, return-value]
+        run_filter("no such file", tmp_path / "run", FilterSettings(engine="ray"))
 
 
 def test_how_a_run_is_computed_is_no_part_of_what_it_is(tiny_folder):

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,8 @@ def ray_engine(build: Callable[[], Scorer], fingerprint: str, workers: int | Non
     fingerprint is sent along. The cluster is RAY_ADDRESS's, or else all of this machine; `workers` is the number of
     actors (default: one a GPU, else one a machine).
 
-    Raises UserError when Ray is not installed, and for what goes wrong in an actor.
+    Raises UserError for what goes wrong in an actor.
     """
-    if find_spec("ray") is None:
-        raise UserError("--engine ray needs the extra `scale`: pip install 'gradshield[scale]'")
     known = {f.name: f.read_text(encoding="utf-8") for f in cache_folder().glob(f"*-{fingerprint}-*.json")}
 
     def run(batches: Iterable[Batch]) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
@@ -57,7 +54,11 @@ def _on_cluster(
 
     ours = not ray.is_initialized()
     if ours:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            where = os.environ.get("RAY_ADDRESS", "this machine")
+            raise UserError(f"--engine ray: no cluster at {where} ({' '.join(str(error).split())[:150]})") from error
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
