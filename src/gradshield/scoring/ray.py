@@ -54,11 +54,12 @@ def _on_cluster(
 
     ours = not ray.is_initialized()
     if ours:
+        address = os.environ.get("RAY_ADDRESS") or "local"  # or Ray waits for the last cluster here, dead or not
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
-            where = os.environ.get("RAY_ADDRESS", "this machine")
-            raise UserError(f"--engine ray: no cluster at {where} ({' '.join(str(error).split())[:150]})") from error
+            why = " ".join(str(error).split())[:150]
+            raise UserError(f"--engine ray: no cluster at {address} ({why})") from error
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
