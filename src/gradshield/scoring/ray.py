@@ -59,7 +59,8 @@ def _on_cluster(
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             why = " ".join(str(error).split())[:150]
-            raise UserError(f"--engine ray: no cluster at {address} ({why}); is it up, and RAY_AUTH_MODE as its?") from error
+            ask = "is it up, and RAY_AUTH_MODE as it wants it?"
+            raise UserError(f"--engine ray: no cluster at {address} ({why}); {ask}") from error
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
