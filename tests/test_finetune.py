@@ -161,3 +161,29 @@ def test_the_adapters_config_names_its_base(tiny_folder, tmp_path):
     model = load_model(tiny_folder)
     finetune(model, random_examples(4, len(model.tokenizer)), tmp_path, FinetuneSettings(epochs=1))
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == model.name
+
+
+def test_logits_of_tokens_without_a_label_change_nothing_and_are_left_out(tiny_folder, tmp_path, monkeypatch):
+    from contextlib import nullcontext
+
+    from trl.trainer.utils import _ChunkedLogProbFunction
+
+    import gradshield.finetune
+
+    model = load_model(tiny_folder)
+    examples = random_examples(8, len(model.tokenizer))
+    real, computed = _ChunkedLogProbFunction.apply, []
+
+    def counting(hidden, *args):
+        computed.append(len(hidden))
+        return real(hidden, *args)
+
+    monkeypatch.setattr(_ChunkedLogProbFunction, "apply", counting)
+    finetune(model, examples, tmp_path / "labelled", FinetuneSettings(**FAST))
+    labelled = sum(computed)
+    computed.clear()
+    monkeypatch.setattr(gradshield.finetune, "_labelled_logits", lambda on_cpu: nullcontext())
+    finetune(model, examples, tmp_path / "every", FinetuneSettings(**FAST))
+    assert labelled == 3 * sum(int(e.mask.sum()) for e in examples) < sum(computed)
+    one, other = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("labelled", "every"))
+    assert all(torch.allclose(one[k], other[k], rtol=1e-4, atol=1e-6) for k in one)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -103,7 +104,7 @@ def _train(
         trainer.remove_callback(PrinterCallback)
         with trainer.accelerator.main_process_first():  # which clears away what is torn
             last = _last_whole(checkpoints)
-        with _progress(trainer, round(settings.epochs * len(rows)), settings.batch):
+        with _progress(trainer, round(settings.epochs * len(rows)), settings.batch), _labelled_logits(on_cpu):
             trained = trainer.train(resume_from_checkpoint=last)
         # Each process has the loss of its own rows; all must come to the same verdict.
         own = torch.tensor(trained.training_loss, dtype=torch.float64, device=trainer.args.device)
@@ -153,6 +154,19 @@ def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
         model.net.eval()
         model.net.requires_grad_(False)
         model.net.config.use_cache = True
+
+
+@contextmanager
+def _labelled_logits(on_cpu: bool) -> Iterator[None]:
+    """TRL computes logits at labelled positions only, but where there is no Triton at all of them, for the sake of
+    devices that compile; on a CPU that is up to half of a step. Where TRL has no such switch, nothing is changed."""
+    from trl.trainer import utils
+
+    if on_cpu and hasattr(utils, "_use_triton"):
+        with patch.object(utils, "_use_triton", lambda device: True):
+            yield
+    else:
+        yield
 
 
 @contextmanager

@@ -6,10 +6,12 @@ gradient. With the weights frozen, autograd keeps no inputs: what a hook makes o
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from gradshield.errors import UserError
 from gradshield.experts import Expert, one_by_one
@@ -95,12 +97,32 @@ def gradients_from(model: Model, layer: int = 0) -> Iterator[None]:
             return (args[0].detach().requires_grad_(), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
 
+    offloaded = [block for block in model.layers if any(weight.is_meta for weight in block.parameters())]
     handle = model.layers[layer].register_forward_pre_hook(start, with_kwargs=True)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _computed_again(offloaded):
             yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _computed_again(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it, each of these blocks keeps its input alone, and is computed again in the backward.
+
+    Otherwise autograd would hold on to every weight that accelerate moved in, until all of them were there at once.
+    """
+    before = [(block, block.__dict__.get("forward")) for block in blocks]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        with set_checkpoint_early_stop(False):  # stopped early, a module would not give its weights back
+            yield
+    finally:
+        for block, forward in before:
+            del block.forward
+            if forward is not None:  # accelerate's
+                block.forward = forward
 
 
 def logits_at(model: Model, ids: Tensor, rows: Tensor, positions: Tensor) -> Tensor:

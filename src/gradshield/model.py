@@ -40,7 +40,8 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the input embedding."""
-        return self.net.get_input_embeddings().weight.device
+        embedding = self.net.get_input_embeddings()
+        return device_of(embedding, embedding.weight)
 
     @cached_property
     def layers(self) -> tuple[nn.Module, ...]:
@@ -84,6 +85,12 @@ class Model:
                 elif index == 0 or index == len(self.layers) - 1:
                     missing.append(f"layer {index}: {name} {tuple(weight.shape)}")
         return (seen / total if total else 0.0), missing
+
+
+def device_of(module: Any, weight: torch.Tensor) -> torch.device:
+    """Where the module computes with its weight: one that accelerate offloads is moved there for the module's forward
+    only, and holds nothing in between."""
+    return torch.device(module._hf_hook.execution_device) if weight.is_meta else weight.device
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from gradshield.errors import UserError
 from gradshield.evaluation.safety import generate, is_refusal
 from gradshield.experts import Expert
 from gradshield.hooks import gradients_from, linear_hooks, logits_at
-from gradshield.model import Model
+from gradshield.model import Model, device_of
 
 ASSETS = Path(__file__).parent / "assets"
 SafetyScore = Callable[[Tensor], Tensor]  # logits [..., vocabulary] → S [...], higher is safer
@@ -128,7 +128,7 @@ def probe_gradient(
     for name, module in model.linears.items():
         if isinstance(module, Expert) and not inputs[name]:  # no token of the probes is routed to it: zero, so rank 0
             d_out, d_in = module.shape
-            device = module.stacked.device
+            device = device_of(module.module, module.stacked)
             factors[name] = Factors(torch.zeros(0, d_in, device=device), torch.zeros(0, d_out, device=device))
         else:
             factors[name] = compress(Factors(torch.cat(inputs.pop(name)), torch.cat(outputs.pop(name))), tolerance)

@@ -63,6 +63,12 @@ def weights_of(model: Model, weights: str) -> dict[str, Tensor]:
     fixed = [name for name, weight in chosen.items() if not weight.is_floating_point()]
     if fixed:
         raise UserError(f"{model.name}: quantised weights ({fixed[0]}) have no gradient: load it without --quantize")
+    away = [name for name, weight in chosen.items() if weight.is_meta]
+    if away:
+        raise UserError(
+            f"{model.name}: does not fit on the devices, and weights left on the CPU or disk ({away[0]}) have no "
+            "gradient: leave out --weights all and --mapping sign, or use a smaller model"
+        )
     return chosen
 
 

@@ -2,8 +2,9 @@
 
     GRADSHIELD_DATA=... python -m gradshield.study.alignment -o docs/results/alignment/embedded.jsonl
 
-An adapter at half its strength makes a half-aligned model. For each: the share of probes that it refuses, ASR, and what
-the default filter is worth with it. The grades of `gradshield check` are read off this table. Resumable by strength.
+An adapter at half its strength makes a half-aligned model. For each: the share of probes that it refuses, ASR, what the
+default filter is worth with it, and how FIHS tells AdvBench's own openings from the benign kinds.
+The grades of `gradshield check` are read off this table. Resumable by strength.
 """
 
 import json
@@ -16,9 +17,10 @@ import numpy as np
 import typer
 
 from gradshield.align import alignment_report
+from gradshield.data.encode import Example
 from gradshield.errors import UserError
 from gradshield.model import ADAPTER, EMBEDDED_BASE, Model, load_model
-from gradshield.reference import check_alignment, make_reference
+from gradshield.reference import AlignmentCheck, check_alignment, make_reference
 from gradshield.scoring.run import score
 from gradshield.settings import FilterSettings
 from gradshield.study.kinds import BENIGN, HARMFUL, kinds
@@ -26,6 +28,7 @@ from gradshield.study.separation import auroc, encode_kind
 from gradshield.threshold import anchored
 
 STRENGTHS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0)
+FIHS_ROWS = 12  # of a kind: each takes a backward pass
 
 
 def main(out: Annotated[Path, typer.Option("--out", "-o")], rows: int = 30) -> None:
@@ -63,14 +66,12 @@ def _measure(model: Model, rows: int) -> dict:
         reference = make_reference(model, check, FilterSettings())
     except UserError:  # no probe refused: nothing to measure with
         return cell
-    scores = {
-        kind: score(encode_kind(model, conversations), reference.scorer, batch_tokens=2048, title=kind)["score"]
-        for kind, conversations in kinds(rows).items()
-        if kind in (*HARMFUL, *BENIGN)
-    }
+    examples = {k: encode_kind(model, found) for k, found in kinds(rows).items() if k in (*HARMFUL, *BENIGN)}
+    scores = {k: score(rows, reference.scorer, batch_tokens=2048, title=k)["score"] for k, rows in examples.items()}
     good, bad = (np.concatenate([scores[kind] for kind in group]) for group in (BENIGN, HARMFUL))
     known = reference.anchors
     cell |= {"worst_auroc": min(auroc(scores[h], scores[b]) for h in HARMFUL for b in BENIGN)}
+    cell |= _fihs(model, check, examples)
     try:
         value = anchored(good, np.concatenate([known["good"], known["refusal"]]), known["harmful"]).value
     except UserError:
@@ -78,8 +79,20 @@ def _measure(model: Model, rows: int) -> dict:
     return cell | {"recall": float((bad >= value).mean()), "good_lost": float((good >= value).mean())}
 
 
+def _fihs(model: Model, check: AlignmentCheck, examples: dict[str, list[Example]]) -> dict[str, float]:
+    """Of "Sure, here is" rows, which a FIHS of any use must tell: each variant's worst AUROC against a benign kind."""
+    scorer = make_reference(model, check, FilterSettings(variant="module", threshold="a1")).scorer
+    found = {
+        kind: score(examples[kind][:FIHS_ROWS], scorer, batch_tokens=2048, title=f"FIHS: {kind}")
+        for kind in ("advbench sure", *BENIGN)
+    }
+    bad = found["advbench sure"]
+    return {f"{v}_auroc": min(auroc(bad[v], found[kind][v]) for kind in BENIGN) for v in ("module", "paper")}
+
+
 def _table(cells: list[dict]) -> str:
-    names = ("strength", "refused", "asr", "over_refusal", "worst_auroc", "recall", "good_lost")
+    names = ["strength", "refused", "asr", "over_refusal", "worst_auroc", "recall", "good_lost"]
+    names += ["module_auroc", "paper_auroc"]
     lines = ["| " + " | ".join(n.replace("_", " ") for n in names) + " |", "|---" * len(names) + "|"]
     for cell in cells:
         lines.append("| " + " | ".join(f"{cell[n]:.2f}" if n in cell else "–" for n in names) + " |")
