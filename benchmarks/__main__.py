@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | gpu | report`."""
+"""`python -m benchmarks run | gpu | levers | report`."""
 
 import sys
 import tempfile
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.levers import run as run_levers
 from benchmarks.models import label
 from benchmarks.plan import FULL, GPU, QUICK
 from benchmarks.plan import run as run_plan
@@ -50,6 +51,16 @@ def gpu(
     plan = QUICK if quick else GPU
     run_plan(model, out / f"gpu-{label(model)}.jsonl", plan, device=device, dtype=dtype, only=method or ())
     report(out)
+
+
+@app.command()
+def levers(
+    model: Annotated[str, typer.Option(help='"embedded", or a model\'s folder')] = "embedded",
+    out: Out = RESULTS.parent / "levers",
+    longest: Annotated[int, typer.Option(help="tokens of the chats")] = 512,
+) -> None:
+    """What each way to make scoring cheaper is worth."""
+    run_levers(model, out / f"{label(model)}.jsonl", longest)
 
 
 @app.command()

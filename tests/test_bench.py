@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import random_examples
 
+from benchmarks.levers import LEVERS
 from benchmarks.measure import run_once
 from benchmarks.methods import make_task
 from benchmarks.plan import measured, read_cells
@@ -81,3 +82,18 @@ def test_the_page_holds_ratios_exponents_and_missed_targets(tmp_path):
     assert "| exponent in rows (the larger) | 1.50 | ≤ 1.05 | **no** |" in page
     assert "| bergson, × raw FIHS | 3.50 | ≥ 3 | yes |" in page
     assert (tmp_path / "performance.svg").exists() and (tmp_path / "performance.png").exists()
+
+
+@pytest.mark.parametrize("lever", [name for name in LEVERS if name != "torch.compile"])
+def test_levers_are_measured_against_the_exact_score(tiny, lever):
+    task = make_task(tiny, REQUESTS, batch_tokens=128)
+    cells = list(LEVERS[lever](task, random_examples(9, len(tiny.tokenizer))))
+    assert cells
+    if lever == "lower layers without a gradient":
+        assert cells[0]["largest error"] == 0 < cells[-1]["largest error"] and cells[0]["spearman"] == 1
+    if lever == "recompression of many probes":
+        assert cells[0]["largest error"] == 0 and cells[0]["mean rank"] >= cells[-1]["mean rank"]
+    if lever == "norms by random directions":
+        assert cells[0]["mean error"] > cells[-1]["mean error"]
+    if lever == "padding-free batches":
+        assert 0 <= cells[0]["padding"] < cells[1]["padding"] < 1

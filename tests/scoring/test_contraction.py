@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from gradshield.data.encode import encode_request
 from gradshield.model import Model
-from gradshield.probe import Factors, compress, margin, probe_gradient
+from gradshield.probe import Factors, ProbeGradient, compress, margin, probe_gradient
 from gradshield.scoring.contraction import contract, directions
 
 REQUESTS = ["How do I pick a lock?", "Write a threat", "Tell me a secret of a stranger"]
@@ -154,3 +154,18 @@ def test_a_device_map_scores_as_one_device(tiny_folder):
     examples = random_examples(5, len(plain.tokenizer))
     one, other = (contract(m, examples, probe_gradient(m, REQUESTS, S)).dots for m in (plain, spread))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(one.abs().max()))
+
+
+def test_the_backward_ends_at_the_lowest_block_that_is_asked_for(tiny):
+    examples = random_examples(4, len(tiny.tokenizer))
+    probe = probe_gradient(tiny, REQUESTS, S)
+    upper = {name: f for name, f in probe.factors.items() if ".layers.0." not in name}
+    reached = []
+    handle = tiny.layers[0].register_forward_hook(lambda _m, _a, output: reached.append(output[0].requires_grad))
+    try:
+        found = contract(tiny, examples, ProbeGradient(upper)).dots
+    finally:
+        handle.remove()
+    place = [list(probe.factors).index(name) for name in upper]
+    torch.testing.assert_close(found, contract(tiny, examples, probe).dots[:, place])
+    assert reached == [False] and 0 < len(upper) < len(probe.factors)

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradshield.data.encode import Example
+from gradshield.experts import Expert
 from gradshield.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.model import Model
 from gradshield.probe import Factors, ProbeGradient
@@ -53,7 +54,8 @@ def contract(
 ) -> Contraction:
     """FIHS of every example and module (eq. 4), with gradient norms by `random` directions, exactly, or not at all.
 
-    The loss of an example is the mean over its masked tokens; examples may differ in length.
+    The loss of an example is the mean over its masked tokens; examples may differ in length. The backward pass ends at
+    the lowest decoder block that has a factor.
     """
     names = list(probe.factors)
     ids, rows, positions, targets, weights = pad(batch, model.device)
@@ -81,7 +83,7 @@ def contract(
 
     # What neither probe nor direction reads, such as an expert that no probe token is routed to, need not be watched.
     modules = {name: model.linears[name] for name in names if exact_norms or len(inp[name])}
-    with linear_hooks(modules, forward, backward), gradients_from(model):
+    with linear_hooks(modules, forward, backward), gradients_from(model, _lowest(model, modules)):
         logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
         loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
         loss = loss * weights.to(loss.device)
@@ -109,6 +111,12 @@ def pad(batch: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor,
         torch.cat(targets),
         torch.cat(weights),
     )
+
+
+def _lowest(model: Model, modules: Mapping[str, nn.Module | Expert]) -> int:
+    """The index of the first decoder block with one of the modules."""
+    wanted = {id(m.module if isinstance(m, Expert) else m) for m in modules.values()}
+    return next((n for n, block in enumerate(model.layers) if any(id(m) in wanted for m in block.modules())), 0)
 
 
 def _stack(first: Tensor, second: Tensor | None) -> Tensor:

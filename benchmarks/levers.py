@@ -1,0 +1,210 @@
+"""What each way to make scoring cheaper is worth, kept or not: one line a measurement, ratios from the same minute.
+
+Everything is measured on the benchmark's rows and model. Time is given as a share of the plain way's, which is run
+right before or after; errors are shares of the largest score, beside Spearman's correlation with the exact scores.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from benchmarks.measure import loaded, machine
+from benchmarks.methods import Task, by_batch, intent, losses_by_forward, make_task
+from benchmarks.models import open_model
+from benchmarks.plan import measured
+from benchmarks.rows import mixed
+from gradshield import hooks
+from gradshield.data.encode import Example
+from gradshield.probe import ASSETS, ProbeGradient, probe_gradient, read_requests
+from gradshield.scoring import intent as intent_score
+from gradshield.scoring.contraction import contract, directions
+from gradshield.scoring.run import batches
+from gradshield.study.kinds import data_folder
+
+REPEATS = 3
+TOLERANCES = (1e-3, 1e-2, 3e-2, 0.1, 0.3)
+PROBES = 64
+Measurement = dict[str, Any]
+
+
+def run(spec: str, file: Path, longest: int) -> None:
+    """Makes every measurement that `file` does not hold yet."""
+    data_folder()
+    measured(file, {"lever": "machine"}, machine)
+    task = make_task(open_model(spec))
+    rows = mixed(task.model, 4, 3, longest)
+    for lever, measure in LEVERS.items():
+        measured(file, {"lever": lever}, lambda measure=measure: {"load": loaded(), "cells": list(measure(task, rows))})
+
+
+def padding(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
+    """What concatenated rows would save: the share of a batch that is padding, rows sorted by length or not."""
+    for name, order in (("by length", batches(rows, task.batch_tokens)), ("as they come", _unsorted(rows, task))):
+        padded = sum(len(batch) * max(len(rows[n].ids) for n in batch) for batch in order)
+        yield {"batches": name, "padding": 1 - sum(len(e.ids) for e in rows) / padded}
+
+
+def lower_layers(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
+    """The score from the upper decoder blocks only, the backward ending at the lowest of them."""
+    exact = _dots(task, rows, task.gradient)
+    count = len(task.model.layers)
+    for share in (0.0, 0.25, 0.5, 0.75, 0.9):
+        first = int(share * count)
+        inside = {id(m) for block in task.model.layers[first:] for m in block.modules()}
+        part = {n: f for n, f in task.gradient.factors.items() if id(task.model.linears[n]) in inside}
+        found: list[np.ndarray] = []
+        ratio = _ratio(
+            lambda part=part, found=found: found.append(_dots(task, rows, ProbeGradient(part))),
+            lambda: by_batch(task, rows, lambda batch: losses_by_forward(task, batch)),
+        )
+        yield {"blocks left out": first, "of": count, "forward passes": ratio, **_agreement(found[-1], exact)}
+
+
+def tolerance(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
+    """Many probes in one gradient: what recompression to a tolerance keeps, costs and errs, against one probe."""
+    many = read_requests(ASSETS / "probes.jsonl")[:PROBES]
+    many += read_requests(ASSETS / "requests_harmful.jsonl")[: PROBES - len(many)]
+    exact = None
+    for value in (0.0, *TOLERANCES):
+        start = time.perf_counter()
+        gradient = probe_gradient(task.model, many, task.s, tolerance=value)
+        made = time.perf_counter() - start
+        found: list[np.ndarray] = []
+        ratio = _ratio(
+            lambda gradient=gradient, found=found: found.append(_dots(task, rows, gradient)),
+            lambda: _dots(task, rows, task.gradient),
+        )
+        exact = found[-1] if exact is None else exact
+        ranks = [len(f.inp) for f in gradient.factors.values()]
+        yield {"probes": len(many), "tolerance": value, "mean rank": float(np.mean(ranks)), "one probe's": ratio} | {
+            "seconds to make": made,
+            **_agreement(found[-1], exact),
+        }
+
+
+def norms(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
+    """The gradient's norm by random directions against the exact form, token by token."""
+
+    def total(**way: Any) -> np.ndarray:
+        return by_batch(task, rows, lambda batch: contract(task.model, batch, task.gradient, **way).norms.sum(1).sqrt())
+
+    exact = total(exact_norms=True)
+    for count in (4, 16, 64):
+        random = directions(task.gradient.factors, count)
+        found: list[np.ndarray] = []
+        ratio = _ratio(
+            lambda random=random, found=found: found.append(total(random=random)), lambda: total(exact_norms=True)
+        )
+        error = np.abs(found[-1] / exact - 1)
+        yield {"directions": count, "exact way's": ratio, "mean error": float(error.mean())} | {
+            "largest error": float(error.max())
+        }
+
+
+def shared_prefix(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
+    """The default score with what all rows of a batch open with computed once, against each row on its own."""
+    for name, some in (("all rows", rows), ("short rows", [e for e in rows if len(e.ids) < 256])):
+
+        def alone(some: Sequence[Example] = some) -> None:
+            before, intent_score.SHARED = intent_score.SHARED, 10**9
+            try:
+                _intent(task, some)
+            finally:
+                intent_score.SHARED = before
+
+        yield {"rows": name, "without it": _ratio(lambda some=some: _intent(task, some), alone)}
+
+
+def checkpointing(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
+    """Every block computed again in the backward instead of its activations kept."""
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with hooks._computed_again(task.model.layers):
+            yield
+
+    def anew() -> None:
+        with again():
+            _dots(task, rows, task.gradient)
+
+    yield {"without it": _ratio(anew, lambda: _dots(task, rows, task.gradient))}
+
+
+def compiled(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
+    """torch.compile on the bare network (hooks left out), one shape, with what compiling took."""
+    ids = torch.from_numpy(np.stack([np.resize(e.ids, 128) for e in rows[:8]])).long()
+    net = task.model.net.model
+    start = time.perf_counter()
+    try:
+        fast = torch.compile(net, dynamic=False)
+        with torch.no_grad():
+            fast(input_ids=ids, use_cache=False)
+    except Exception as error:  # whatever the compiler's tools lack
+        yield {"error": " ".join(str(error).split())[:200]}
+        return
+    seconds = time.perf_counter() - start
+
+    @torch.no_grad()
+    def one(net: Any) -> None:
+        net(input_ids=ids, use_cache=False)
+
+    yield {"pass": "forward", "seconds to compile": seconds, "eager": _ratio(lambda: one(fast), lambda: one(net))}
+
+
+LEVERS: dict[str, Callable[[Task, Sequence[Example]], Iterator[Measurement]]] = {
+    "padding-free batches": padding,
+    "lower layers without a gradient": lower_layers,
+    "recompression of many probes": tolerance,
+    "norms by random directions": norms,
+    "shared prefix": shared_prefix,
+    "activation checkpointing": checkpointing,
+    "torch.compile": compiled,
+}
+
+
+def _dots(task: Task, rows: Sequence[Example], gradient: ProbeGradient) -> np.ndarray:
+    return by_batch(task, rows, lambda batch: contract(task.model, batch, gradient).dots.sum(1))
+
+
+def _intent(task: Task, rows: Sequence[Example]) -> None:
+    with intent(task, rows) as once:
+        once()
+
+
+def _ratio(one: Callable[[], Any], other: Callable[[], Any]) -> list[float]:
+    """Time of `one` over that of `other`, taken in turns: the median, the least and the largest."""
+    one(), other()
+    found = []
+    for repeat in range(REPEATS):
+        seconds = {}
+        for way in (one, other) if repeat % 2 == 0 else (other, one):
+            start = time.perf_counter()
+            way()
+            seconds[way] = time.perf_counter() - start
+        found.append(seconds[one] / seconds[other])
+    return [float(np.median(found)), min(found), max(found)]
+
+
+def _agreement(found: np.ndarray, exact: np.ndarray) -> Measurement:
+    return {
+        "largest error": float(np.abs(found - exact).max() / np.abs(exact).max()),
+        "spearman": float(spearmanr(found, exact).statistic),
+    }
+
+
+def _unsorted(rows: Sequence[Example], task: Task) -> list[list[int]]:
+    """Rows in the order of a shuffled file, as many a batch as its token budget takes."""
+    result: list[list[int]] = []
+    for n in np.random.default_rng(0).permutation(len(rows)).tolist():
+        longest = max(len(rows[i].ids) for i in [n, *(result[-1] if result else [])])
+        if result and (len(result[-1]) + 1) * longest <= task.batch_tokens:
+            result[-1].append(n)
+        else:
+            result.append([n])
+    return result
