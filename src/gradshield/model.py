@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -192,6 +193,8 @@ def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: s
             raise UserError(f"--quantize {quantize}: 4bit or 8bit")
         if importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(f"--quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
+        # It says at every call that 8-bit Linears round what they are given, also where that can't be otherwise.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         kwargs["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=quantize == "4bit",
             load_in_8bit=quantize == "8bit",

@@ -125,6 +125,19 @@ def test_quantised_linears_score_as_their_dequantised_weights(tiny_folder):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
+def test_8_bit_linears_score_nearly_as_in_full_precision(tiny_folder):
+    """Nearly: they round the activations, too."""
+    pytest.importorskip("bitsandbytes")
+    from gradshield.model import load_model
+
+    model, plain = load_model(tiny_folder, quantize="8bit"), load_model(tiny_folder)
+    assert {type(m).__name__ for m in model.linears.values()} == {"Linear8bitLt"} and model.coverage()[0] == 1.0
+    examples = random_examples(24, len(model.tokenizer))
+    probe = probe_gradient(plain, REQUESTS, S)
+    expected, found = (contract(m, examples, probe).dots.sum(1) for m in (plain, model))
+    assert np.corrcoef(expected, found)[0, 1] > 0.95
+
+
 def test_a_step_on_a_high_fihs_row_lowers_s(tiny):
     """The sign: descending the loss of the row with the highest FIHS lowers S, of the lowest raises it."""
     probe = probe_gradient(tiny, REQUESTS, S)
