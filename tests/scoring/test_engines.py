@@ -1,0 +1,77 @@
+"""Every engine gives what per-example autograd gives, however rows are batched, padded, ordered, or taken up again."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_examples
+from test_contraction import REQUESTS, S, loss_by_autograd, probe_by_autograd
+from test_offload import offloaded
+
+from gradshield.data.encode import Example
+from gradshield.model import Model, load_model
+from gradshield.probe import probe_gradient
+from gradshield.scoring.autograd import autograd_scorer
+from gradshield.scoring.fihs import fihs_scorer
+from gradshield.scoring.run import Scorer, score
+
+ROWS = 12
+
+
+def fast(model: Model) -> Scorer:
+    return fihs_scorer(model, probe_gradient(model, REQUESTS, S, tolerance=0), "paper")
+
+
+ENGINES = {
+    "contraction": lambda tiny, folder: fast(tiny),
+    "autograd": lambda tiny, folder: autograd_scorer(tiny, REQUESTS, S),
+    "device map": lambda tiny, folder: fast(load_model(folder, device="auto")),
+    "offloaded": lambda tiny, folder: fast(offloaded("dense")),
+    "bfloat16": lambda tiny, folder: fast(load_model(folder, dtype="bfloat16")),
+}
+
+
+def in_order(rows: list[Example], scorer: Scorer, tmp_path) -> np.ndarray:
+    return score(rows, scorer, batch_tokens=256)["score"]
+
+
+def one_by_one(rows: list[Example], scorer: Scorer, tmp_path) -> np.ndarray:
+    return score(rows, scorer, batch_tokens=1)["score"]
+
+
+def all_at_once(rows: list[Example], scorer: Scorer, tmp_path) -> np.ndarray:
+    """The shortest rows beside the longest: as much padding as there can be."""
+    return score(rows, scorer, batch_tokens=10**6)["score"]
+
+
+def reversed_with_doubles(rows: list[Example], scorer: Scorer, tmp_path) -> np.ndarray:
+    return score([*rows, *rows][::-1], scorer, batch_tokens=256)["score"][::-1][: len(rows)]
+
+
+def taken_up_again(rows: list[Example], scorer: Scorer, tmp_path) -> np.ndarray:
+    journal, calls = tmp_path / "journal", []
+
+    def dying(batch):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return scorer(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        score(rows, dying, batch_tokens=128, journal=journal)
+    return score(rows, scorer, batch_tokens=128, journal=journal)["score"]
+
+
+@pytest.fixture(scope="module")
+def exact(tiny) -> np.ndarray:
+    query = probe_by_autograd(tiny)
+    gradients = (loss_by_autograd(tiny, e) for e in random_examples(ROWS, len(tiny.tokenizer)))
+    return np.array([sum(float((g[n] * query[n]).sum()) for n in query) for g in gradients])
+
+
+@pytest.mark.parametrize("way", [in_order, one_by_one, all_at_once, reversed_with_doubles, taken_up_again])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_is_per_example_autograd(tiny, tiny_folder, exact, engine, way, tmp_path):
+    torch.manual_seed(0)
+    found = way(random_examples(ROWS, len(tiny.tokenizer)), ENGINES[engine](tiny, tiny_folder), tmp_path)
+    tolerance = 0.05 if engine == "bfloat16" else 1e-5  # of the largest score
+    np.testing.assert_allclose(found, exact, rtol=0, atol=tolerance * np.abs(exact).max())
