@@ -6,7 +6,6 @@ right before or after; errors are shares of the largest score, beside Spearman's
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from benchmarks.methods import Task, by_batch, intent, losses_by_forward, make_t
 from benchmarks.models import open_model
 from benchmarks.plan import measured
 from benchmarks.rows import mixed
-from gradshield import hooks
 from gradshield.data.encode import Example
 from gradshield.probe import ASSETS, ProbeGradient, probe_gradient, read_requests
 from gradshield.scoring import intent as intent_score
@@ -124,14 +122,8 @@ def shared_prefix(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
 def checkpointing(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
     """Every block computed again in the backward instead of its activations kept."""
 
-    @contextmanager
-    def again() -> Iterator[None]:
-        with hooks._computed_again(task.model.layers):
-            yield
-
     def anew() -> None:
-        with again():
-            _dots(task, rows, task.gradient)
+        by_batch(task, rows, lambda batch: contract(task.model, batch, task.gradient, recompute=True).dots.sum(1))
 
     yield {"without it": _ratio(anew, lambda: _dots(task, rows, task.gradient))}
 

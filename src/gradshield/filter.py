@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from gradshield import threshold as thresholds
 from gradshield.data import Row, Source, detect_layout, open_source, read_rows, to_conversation
 from gradshield.data.encode import Example, encode
 from gradshield.data.write import write_outputs
-from gradshield.errors import UserError
+from gradshield.errors import UserError, out_of_memory
 from gradshield.model import Model, load_model
 from gradshield.probe import margin, paper_tokens, probe_gradient
 from gradshield.progress import progress
@@ -310,8 +309,9 @@ def _explain_highest(
                 parts, _ = fihs_parts(model, e, [gradient])
                 found[e.row] = words(model.tokenizer, e, shares(parts[0].sum(0)), responses_only=True)
                 advance(len(e.ids), 1)
-    except (torch.OutOfMemoryError, MemoryError):
-        pass
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
     return found
 
 

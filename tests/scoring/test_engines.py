@@ -1,5 +1,7 @@
 """Every engine gives what per-example autograd gives, however rows are batched, padded, ordered, or taken up again."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from gradshield.data.encode import Example
 from gradshield.model import Model, load_model
 from gradshield.probe import probe_gradient
 from gradshield.scoring.autograd import autograd_scorer
+from gradshield.scoring.contraction import contract
 from gradshield.scoring.fihs import fihs_scorer
 from gradshield.scoring.run import Scorer, score
 
@@ -21,11 +24,28 @@ def fast(model: Model) -> Scorer:
     return fihs_scorer(model, probe_gradient(model, REQUESTS, S, tolerance=0), "paper")
 
 
+def short_of_memory(model: Model) -> Scorer:
+    """Where not even one row fits unless its activations are computed again."""
+    scorer = fast(model)
+
+    def one(batch):
+        def tight(*args, recompute=False, **kwargs):
+            if not recompute:
+                raise MemoryError
+            return contract(*args, recompute=True, **kwargs)
+
+        with patch("gradshield.scoring.fihs.contract", tight):
+            return scorer(batch)
+
+    return one
+
+
 ENGINES = {
     "contraction": lambda tiny, folder: fast(tiny),
     "autograd": lambda tiny, folder: autograd_scorer(tiny, REQUESTS, S),
     "device map": lambda tiny, folder: fast(load_model(folder, device="auto")),
     "offloaded": lambda tiny, folder: fast(offloaded("dense")),
+    "recomputed": lambda tiny, folder: short_of_memory(tiny),
     "bfloat16": lambda tiny, folder: fast(load_model(folder, dtype="bfloat16")),
 }
 

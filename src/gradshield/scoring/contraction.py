@@ -51,11 +51,12 @@ def contract(
     random: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     *,
     exact_norms: bool = False,
+    recompute: bool = False,
 ) -> Contraction:
     """FIHS of every example and module (eq. 4), with gradient norms by `random` directions, exactly, or not at all.
 
     The loss of an example is the mean over its masked tokens; examples may differ in length. The backward pass ends at
-    the lowest decoder block that has a factor.
+    the lowest decoder block that has a factor; `recompute` as in `gradients_from`.
     """
     names = list(probe.factors)
     ids, rows, positions, targets, weights = pad(batch, model.device)
@@ -83,7 +84,7 @@ def contract(
 
     # What neither probe nor direction reads, such as an expert that no probe token is routed to, need not be watched.
     modules = {name: model.linears[name] for name in names if exact_norms or len(inp[name])}
-    with linear_hooks(modules, forward, backward), gradients_from(model, _lowest(model, modules)):
+    with linear_hooks(modules, forward, backward), gradients_from(model, _lowest(model, modules), recompute=recompute):
         logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
         loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
         loss = loss * weights.to(loss.device)

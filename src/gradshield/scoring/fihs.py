@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from gradshield.data.encode import Example
+from gradshield.errors import out_of_memory
 from gradshield.model import Model
 from gradshield.probe import ProbeGradient, lora_inputs, within_lora
 from gradshield.scoring.contraction import contract, directions
@@ -20,7 +21,8 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
 
     `paper`: ⟨∇L, ∇S⟩ (eq. 4). `cosine`: divided by ‖∇L‖. `module`: the mean over modules of each one's dot divided by
     its own ‖∇L_m‖. Both norms are estimated by random directions, the same for every row. With `lora`, all of it
-    is over the weights of a LoRA adapter at its start instead.
+    is over the weights of a LoRA adapter at its start instead. A row that does not fit into memory on its own is scored
+    with its activations computed again.
     """
     inputs = lora_inputs(probe) if lora else None
     probe = within_lora(probe, inputs) if inputs else probe
@@ -28,7 +30,14 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
     tiny = torch.finfo(torch.float32).tiny
 
     def scorer(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
-        result = contract(model, batch, probe, random)
+        try:
+            result = contract(model, batch, probe, random)
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) > 1 or not out_of_memory(error):  # larger batches are halved
+                raise
+            result = None
+        if result is None:  # outside of except, whose traceback keeps the tensors alive
+            result = contract(model, batch, probe, random, recompute=True)
         columns = {"paper": result.dots.sum(1), "loss": result.loss}
         if result.norms is not None:
             columns["cosine"] = columns["paper"] / result.norms.sum(1).sqrt().clamp_min(tiny)

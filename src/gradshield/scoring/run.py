@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gradshield.data.encode import Example
-from gradshield.errors import UserError
+from gradshield.errors import UserError, out_of_memory
 from gradshield.progress import progress
 
 Scorer = Callable[[Sequence[Example]], Mapping[str, np.ndarray]]
@@ -84,8 +84,8 @@ def scored(batch: list[Example], scorer: Scorer) -> Mapping[str, np.ndarray]:
     """The scorer's columns; a batch too large for the memory is halved until it fits."""
     try:
         return scorer(batch)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
         if len(batch) == 1:
             raise UserError(
