@@ -8,7 +8,7 @@ HAS_GPU := $(shell command -v nvidia-smi 2>/dev/null)
 TORCH ?= torch==2.13.0
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo test test-slow test-browser lint bench clean
+.PHONY: setup demo test test-slow test-browser lint bench docs clean
 
 setup: $(VENV)/ready
 
@@ -51,6 +51,11 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/pyright
 
+# The pages of docs/ as a site, in site/.
+docs: $(VENV)/ready
+	@$(BIN)/python -c "import material" 2>/dev/null || $(BIN)/pip install -q mkdocs-material
+	@$(BIN)/mkdocs build --strict
+
 # What scoring costs beside LoRA and the peers (docs/performance.md). BENCH="run --quick": a smoke check; BENCH=gpu: on a GPU.
 BENCH ?= run
 $(VENV)/bench: $(VENV)/ready
@@ -61,4 +66,4 @@ bench: $(VENV)/bench
 	$(BIN)/python -W ignore -m benchmarks $(BENCH)
 
 clean:
-	rm -rf $(VENV) demo-run
+	rm -rf $(VENV) demo-run site
