@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | gpu | levers | report`."""
+"""`python -m benchmarks run | gpu | levers | llamacpp | report`."""
 
 import sys
 import tempfile
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.levers import run as run_levers
+from benchmarks.llamacpp import run as run_llamacpp
 from benchmarks.models import label
 from benchmarks.plan import FULL, GPU, QUICK
 from benchmarks.plan import run as run_plan
@@ -61,6 +62,15 @@ def levers(
 ) -> None:
     """What each way to make scoring cheaper is worth."""
     run_levers(model, out / f"{label(model)}.jsonl", longest)
+
+
+@app.command()
+def llamacpp(
+    out: Out = RESULTS.parent / "llamacpp",
+    longest: Annotated[int, typer.Option(help="tokens of the chats")] = 512,
+) -> None:
+    """FIHS by two passes of llama.cpp, against the exact score (needs llama-cpp-python)."""
+    run_llamacpp(out / "embedded.jsonl", longest)
 
 
 @app.command()

@@ -110,7 +110,7 @@ def losses(engine: tuple[Any, Any, Any], rows: Sequence[Example], scale: float) 
 
     size, context, lora = engine
     llama_cpp.llama_set_adapters_lora(
-        context, (llama_cpp.llama_adapter_lora_p * 1)(lora), 1, (ctypes.c_float * 1)(scale)
+        context, (llama_cpp.llama_adapter_lora_p_ctypes * 1)(lora), 1, (ctypes.c_float * 1)(scale)
     )
     result = np.zeros(len(rows))
     for chunk in batches(rows, llama_cpp.llama_n_ctx(context)):
