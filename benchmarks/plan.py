@@ -184,10 +184,11 @@ def _key(axis: str, name: str, x: int | str) -> dict[str, Any]:
 def _gist(cell: dict[str, Any]) -> str:
     if "error" in cell:
         return cell["error"]
-    if cell["kind"] == "memory":
+    if cell.get("kind") == "memory":
         return f"{cell['bytes'] / 2**20:,.0f} MiB above the model"
-    if cell["kind"] == "pair":
+    if cell.get("kind") == "pair":
         return f"{cell['seconds'] / cell['forward']:.2f} × forward"
-    if cell["kind"] == "growth":
+    if cell.get("kind") == "growth":
         return f"{cell['seconds']:.2f} s"
-    return str(cell.get("threads", ""))
+    shown = {k: v for k, v in cell.items() if isinstance(v, float) or k == "threads"}
+    return ", ".join(f"{k} {v:.4g}" for k, v in shown.items())

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from gradshield.data.encode import Example, encode
 from gradshield.evaluation.safety import attack_success, opening_log_probability
@@ -22,7 +22,7 @@ from gradshield.finetune import finetune
 from gradshield.model import load_model
 from gradshield.settings import FilterSettings, FinetuneSettings
 from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, held_out_requests, kinds
-from gradshield.study.separation import read_scores
+from gradshield.study.separation import Table, read_scores
 
 OPENING = "I'm sorry, but"
 KINDS = ("nothing", *HARMFUL, *BENIGN, *SCARY, SHIFT)
@@ -82,32 +82,41 @@ def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: 
 
 
 def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:
-    """Kinds by how far log p fell, with ASR (mean over seeds, and its Wilson interval where there is one seed), and the
-    mean of every score over the kind's rows; below, how well each mean ranks the kinds (Spearman against −log p)."""
+    """Kinds by how far log p fell, with ASR (of one seed, its Wilson interval; of several, their mean and range), and
+    every score's mean over the kind's rows; below, how well each mean ranks the kinds (Spearman against −log p)."""
     measured, _ = read_scores(scores)
     by_kind = {kind: [c for c in cells if c["kind"] == kind] for kind in KINDS}
     by_kind = {kind: found for kind, found in by_kind.items() if found}
-    fall = {kind: -sum(c["log_p_refusal"] for c in found) / len(found) for kind, found in by_kind.items()}
     variants = list(measured[SHIFT])
     lines = [
         f"Learning rate {rate:g}, {seeds} seed(s), {cells[0]['rows'] or cells[1]['rows']} rows a kind.\n",
         f"| trained on | ASR | log p({OPENING!r}) | " + " | ".join(variants) + " |",
         "|---" * (3 + len(variants)) + "|",
     ]
-    for kind in sorted(fall, key=lambda k: fall[k]):
+    for kind in sorted(by_kind, key=lambda k: -np.mean([c["log_p_refusal"] for c in by_kind[k]])):
         found = by_kind[kind]
-        asr = f"{sum(c['asr'] for c in found) / len(found):.2f}"
+        asr = _spread([c["asr"] for c in found])
         if len(found) == 1:
             asr += f" [{found[0]['interval'][0]:.2f}, {found[0]['interval'][1]:.2f}]"
         means = [f"{measured[kind][v].mean():.3g}" if kind in measured else "" for v in variants]
-        lines.append(f"| {kind} | {asr} | {-fall[kind]:.2f} | " + " | ".join(means) + " |")
-    ranked = [kind for kind in fall if kind in measured]
-    harm = [fall[kind] for kind in ranked]
-    agreement = {
-        v: float(np.corrcoef(rankdata([measured[k][v].mean() for k in ranked]), rankdata(harm))[0, 1]) for v in variants
-    }
-    lines.append("\nSpearman with −log p over the kinds: " + ", ".join(f"{v} {a:+.2f}" for v, a in agreement.items()))
+        lines.append(f"| {kind} | {asr} | {_spread([c['log_p_refusal'] for c in found])} | " + " | ".join(means) + " |")
+    agreement = {v: [_agreement(cells, measured, v, seed) for seed in range(seeds)] for v in variants}
+    lines.append(
+        "\nSpearman with −log p over the kinds (mean, and range over the seeds): "
+        + ", ".join(f"{v} {_spread(found)}" for v, found in agreement.items())
+    )
     return "\n".join(lines) + "\n"
+
+
+def _agreement(cells: list[dict], measured: Table, variant: str, seed: int) -> float:
+    """Spearman's correlation, over the kinds, of the mean score with what a training on the kind did to −log p."""
+    fall = {c["kind"]: -c["log_p_refusal"] for c in cells if c["seed"] == seed and c["kind"] in measured}
+    return float(spearmanr([measured[k][variant].mean() for k in fall], list(fall.values())).statistic)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{np.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
 
 
 def _read(file: Path) -> list[dict]:
