@@ -28,7 +28,7 @@ from gradshield.scoring.run import batches
 from gradshield.study.kinds import data_folder
 
 WEIGHTS = ("F32", "Q8_0", "Q4_1")
-STEPS = (0.3, 0.1, 3e-2, 1e-2, 3e-3)  # ‖ε ∇S‖ over all weights
+STEPS = (0.3, 0.1, 3e-2)  # ‖ε ∇S‖ over all weights
 NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"} | {
     "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate",
@@ -42,7 +42,7 @@ def run(file: Path, longest: int) -> None:
     data_folder()
     measured(file, {"engine": "machine"}, machine)
     task = make_task(open_model(EMBEDDED))
-    rows = mixed(task.model, 8, 2, longest)
+    rows = mixed(task.model, 4, 1, longest)
     exact = measured(file, {"engine": "transformers", "rows": len(rows)}, partial(_exact, task, rows))
     with tempfile.TemporaryDirectory() as folder:
         adapter = Path(folder) / "probe.gguf"

@@ -97,3 +97,28 @@ def test_levers_are_measured_against_the_exact_score(tiny, lever):
         assert cells[0]["mean error"] > cells[-1]["mean error"]
     if lever == "padding-free batches":
         assert 0 <= cells[0]["padding"] < cells[1]["padding"] < 1
+
+
+@pytest.mark.slow
+def test_llama_cpp_computes_the_same_losses_and_its_difference_follows_the_exact_score(tmp_path):
+    pytest.importorskip("llama_cpp")
+    from benchmarks.llamacpp import losses, opened, write_adapter, write_model
+    from benchmarks.methods import by_batch, losses_by_forward
+    from benchmarks.models import open_model
+    from gradshield.data.encode import encode
+    from gradshield.data.formats import Conversation, Message
+    from gradshield.model import EMBEDDED
+
+    task = make_task(open_model(EMBEDDED))
+    pairs = [("Name a colour.", "Blue."), ("How is tea made?", "Pour hot water over the leaves."), ("2 + 2?", "4")]
+    turns = [Conversation((Message("user", asked), Message("assistant", said))) for asked, said in pairs]
+    rows = [encode(c, n, task.model.tokenizer) for n, c in enumerate(turns)]
+    norm = write_adapter(task, tmp_path / "probe.gguf")
+    write_model(task.model, tmp_path / "model.gguf", "F32")
+    with opened(tmp_path / "model.gguf", tmp_path / "probe.gguf") as engine:
+        expected = by_batch(task, rows, lambda batch: losses_by_forward(task, batch))
+        np.testing.assert_allclose(losses(engine, rows, 0.0), expected, atol=5e-3)
+        step = 0.1 / norm
+        found = (losses(engine, rows, step) - losses(engine, rows, -step)) / (2 * step)
+    exact = run_once(task, "paper", rows).scores
+    np.testing.assert_allclose(found, exact, atol=0.2 * np.abs(exact).max())
