@@ -63,18 +63,25 @@ def contract(
     dots = torch.zeros(len(names), len(batch))
     norms = torch.zeros(len(names), len(batch)) if random or exact_norms else None
     place = {name: index for index, name in enumerate(names)}
-    inp = {name: _stack(probe.factors[name].inp, random[name][0] if random else None) for name in names}
-    out = {name: _stack(probe.factors[name].out, random[name][1] if random else None) for name in names}
+    inp, out = {}, {}  # A [terms, d_in]; B [terms, d_out], None for the identity
+    for name, f in probe.factors.items():
+        v, u = random[name] if random else (None, None)
+        inp[name] = _stack(f.inp if f.matrix is None else f.matrix, v)
+        out[name] = _stack(f.out, u) if f.matrix is None else u
 
     def forward(name: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
         x = x.to(inp[name].dtype)  # factors are float32 whatever the model is
-        return x @ inp[name].T, x if exact_norms else None  # [B, T, rank + directions]
+        return x @ inp[name].T, x if exact_norms else None  # [B, T, terms + directions]
 
     def backward(name: str, kept: tuple[Tensor, Tensor | None], delta: Tensor) -> None:
         projected, x = kept
-        delta = delta.to(out[name].dtype)
-        terms = (projected * (delta @ out[name].T)).float().sum(1)  # [B, rank + directions]
-        rank = probe.factors[name].inp.shape[0]
+        f = probe.factors[name]
+        delta = delta.to(f.out.dtype)
+        read = delta if out[name] is None else delta @ out[name].T
+        if f.matrix is not None and random:
+            read = torch.cat([delta, read], -1)
+        terms = (projected * read).float().sum(1)  # [B, terms + directions]
+        rank = len(f.inp if f.matrix is None else f.matrix)
         dots[place[name]] = terms[:, :rank].sum(1).cpu()
         if norms is not None and x is not None:  # ‖Σ_t δ_t x_tᵀ‖² = Σ_{t,t'} (x_t·x_t')(δ_t·δ_t')
             gram = torch.bmm(x, x.transpose(1, 2)) * torch.bmm(delta, delta.transpose(1, 2))
