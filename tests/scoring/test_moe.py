@@ -175,6 +175,19 @@ def test_every_variant_of_the_score_is_finite_and_the_slow_engine_agrees(model, 
     np.testing.assert_allclose(fast["paper"], slow, rtol=1e-4, atol=1e-5 * np.abs(slow).max())
 
 
+def test_experts_that_a_row_does_not_reach_have_no_say_in_its_mean_over_modules():
+    """So a row scores alike in a model with more experts, as long as it is routed to the same ones."""
+    model = moe("qwen3")
+    example = random_examples(1, len(model.tokenizer), longest=8)
+    probe = probe_gradient(model, REQUESTS, S)
+    result = contract(model, example, probe, directions(probe.factors, 16))
+    reached = result.norms[0] > 0
+    assert 0 < int((~reached).sum()) < len(reached)
+    cosines = result.dots[0, reached] / result.norms[0, reached].sqrt()
+    found = fihs_scorer(model, probe, "module")(example)["score"]
+    np.testing.assert_allclose(found, float(cosines.mean()), rtol=1e-5)
+
+
 def test_a_model_in_bfloat16_scores_nearly_as_in_float32(model):
     examples = random_examples(12, len(model.tokenizer))
     half = freeze("half", copy.deepcopy(model.net).to(torch.bfloat16), model.tokenizer)

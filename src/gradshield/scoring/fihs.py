@@ -19,10 +19,10 @@ DIRECTIONS = 16  # random rank-one directions for the norms
 def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool = False) -> Scorer:
     """A scorer with the columns "score", "loss", and every variant that the pass yields.
 
-    `paper`: ⟨∇L, ∇S⟩ (eq. 4). `cosine`: divided by ‖∇L‖. `module`: the mean over modules of each one's dot divided by
-    its own ‖∇L_m‖. Both norms are estimated by random directions, the same for every row. With `lora`, all of it
-    is over the weights of a LoRA adapter at its start instead. A row that does not fit into memory on its own is scored
-    with its activations computed again.
+    `paper`: ⟨∇L, ∇S⟩ (eq. 4). `cosine`: divided by ‖∇L‖. `module`: the mean over modules (of experts, those that the
+    row reaches) of each one's dot divided by its own ‖∇L_m‖. Both norms are estimated by random directions, the same
+    for every row. With `lora`, all of it is over the weights of a LoRA adapter at its start instead. A row that does
+    not fit into memory on its own is scored with its activations computed again.
     """
     inputs = lora_inputs(probe) if lora else None
     probe = within_lora(probe, inputs) if inputs else probe
@@ -41,7 +41,8 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
         columns = {"paper": result.dots.sum(1), "loss": result.loss}
         if result.norms is not None:
             columns["cosine"] = columns["paper"] / result.norms.sum(1).sqrt().clamp_min(tiny)
-            columns["module"] = (result.dots / result.norms.sqrt().clamp_min(tiny)).mean(1)
+            reached = (result.norms > 0).sum(1).clamp_min(1)  # an expert that no token is routed to has no say
+            columns["module"] = (result.dots / result.norms.sqrt().clamp_min(tiny)).sum(1) / reached
         return {name: c.double().numpy() for name, c in {"score": columns[variant], **columns}.items()}
 
     return scorer
