@@ -58,7 +58,7 @@ def gpu(
 def levers(
     model: Annotated[str, typer.Option(help='"embedded", or a model\'s folder')] = "embedded",
     out: Out = RESULTS.parent / "levers",
-    longest: Annotated[int, typer.Option(help="tokens of the chats")] = 512,
+    longest: Annotated[int, typer.Option(help="tokens of the chat")] = 256,
 ) -> None:
     """What each way to make scoring cheaper is worth."""
     run_levers(model, out / f"{label(model)}.jsonl", longest)
