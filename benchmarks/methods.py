@@ -20,7 +20,6 @@ from gradshield.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.model import Model
 from gradshield.probe import (
     ASSETS,
-    Factors,
     ProbeGradient,
     SafetyScore,
     margin,
@@ -54,9 +53,8 @@ class Task:
 
     @cached_property
     def gradient(self) -> ProbeGradient:
-        """∇S in factors, as the product makes it, in the model's own precision (the contraction takes no mixture)."""
-        dtype, made = self.model.net.dtype, probe_gradient(self.model, self.requests, self.s)
-        return ProbeGradient({name: Factors(f.inp.to(dtype), f.out.to(dtype)) for name, f in made.factors.items()})
+        """∇S in factors, as the product makes it."""
+        return probe_gradient(self.model, self.requests, self.s)
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,8 @@ def contract(
     """
     names = list(probe.factors)
     ids, rows, positions, targets, weights = pad(batch, model.device)
-    dots = torch.zeros(len(names), len(batch))
-    norms = torch.zeros(len(names), len(batch)) if random or exact_norms else None
-    place = {name: index for index, name in enumerate(names)}
+    dots: dict[str, Tensor] = {}  # [B] each, left on the module's device until the end: a GPU need not wait for them
+    norms: dict[str, Tensor] = {}
     inp, out = {}, {}  # A [terms, d_in]; B [terms, d_out], None for the identity
     for name, f in probe.factors.items():
         v, u = random[name] if random else (None, None)
@@ -70,7 +69,7 @@ def contract(
         out[name] = _stack(f.out, u) if f.matrix is None else u
 
     def forward(name: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = x.to(inp[name].dtype)  # factors are float32 whatever the model is
+        x = x.to(inp[name].dtype)  # the factors may be more precise than the model
         return x @ inp[name].T, x if exact_norms else None  # [B, T, terms + directions]
 
     def backward(name: str, kept: tuple[Tensor, Tensor | None], delta: Tensor) -> None:
@@ -82,12 +81,15 @@ def contract(
             read = torch.cat([delta, read], -1)
         terms = (projected * read).float().sum(1)  # [B, terms + directions]
         rank = len(f.inp if f.matrix is None else f.matrix)
-        dots[place[name]] = terms[:, :rank].sum(1).cpu()
-        if norms is not None and x is not None:  # ‖Σ_t δ_t x_tᵀ‖² = Σ_{t,t'} (x_t·x_t')(δ_t·δ_t')
+        dots[name] = terms[:, :rank].sum(1)
+        if x is not None:  # ‖Σ_t δ_t x_tᵀ‖² = Σ_{t,t'} (x_t·x_t')(δ_t·δ_t')
             gram = torch.bmm(x, x.transpose(1, 2)) * torch.bmm(delta, delta.transpose(1, 2))
-            norms[place[name]] = gram.float().sum((1, 2)).cpu()
-        elif norms is not None:
-            norms[place[name]] = terms[:, rank:].square().mean(1).cpu()
+            norms[name] = gram.float().sum((1, 2))
+        elif random:
+            norms[name] = terms[:, rank:].square().mean(1)
+
+    def table(of: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([of[name].cpu() if name in of else torch.zeros(len(batch)) for name in names], 1)
 
     # What neither probe nor direction reads, such as an expert that no probe token is routed to, need not be watched.
     modules = {name: model.linears[name] for name in names if exact_norms or len(inp[name])}
@@ -97,7 +99,7 @@ def contract(
         loss = loss * weights.to(loss.device)
         loss.sum().backward()
     per_row = torch.zeros(len(batch)).index_add_(0, rows.cpu(), loss.detach().cpu())
-    return Contraction(dots.T, norms.T if norms is not None else None, per_row)
+    return Contraction(table(dots), table(norms) if random or exact_norms else None, per_row)
 
 
 def pad(batch: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from gradshield.data.encode import Example
 from gradshield.errors import out_of_memory
 from gradshield.model import Model
-from gradshield.probe import ProbeGradient, lora_inputs, within_lora
+from gradshield.probe import Factors, ProbeGradient, lora_inputs, within_lora
 from gradshield.scoring.contraction import contract, directions
 from gradshield.scoring.run import Scorer
 
@@ -26,6 +26,8 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
     """
     inputs = lora_inputs(probe) if lora else None
     probe = within_lora(probe, inputs) if inputs else probe
+    dtype = model.net.dtype  # as precise as what it is multiplied with; a GPU has no quick product of mixed precision
+    probe = ProbeGradient({name: Factors(f.inp.to(dtype), f.out.to(dtype)) for name, f in probe.factors.items()})
     random = directions(probe.factors, DIRECTIONS, within=inputs) if variant != "paper" else None
     tiny = torch.finfo(torch.float32).tiny
 
