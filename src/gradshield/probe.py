@@ -113,11 +113,13 @@ def first_logits(model: Model, requests: Sequence[str], batch: int = 16) -> Tens
 
 
 def probe_gradient(
-    model: Model, requests: Sequence[str], score: SafetyScore, *, tolerance: float = 1e-3
+    model: Model, requests: Sequence[str], score: SafetyScore, *, tolerance: float = 1e-2
 ) -> ProbeGradient:
     """Mean of ∇_W S over `requests`, as factors per module.
 
-    `tolerance` bounds the relative Frobenius error of every module's recompressed gradient; 0 keeps the exact sum.
+    `tolerance` bounds the relative Frobenius error of every module's recompressed gradient; 0 keeps the exact sum. At
+    the default, scores of the embedded model move by 3e-5 of the largest, and 64 probes cost little more than one
+    (docs/results/levers).
     """
     inputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
     outputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
