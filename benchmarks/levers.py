@@ -20,7 +20,7 @@ from benchmarks.models import open_model
 from benchmarks.plan import measured
 from benchmarks.rows import mixed
 from gradshield.data.encode import Example
-from gradshield.probe import ASSETS, Factors, ProbeGradient, probe_gradient, read_requests
+from gradshield.probe import ASSETS, ProbeGradient, probe_gradient, read_requests
 from gradshield.scoring import intent as intent_score
 from gradshield.scoring.contraction import contract, directions
 from gradshield.scoring.run import batches
@@ -92,24 +92,6 @@ def tolerance(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
         }
 
 
-def matrices(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
-    """Many probes: G itself where it is smaller than its factors, against factors everywhere; and one probe's time."""
-    gradient = probe_gradient(task.model, _probes(), task.s)
-    factors = ProbeGradient({name: Factors(f.inp, f.out) for name, f in gradient.factors.items()})
-    for f in factors.factors.values():
-        f.__dict__["matrix"] = None
-
-    def mixed_ways() -> np.ndarray:
-        return _dots(task, rows[::3], gradient)
-
-    ratio = _ratio(mixed_ways, lambda: _dots(task, rows[::3], factors))
-    yield {"modules by G itself": sum(f.matrix is not None for f in gradient.factors.values())} | {
-        "of": len(factors.factors),
-        "factors everywhere": ratio,
-        "one probe's": _ratio(mixed_ways, lambda: _dots(task, rows[::3], task.gradient)),
-    }
-
-
 def norms(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
     """The gradient's norm by random directions against the exact form, token by token."""
 
@@ -175,7 +157,6 @@ LEVERS: dict[str, Callable[[Task, Sequence[Example]], Iterator[Measurement]]] = 
     "padding-free batches": padding,
     "lower layers without a gradient": lower_layers,
     "recompression of many probes": tolerance,
-    "G itself where smaller": matrices,
     "norms by random directions": norms,
     "shared prefix": shared_prefix,
     "activation checkpointing": checkpointing,

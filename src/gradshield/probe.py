@@ -7,7 +7,6 @@ never the matrix; many probes are averaged by stacking factors, and recompressed
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -32,14 +31,8 @@ class Factors:
     out: Tensor
 
     def dense(self) -> Tensor:
-        """G [d_out, d_in]."""
+        """G [d_out, d_in]; for tests, and while the probe's gradient is made, never on the way of scoring."""
         return self.out.T @ self.inp
-
-    @cached_property
-    def matrix(self) -> Tensor | None:
-        """G, where it is smaller than its factors and so the quicker to multiply with: many probes, a narrow model."""
-        few = self.inp.numel() + self.out.numel() <= self.inp.shape[1] * self.out.shape[1]
-        return None if few else self.dense()
 
 
 @dataclass(frozen=True)

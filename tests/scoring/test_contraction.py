@@ -64,18 +64,9 @@ def test_probe_factors_are_the_gradient_of_s(model):
         torch.testing.assert_close(factors[name].dense(), gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
 
 
-@pytest.fixture(params=["few terms", "many terms"])
-def probe(request, model) -> ProbeGradient:
-    """Three requests make more terms than these narrow models have width, where G itself is multiplied with."""
-    found = probe_gradient(model, REQUESTS, S, tolerance=0)
-    if request.param == "few terms":
-        found = ProbeGradient({name: Factors(f.inp[:5], f.out[:5]) for name, f in found.factors.items()})
-    assert {f.matrix is None for f in found.factors.values()} == {request.param == "few terms"}
-    return found
-
-
-def test_dots_and_norms_equal_per_example_autograd(model, probe):
-    expected_probe = {name: f.dense() for name, f in probe.factors.items()}  # see the test above
+def test_dots_and_norms_equal_per_example_autograd(model):
+    probe = probe_gradient(model, REQUESTS, S, tolerance=0)
+    expected_probe = probe_by_autograd(model)
     examples = random_examples(9, len(model.tokenizer))
     result = contract(model, examples, probe, exact_norms=True)
     for n, example in enumerate(examples):
@@ -86,7 +77,8 @@ def test_dots_and_norms_equal_per_example_autograd(model, probe):
         torch.testing.assert_close(result.norms[n], norms, rtol=1e-4, atol=1e-9)
 
 
-def test_scores_do_not_depend_on_batch_padding_or_order(model, probe):
+def test_scores_do_not_depend_on_batch_padding_or_order(model):
+    probe = probe_gradient(model, REQUESTS, S)
     random = directions(probe.factors, 4)
     examples = random_examples(12, len(model.tokenizer))
     whole = contract(model, examples, probe, random)
@@ -99,7 +91,8 @@ def test_scores_do_not_depend_on_batch_padding_or_order(model, probe):
     torch.testing.assert_close(again.norms, whole.norms[torch.tensor(shuffled)], rtol=1e-4, atol=1e-8)
 
 
-def test_random_directions_estimate_the_norm(model, probe):
+def test_random_directions_estimate_the_norm(model):
+    probe = probe_gradient(model, REQUESTS, S)
     examples = random_examples(4, len(model.tokenizer))
     exact = contract(model, examples, probe, exact_norms=True).norms.sum(1)
     estimated = contract(model, examples, probe, directions(probe.factors, 2000)).norms.sum(1)

@@ -62,25 +62,18 @@ def contract(
     ids, rows, positions, targets, weights = pad(batch, model.device)
     dots: dict[str, Tensor] = {}  # [B] each, left on the module's device until the end: a GPU need not wait for them
     norms: dict[str, Tensor] = {}
-    inp, out = {}, {}  # A [terms, d_in]; B [terms, d_out], None for the identity
-    for name, f in probe.factors.items():
-        v, u = random[name] if random else (None, None)
-        inp[name] = _stack(f.inp if f.matrix is None else f.matrix, v)
-        out[name] = _stack(f.out, u) if f.matrix is None else u
+    inp = {name: _stack(probe.factors[name].inp, random[name][0] if random else None) for name in names}
+    out = {name: _stack(probe.factors[name].out, random[name][1] if random else None) for name in names}
 
     def forward(name: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
         x = x.to(inp[name].dtype)  # the factors may be more precise than the model
-        return x @ inp[name].T, x if exact_norms else None  # [B, T, terms + directions]
+        return x @ inp[name].T, x if exact_norms else None  # [B, T, rank + directions]
 
     def backward(name: str, kept: tuple[Tensor, Tensor | None], delta: Tensor) -> None:
         projected, x = kept
-        f = probe.factors[name]
-        delta = delta.to(f.out.dtype)
-        read = delta if out[name] is None else delta @ out[name].T
-        if f.matrix is not None and random:
-            read = torch.cat([delta, read], -1)
-        terms = (projected * read).float().sum(1)  # [B, terms + directions]
-        rank = len(f.inp if f.matrix is None else f.matrix)
+        delta = delta.to(out[name].dtype)
+        terms = (projected * (delta @ out[name].T)).float().sum(1)  # [B, rank + directions]
+        rank = len(probe.factors[name].inp)
         dots[name] = terms[:, :rank].sum(1)
         if x is not None:  # ‖Σ_t δ_t x_tᵀ‖² = Σ_{t,t'} (x_t·x_t')(δ_t·δ_t')
             gram = torch.bmm(x, x.transpose(1, 2)) * torch.bmm(delta, delta.transpose(1, 2))
