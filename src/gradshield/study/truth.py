@@ -53,6 +53,7 @@ def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: 
     asked = held_out_requests(requests)
     for seed in range(seeds):
         for kind, conversations in {"nothing": [], **kinds(rows, seed)}.items():
+            done |= {(c["kind"], c["rate"], c["seed"]) for c in _read(out)}  # of another process at the same file
             if (kind, rate, seed) in done:
                 continue
             examples = [encode(c, n, base.tokenizer, max_length=256) for n, c in enumerate(conversations)]
