@@ -9,7 +9,7 @@ Every finished cell is a line of the output file; run again, it goes on with the
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -112,7 +112,8 @@ def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:
 def _agreement(cells: list[dict], measured: Table, variant: str, seed: int) -> float:
     """Spearman's correlation, over the kinds, of the mean score with what a training on the kind did to −log p."""
     fall = {c["kind"]: -c["log_p_refusal"] for c in cells if c["seed"] == seed and c["kind"] in measured}
-    return float(spearmanr([measured[k][variant].mean() for k in fall], list(fall.values())).statistic)
+    found: Any = spearmanr([measured[k][variant].mean() for k in fall], list(fall.values()))
+    return float(found.statistic)
 
 
 def _spread(values: list[float]) -> str:

@@ -58,7 +58,7 @@ def main(
                 values = (task, attack, defense, seed, rows, poison, rate, epochs, searches)
                 if values in done:
                     continue
-                keys = dict(zip(KEYS, values, strict=True))
+                keys: dict[str, Any] = dict(zip(KEYS, values, strict=True))
                 cell = keys | _cell(model, keys, requests, cases)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 with out.open("a", encoding="utf-8") as stream:
