@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from gradshield import filter as filtering
 from gradshield import reference
@@ -29,7 +30,16 @@ OUTPUTS = ("kept.jsonl", "quarantined.jsonl", "set_aside.jsonl", "scores.parquet
 
 
 @pytest.fixture
-def train(tmp_path, tiny_folder, monkeypatch) -> Path:
+def one_thread():
+    """Here as in the workers: another number of threads may sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def train(tmp_path, tiny_folder, monkeypatch, one_thread) -> Path:
     """Rows of many lengths; the random model counts as aligned, here and in every worker."""
     monkeypatch.setenv("GRADSHIELD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
