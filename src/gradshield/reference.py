@@ -30,6 +30,7 @@ from gradshield.probe import (
     refused,
 )
 from gradshield.scoring.autograd import autograd_scorer
+from gradshield.scoring.fihs import READING as FIHS_READING
 from gradshield.scoring.fihs import fihs_scorer
 from gradshield.scoring.intent import (
     DEPTHS,
@@ -124,7 +125,7 @@ def make_reference(model: Model, check: AlignmentCheck, settings: FilterSettings
         return _intent_reference(model, usable, settings.batch_tokens)
     scorer = _fihs_scorer(model, usable, settings)
     shape = [getattr(settings, n) for n in ("variant", "safety_score", "contrast", "weights", "mapping", "probe_count")]
-    file = _cache("fihs", model, [*shape, usable])
+    file = _cache("fihs", model, [*shape, usable, FIHS_READING])
     if file.exists():
         saved = json.loads(file.read_text(encoding="utf-8"))
         return Reference(scorer, {kind: np.array(values) for kind, values in saved.items()})
