@@ -53,7 +53,7 @@ lint: $(VENV)/dev
 
 # The pages of docs/ as a site, in site/.
 docs: $(VENV)/ready
-	@$(BIN)/python -c "import material" 2>/dev/null || $(BIN)/pip install -q mkdocs-material
+	@$(BIN)/python -c "import material" 2>/dev/null || $(BIN)/pip install -q -e '.[docs]'
 	@$(BIN)/mkdocs build --strict
 
 # What scoring costs beside LoRA and the peers (docs/performance.md). BENCH="run --quick": a smoke check; BENCH=gpu: on a GPU.

@@ -90,8 +90,8 @@ def _folded(place: Tensor, rows: int, length: int, in_place: bool) -> Callable[[
 def gradients_from(model: Model, layer: int = 0, *, recompute: bool = False) -> Iterator[None]:
     """Within it, autograd follows activations from decoder block `layer` upwards, though every weight is frozen.
 
-    With `recompute`, blocks keep their inputs alone and are computed again in the backward: a third more time for a
-    fraction of the memory.
+    With `recompute`, blocks keep their inputs alone and are computed again in the backward: about half as much time
+    again (docs/results/levers) for a fraction of the memory.
     """
 
     def start(
