@@ -4,6 +4,7 @@ For y = W x the weight's gradient is Σ_t δ_t x_tᵀ, so whatever is made of (x
 gradient. With the weights frozen, autograd keeps no inputs: what a hook makes of x in the forward is all that is kept.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -193,7 +194,9 @@ def _until(model: Model, layers: Sequence[int], **inputs: Any) -> list[Tensor]:
 
     handles = [model.layers[layer].register_forward_hook(take) for layer in layers]
     try:
-        model.net(**inputs)
+        # Newer transformers take `cache` for past_key_values, older ones know no other name than that.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            model.net(**inputs)
     except _Reached:
         pass
     finally:
