@@ -208,6 +208,7 @@ def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(trai
     task.write_text('{"question": "a", "reply": "b"}\n')
     for more, words in (
         ({"task": str(task)}, "question, reply"),
+        ({"task": "agnwes"}, "agnwes: none of samsum.*no task of lm-eval"),
         ({"measuring": MEASURING.model_copy(update={"requests": "advbenhc"})}, "advbenhc"),
         ({"measuring": MEASURING.model_copy(update={"scary": "no.txt"})}, r"no\.txt"),
     ):

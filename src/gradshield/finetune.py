@@ -98,7 +98,7 @@ def _train(
     set_seed(settings.seed)
     rows = [{"input_ids": e.ids.tolist(), "labels": _labels(e)} for e in examples]
     checkpoints = out / "checkpoints"
-    with _trainable(model, settings) as net, warnings.catch_warnings(action="ignore"):  # of TRL's own calls
+    with warnings.catch_warnings(action="ignore"), _trainable(model, settings) as net:  # of PEFT's and TRL's own calls
         on_cpu = model.device.type == "cpu"
         trainer = _trainer(net, model.tokenizer, Dataset.from_list(rows), checkpoints, settings, micro, on_cpu)
         trainer.remove_callback(PrinterCallback)

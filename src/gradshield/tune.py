@@ -26,8 +26,7 @@ from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.run import write_safety, write_utility
 from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.sources import harmful_requests, scary_requests
-from gradshield.evaluation.tasks import make_task
-from gradshield.evaluation.utility import evaluate_utility
+from gradshield.evaluation.utility import evaluate_utility, find_task
 from gradshield.filter import Encoded, check_settings, encode_source, find_layout, load, run_filter
 from gradshield.finetune import check_training, finetune
 from gradshield.model import Model, load_model
@@ -111,8 +110,8 @@ def _check(
     check_training(training)
     harmful_requests(measuring.requests, measuring.request_count, measuring.case_seed)
     scary_requests(measuring.scary, measuring.request_count, measuring.case_seed)
-    if tuning.task != HELD_OUT and not tuning.task.startswith("lm-eval:"):
-        make_task(tuning.task, measuring.cases, measuring.case_seed, measuring.metric)
+    if tuning.task != HELD_OUT:
+        find_task(tuning.task, measuring)
     if processes() > 1 and (trainer or tuning.trainer_command):
         raise UserError("a trainer of your own starts its own processes: start tune without a launcher")
     if processes() > 1 and settings.device not in (None, "cpu", "cuda"):

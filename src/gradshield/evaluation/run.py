@@ -18,8 +18,7 @@ from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_s
 from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.sources import harmful_requests, scary_requests
-from gradshield.evaluation.tasks import make_task
-from gradshield.evaluation.utility import UtilityReport, evaluate_utility
+from gradshield.evaluation.utility import UtilityReport, evaluate_utility, find_task
 from gradshield.filter import encode_source, find_layout, load
 from gradshield.model import Model
 from gradshield.settings import FilterSettings
@@ -47,8 +46,8 @@ def run_evaluation(
     if safety:
         harmful_requests(settings.requests, settings.request_count, settings.case_seed)
         scary_requests(settings.scary, settings.request_count, settings.case_seed)
-    if task is not None and not task.startswith("lm-eval:"):
-        make_task(task, settings.cases, settings.case_seed, settings.metric)
+    if task is not None:
+        find_task(task, settings)
     if rows is not None:
         open_source(rows)
     model = load(of)

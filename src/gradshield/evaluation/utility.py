@@ -4,7 +4,9 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite, sqrt
+from pathlib import Path
 from statistics import stdev
 from typing import Any
 
@@ -50,11 +52,44 @@ def evaluate_utility(model: Model, task: str | Sequence[Example], settings: Eval
     """
     if not isinstance(task, str):
         return held_out_loss(model, choose(task, settings.cases, settings.case_seed), settings.at_once)
-    if not task.startswith("lm-eval:"):
-        known = make_task(task, settings.cases, settings.case_seed, settings.metric)
-        if known is not None:
-            return _answered(model, known, settings.at_once)
-    return _lm_eval(model, task.removeprefix("lm-eval:"), settings)
+    known = find_task(task, settings)
+    return _answered(model, known, settings.at_once) if known else _lm_eval(model, _bare(task), settings)
+
+
+def find_task(name: str, settings: EvaluationSettings) -> Task | None:
+    """The task of ours, or of a file, that `name` names; None for one of lm-eval's.
+
+    Raises UserError for a name that is neither, or a task that is not to be had: call it before any long work.
+    """
+    known = None
+    if not name.startswith("lm-eval:"):
+        known = make_task(name, settings.cases, settings.case_seed, settings.metric)
+    if known is None and _bare(name) not in _lm_eval_tasks(name).all_tasks and not Path(_bare(name)).is_file():
+        raise UserError(f"task {name}: none of {', '.join(TASKS)}, no file, and no task of lm-eval")
+    return known
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("lm-eval:")
+
+
+def _lm_eval_tasks(name: str) -> Any:
+    """lm-eval's list of its tasks. Raises UserError, about the task `name`, where lm-eval is not installed."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise UserError(
+            f"task {name}: none of {', '.join(TASKS)} and no file, and tasks of lm-eval need the extra `eval`: "
+            "pip install 'gradshield[eval]'"
+        ) from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return _listed(TaskManager)
+
+
+@cache
+def _listed(manager: Any) -> Any:
+    with quiet_loading():
+        return manager()  # reads thousands of files
 
 
 def _answered(model: Model, task: Task, batch: int) -> UtilityReport:
@@ -115,21 +150,11 @@ def _mean(scores: Sequence[float]) -> tuple[float, float, tuple[float, float]]:
 
 def _lm_eval(model: Model, name: str, settings: EvaluationSettings) -> UtilityReport:
     """A task of lm-eval as it defines it, on its first cases; its first metric, turned round where lower is better."""
-    ours = ", ".join(TASKS)
-    try:
-        from lm_eval.evaluator import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError(
-            f"task {name}: none of {ours} and no file, and tasks of lm-eval need the extra `eval`: "
-            "pip install 'gradshield[eval]'"
-        ) from None
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    manager = _lm_eval_tasks(name)
     with quiet_loading():
-        manager = TaskManager()
-        if name not in manager.all_tasks and not name.endswith((".yaml", ".yml")):
-            raise UserError(f"task {name}: none of {ours}, no file, and no task of lm-eval")
         wrap: Any = HFLM
         wrapped = wrap(pretrained=model.net, tokenizer=model.tokenizer, batch_size=settings.at_once)
     try:
