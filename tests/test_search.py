@@ -57,6 +57,13 @@ def test_screening_first_skips_the_doomed_training_when_the_groups_are_clear():
     assert trials[0].threshold is None and not trials[0].safe and outcome.accepted is trials[1]
 
 
+def test_screened_first_and_nothing_kept_is_rejected_without_a_training():
+    scores, harm = world(0, 40)
+    below = lambda values, number: Threshold(-1.0, "x", "", clear=False)  # noqa: E731
+    trials, outcome, _ = play(scores, harm, screen_first=True, guess=below)
+    assert not trials and outcome.accepted is outcome.best is None and "no row to train on" in outcome.reason
+
+
 def test_clean_data_screened_first_is_trained_on_whole():
     nothing = lambda values, number: Threshold(np.inf, "x", "one group")  # noqa: E731
     trials, outcome, _ = play(*world(200, 0), screen_first=True, guess=nothing)

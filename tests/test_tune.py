@@ -101,6 +101,22 @@ def test_a_rejection_is_exit_code_3_and_keeps_the_safest_model(tiny_folder, trai
     assert saved["accepted"] is None and saved["asr"] == 0.7
 
 
+def test_a_file_of_which_the_screening_keeps_nothing_is_rejected_without_a_training(
+    tiny_folder,
+    train,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    answer_with(monkeypatch, 0.0)
+    monkeypatch.setattr(room, "finetune", None)
+    settings = FilterSettings(model=tiny_folder, threshold="fixed", value=-1e9, variant="paper", probe_count=2)
+    summary = run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
+    assert summary["accepted"] is summary["model"] is None and "no row to train on" in summary["reason"]
+    assert summary["trials"] == [] and summary["cost"]["trials"] == 0
+    assert "Rejected without a training" in (tmp_path / "run" / "report.html").read_text()
+    assert run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING) == summary
+
+
 def test_a_base_model_that_misses_the_goal_is_said_before_training(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
     answer_with(monkeypatch, 0.6)
     monkeypatch.setattr(room, "finetune", None)

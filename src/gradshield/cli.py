@@ -366,7 +366,7 @@ def _tuned(summary: dict[str, Any]) -> None:
         f"{cost['trials']} trainings, {cost['steps']} steps, {cost['scored_tokens']:,} scored tokens, "
         f"{cost['safety_evaluations']} safety evaluations, {cost['seconds']:.0f} s",
     )
-    table.add_row("model", safe(str(summary["model"]), 100))
+    table.add_row("model", safe(str(summary["model"] or "none"), 100))
     console.print(table)
 
 

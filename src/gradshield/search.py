@@ -57,7 +57,8 @@ def search(
 
     `scores()` is called when they are first needed: with the paper's start, not before a first model trained on
     everything turned out unsafe. `guess(scores in play, which guess)` is Tguess; `step` is λ; `max_searches` N_max.
-    `screen_first` skips that first model when the guess says two clear groups. `literal` reads line 12 as printed:
+    `screen_first` skips that first model when the guess says two clear groups, and trains none at all when no row is
+    below the guess. `literal` reads line 12 as printed:
     the rows below the lower end of the search are not trained on either; by default they are, being the safest.
     Scores are finite; equal ones stay together, so a rank is the number of rows strictly below the threshold.
     """
@@ -74,7 +75,11 @@ def search(
         return trials[-1]
 
     first = guess(scores(), 0) if screen_first else None
-    doomed = first is not None and first.clear and bool((scores() >= first.value).any())
+    above = scores() >= first.value if first is not None else np.array([])
+    if first is not None and above.all():
+        yield outcome(None, "the screening leaves no row to train on")
+        return
+    doomed = first is not None and first.clear and bool(above.any())
     if not doomed:
         trial = run(None, everything, 0, rows)
         yield trial

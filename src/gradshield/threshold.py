@@ -83,7 +83,7 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
     poison = min(max((above - len(finite) * lost) / max(1 - missed - lost, 1e-9), 0.0), float(len(finite)))
     margin = 0.25 * (np.median(harmful) - np.median(good))
     near = int((np.abs(finite - value) < margin / 2).sum())
-    clear = above > 0 and near <= 0.02 * len(finite)
+    clear = above > 0 and near <= max(1, 0.02 * len(finite))
     if not above:
         note = "one group: no row comes near the harmful anchors"
     elif clear:

@@ -39,6 +39,7 @@ from gradshield.threshold import Threshold, a1
 from gradshield.trainer import run_trainer
 
 HELD_OUT, HELD_OUT_ROWS = "held-out", 50
+TRIALS = "trials.jsonl"
 Finetune = Callable[[np.ndarray, Path], Mapping[str, float]]
 """(rows to train on, folder for the adapter or model) → figures such as {"steps": ..., "seconds": ...}."""
 
@@ -172,12 +173,14 @@ class _Task:
     def held_out(self) -> np.ndarray:
         """Indices of the examples that are left out of every training to measure utility on them.
 
-        They are drawn from what the screening keeps, so that a good model need not be good at harm.
+        They are drawn from what the screening keeps, so that a good model need not be good at harm; where it keeps
+        nothing, from all.
         """
         if self.tuning.task != HELD_OUT:
             return np.array([], dtype=int)
         values, threshold = self.screen
         kept = np.flatnonzero(values < threshold.value)
+        kept = kept if len(kept) else np.arange(len(values))
         count = min(HELD_OUT_ROWS, len(kept) // 5)
         if not count:
             raise UserError(f"{self.path}: the screening keeps too few rows to hold any out: name a --task")
@@ -220,11 +223,17 @@ class _Task:
         asked = base["utility"] - t.utility_drop if t.min_utility is None else t.min_utility
         return Goal(base["asr"], base["utility"], allowed, asked)
 
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """What the run's folder holds of trials that are done."""
+        file = self.out / TRIALS
+        lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
+        return [json.loads(line) for line in lines if line]
+
     def measure(self, goal: Goal, number: int, threshold: float | None, chosen: np.ndarray) -> Trial:
         """Trains on the rows `chosen` and measures, or takes what an earlier run of this trial left."""
-        file = self.out / "trials.jsonl"
-        for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else ():
-            if line and (saved := json.loads(line))["number"] == number:
+        for saved in self.trials:
+            if saved["number"] == number:
                 return Trial(**{k: saved[k] for k in Trial.__dataclass_fields__})
         start = time.monotonic()
         folder = self.out / "trials" / f"{number:02d}"
@@ -244,7 +253,7 @@ class _Task:
                 note = "" if useful else f"utility {utility:.3f} is below the {goal.min_utility:.3f} asked for"
                 trial = replace(trial, utility=utility, useful=useful, note=note)
         cost = {"steps": figures.get("steps", 0), "seconds": round(time.monotonic() - start, 1)}
-        with writing(self.out), file.open("a", encoding="utf-8") as stream:
+        with writing(self.out), (self.out / TRIALS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({**asdict(trial), **cost}) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -319,8 +328,7 @@ class _Task:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(self.out / "trials" / f"{chosen.number:02d}" / "model", folder)
             (folder / "README.md").write_text(_card(self, outcome, chosen, goal), encoding="utf-8")
-        lines = (self.out / "trials.jsonl").read_text(encoding="utf-8").split("\n")
-        trials = [json.loads(line) for line in lines if line]
+        trials = self.trials
         scored = "screen" in self.__dict__
         return {
             "file": self.path,
