@@ -21,7 +21,7 @@ JOURNAL = "scores.partial"  # finished batches, while a run is under way
 
 def plan_of(source: Source, model: "Model", layout: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run the run it is: resolved settings, the file's and the model's identity, versions."""
-    local = source.path != "-" and source.format != "hub"
+    local = source.path != "-" and Path(source.path).expanduser().exists()  # else the id of a Hub dataset
     return {
         "input": {
             "path": str(Path(source.path).expanduser().resolve()) if local else source.path,
@@ -41,9 +41,11 @@ def find_run(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
     The same rows may come from another path. Raises UserError when the folder is another run's, or no run's.
     """
     file = out / "run.yaml"
-    if not file.exists():
-        if out.exists() and (not out.is_dir() or any(p.name != ".run.yaml" for p in out.iterdir())):
+    with writing(out):  # a folder that can't be looked into can't be written to either
+        begun = file.exists()
+        if not begun and out.exists() and (not out.is_dir() or any(p.name != ".run.yaml" for p in out.iterdir())):
             raise UserError(f"{out}: not empty and not a run; choose another folder with -o")
+    if not begun:
         return None
     saved = _load(file)
     for part, wanted in plan.items():

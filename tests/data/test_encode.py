@@ -243,6 +243,14 @@ def test_tool_calls_are_responses_where_the_template_writes_them():
     assert "leaves out" in encode(conversation, 0, stock("lfm2"))  # never reads tool_calls
 
 
+@pytest.mark.parametrize("content", [TABLE, f"<think>\nIt was here.\n</think>\n\n{TABLE}"])
+def test_words_beside_a_tool_call_are_not_lost(content):
+    call = {"type": "function", "function": {"name": "find", "arguments": {"colour": "red"}}}
+    conversation = talk(HAT, Message("assistant", content, extra={"tool_calls": [call]}))
+    assert TABLE in masked(stock("qwen3"), encode(conversation, 0, stock("qwen3")))
+    assert "leaves out" in encode(conversation, 0, stock("llama3_1"))  # writes the call alone
+
+
 def test_conversations_that_a_template_refuses_keep_its_words():
     mistral = (
         "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"

@@ -1,5 +1,7 @@
 """Layouts: what a model would be trained on, and never a label or a rejected answer."""
 
+import json
+
 import pytest
 
 from gradshield.data import Message, detect_layout, to_conversation
@@ -8,6 +10,7 @@ from gradshield.errors import UserError
 Q, A = Message("user", "q"), Message("assistant", "a")
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+NAN = float("nan")
 HH = "\n\nHuman: q\n\nAssistant: a"
 
 
@@ -39,10 +42,16 @@ def turns(record, layout=None, columns=None):
         ({"chosen": MESSAGES, "rejected": []}, "preference"),
         ({"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}, "preference"),
         ({"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " no"}, "preference"),
+        ({"prompt": "\n\nHuman: q", "chosen": "\n\nAssistant: a", "rejected": "no"}, "preference"),
+        ({"prompt": "Human: q", "chosen": "Assistant: a", "rejected": "no"}, "preference"),
+        ({"prompt": "\n\nHuman: q", "chosen": HH, "rejected": "no"}, "preference"),
         ({"chosen": HH, "rejected": "\n\nHuman: q\n\nAssistant: no"}, "transcript"),
         ({"transcript": HH.lstrip(), "rating": 4}, "transcript"),
         ({"transcript": HH.replace("\n", "\r\n")}, "transcript"),
         ({"prompt": "q", "response": "a", "category": {"crime": True}, "is_safe": False}, "beavertails"),
+        ({"prompt": "q", "response": "a", "is_safe": False, "completion": "no"}, "beavertails"),
+        ({"instruction": "q", "output": "a", "answer": "no", "prompt": "no"}, "alpaca"),
+        ({"instruction": None, "input": "q", "output": "a"}, "alpaca"),
     ],
 )
 def test_each_layout_gives_the_same_conversation(record, layout):
@@ -73,6 +82,19 @@ def test_alpaca_joins_as_llama_factory_does():
     assert "history" in turns(record | {"history": [["q1"]]})
 
 
+@pytest.mark.parametrize(
+    ("history", "read"),
+    [(None, []), (NAN, []), ("", []), ("[]", []), ("null", []), ([], []), ('[["q", "a"]]', [Q, A])],
+)
+def test_history_may_be_missing_or_json_text(history, read):
+    assert turns({"instruction": "q", "output": "a", "history": history}) == [*read, Q, A]
+
+
+@pytest.mark.parametrize("history", [5, "q", {"q": "a"}, ["qa"], [["q"]]])
+def test_history_of_another_form_sets_the_row_aside(history):
+    assert "history is not a list" in turns({"instruction": "q", "output": "a", "history": history})
+
+
 def test_openai_weights_tools_and_calls():
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [
@@ -95,6 +117,42 @@ def test_openai_weights_tools_and_calls():
         Message("assistant", "a", extra={"reasoning_content": "r"}),
     ]
     assert to_conversation({"messages": messages, "tools": '[{"type": "function"}]'}, "messages") == conversation
+    assert to_conversation({"messages": MESSAGES, "tools": NAN}, "messages").tools is None
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("calls", [[CALL], json.dumps([CALL]), [CALL["function"]]])
+def test_tool_calls_that_name_their_functions_are_read_also_as_json_text(calls):
+    _, called = turns({"messages": [MESSAGES[0], {"role": "assistant", "content": None, "tool_calls": calls}]})
+    assert called.content == "" and called.extra["tool_calls"] in ([CALL], [CALL["function"]])
+
+
+@pytest.mark.parametrize("calls", [[], "[]", {}, "", "null", NAN, None])
+def test_empty_tool_calls_are_none(calls):
+    for key in ("tool_calls", "function_call"):
+        assert turns({"messages": [MESSAGES[0], {**MESSAGES[1], key: calls}]}) == [Q, A]
+        no_content = {"role": "assistant", "content": None, key: calls}
+        assert turns({"messages": [MESSAGES[0], no_content]}) == "turn 2 (assistant) is missing"
+    assert turns({"conversations": [SHAREGPT[0], {"from": "function_call", "value": "[]"}]}) == "empty response"
+
+
+@pytest.mark.parametrize(
+    "calls", ["f()", ["x"], [None], [{"type": "function"}], [{"function": {"name": ""}}], [CALL, {}], CALL, 3]
+)
+def test_tool_calls_that_name_no_function_set_the_row_aside(calls):
+    for content in (None, "a"):
+        turn = {"role": "assistant", "content": content, "tool_calls": calls}
+        assert turns({"messages": [MESSAGES[0], turn]}) == "turn 2 (assistant) has tool calls that name no function"
+
+
+@pytest.mark.parametrize(("text", "problem"), [("\ud800", r"lone surrogate \ud800"), ("\0", "NUL character")])
+def test_what_no_tokenizer_can_read_inside_json_text_sets_the_row_aside(text, problem):
+    bad = json.dumps([{**MESSAGES[0], "content": text}, MESSAGES[1]])
+    assert problem in turns({"messages": bad})
+    assert problem in turns({"messages": MESSAGES, "tools": json.dumps([{"name": text}])})
+    assert problem in turns({"instruction": "q", "output": "a", "history": json.dumps([[text, "a"]])})
 
 
 def test_sharegpt_function_calls_are_tool_calls():
@@ -128,7 +186,7 @@ def test_numbers_and_booleans_are_read_as_their_text():
         ({"prompt": "q", "response": {"a": 1}}, "prompt_completion", "has no role"),
         ({"prompt": "q", "response": [1]}, "prompt_completion", "turn 1 is not an object"),
         ({"prompt": "q", "other": "a"}, "prompt_completion", "no column completion or response"),
-        ({}, "alpaca", "no column prompt"),
+        ({}, "alpaca", "no column instruction or input"),
         ({}, "preference", "no column chosen"),
         ({}, "transcript", "no column transcript"),
         ({}, "text", "no column text or content"),
@@ -172,6 +230,7 @@ def test_columns_map_any_table():
     assert turns({"log": MESSAGES, "tools": []}, "mapped", {"messages": "log"}) == [Q, A]
     assert to_conversation({"body": "t"}, "mapped", {"text": "body"}).text == "t"
     assert turns({"dialogue": "q"}, "mapped", columns) == "no column 'summary' (there are: dialogue)"
+    assert turns({"dialogue": "q", "summary": "a"}, "mapped", columns) == [Q, A]
 
 
 @pytest.mark.parametrize(

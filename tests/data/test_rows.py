@@ -106,6 +106,7 @@ def test_any_bytes_are_read_and_nothing_but_blank_lines_is_lost(tmp_path_factory
         ("a.json", b'{"data": [{"a": "b"}]}', "json"),
         ("a.json", b'{\n "version": 1,\n "data": [\n  {"a": "b"}\n ]\n}\n', "json"),
         ("a.json", b'{"messages": [{"role": "user", "content": "b"}]}', "jsonl"),
+        ("a.json", b'{"messages": [{"role": "user", "content": "b"}], "functions": [{"name": "f"}]}', "jsonl"),
         ("a.jsonl", b'{"a": \n{"a": "b"}\n', "jsonl"),
         ("a.jsonl", b'garbage\n{"a": "b"}\n', "jsonl"),
         ("a.csv", b"a,b\n1,2\n", "csv"),
@@ -212,6 +213,68 @@ def test_parquet_text_that_is_not_utf8_is_a_row_with_a_problem(tmp_path):
     assert pa.ipc.open_stream(broken.raw).read_all().column(0).cast(pa.binary()).to_pylist() == [b"\xff"]
 
 
+def as_json(*texts):
+    """A column as `datasets` stores what differs from row to row."""
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
+
+
+def test_parquet_fields_of_json_are_what_they_say(tmp_path):
+    texts = as_json('"a"', '[{"role": "user"}]', "3", None)
+    columns = {
+        "whole": texts,
+        "list": pa.ListArray.from_arrays([0, 2, 2, 3, 4], texts),
+        "large": pa.LargeListArray.from_arrays([0, 2, 2, 3, 4], texts),
+        "fixed": pa.FixedSizeListArray.from_arrays(texts, 1),
+        "struct": pa.StructArray.from_arrays([pa.array(["1"] * 4), texts], names=["text", "json"]),
+        "text": pa.array(["1"] * 4),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    rows = rows_of(tmp_path / "a.parquet")
+    values = ["a", [{"role": "user"}], 3, None]
+    assert [row.record["whole"] for row in rows] == values
+    assert [row.record["list"] for row in rows] == [values[:2], [], [3], [None]] == [r.record["large"] for r in rows]
+    assert [row.record["fixed"] for row in rows] == [[value] for value in values]
+    assert [row.record["struct"] for row in rows] == [{"text": "1", "json": value} for value in values]
+    assert all(row.record["text"] == "1" and json.loads(row.raw) == row.record for row in rows)
+
+
+@pytest.mark.parametrize("text", ['{"a"', "[" * 100_000, "9" * 5000, r'"\ud800"', r'"\u0000"'])
+def test_bad_json_in_parquet_is_a_row_with_a_problem(tmp_path, text):
+    pq.write_table(pa.table({"text": as_json('"a"', text, '"b"')}), tmp_path / "a.parquet")
+    before, bad, after = rows_of(tmp_path / "a.parquet")
+    assert (before.record, after.record) == ({"text": "a"}, {"text": "b"})
+    assert bad.record is None and any(word in bad.problem for word in ("not usable JSON", "surrogate", "NUL"))
+
+
+def test_json_of_any_depth_in_parquet_is_read_or_a_problem(tmp_path):
+    texts = ["[" * depth + "]" * depth for depth in range(900, 1010)]  # about Python's limit
+    pq.write_table(pa.table({"text": as_json(*texts)}), tmp_path / "a.parquet")
+    rows = rows_of(tmp_path / "a.parquet")
+    assert len(rows) == len(texts) and all((row.record is None) != (row.problem is None) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([0, 10**7, 0], pa.date32()),
+        pa.array([0, 253402300800 * 10**6, 0], pa.timestamp("us")),
+        pa.array([None, 0, None], pa.timestamp("us", "Mars/Olympus")),
+        pa.StructArray.from_arrays([pa.array([1] * 3)] * 2, names=["x", "x"], mask=pa.array([True, False, True])),
+    ],
+)
+def test_parquet_values_that_python_can_not_hold_are_rows_with_a_problem(tmp_path, column):
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "other": column}), tmp_path / "a.parquet")
+    rows = rows_of(tmp_path / "a.parquet")
+    assert len(rows) == 3 and "can't be read" in rows[1].problem
+    assert pa.ipc.open_stream(rows[1].raw).read_all().column("text").to_pylist() == ["b"]
+
+
+def test_parquet_with_a_column_twice_is_refused(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"^a.parquet: column 'text' appears twice"):
+        rows_of(tmp_path / "a.parquet")
+
+
 def test_a_folder_is_read_in_sorted_order_without_hidden_files(tmp_path):
     for name in ("b/c.jsonl", "b/a.json", "a.jsonl", ".git/x.jsonl", ".x.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -249,6 +312,8 @@ def test_checksum_follows_bytes_and_names(tmp_path):
         ("a.jsonl", gzip.compress(b"", mtime=0), "the file is empty"),
         ("a.bin", b"\x7fELF\0\0", "no known format"),
         ("a.jsonl", b"one word", "no known format"),
+        ("a.bin", b"one\rword", "no known format"),
+        ("a.csv", b"a,b\r1,2\r", "lines must end in a newline"),
         ("a.csv", b"PK\x03\x04", "Excel"),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"),
         ("a.parquet", b"PAR1 and no more", "not a readable parquet"),
@@ -321,6 +386,16 @@ def test_a_folder_of_parquet_files_as_on_the_hub_gives_the_rows_that_the_id_give
         assert one_line(excinfo)
     (hub / "data" / "more.parquet").write_bytes((hub / "data" / "test-00000-of-00002.parquet").read_bytes())
     assert len(rows_of(hub)) == 5  # no split by name: every file is read
+
+
+@pytest.mark.parametrize("name", ["data/{}-00000-of-00001-a09b74b3ef9c3b56.parquet", "default/{}/0000.parquet"])
+def test_older_names_of_the_hub_and_those_of_its_conversion_tell_the_split_too(tmp_path, name):
+    for split in ("train", "test"):
+        (tmp_path / name.format(split)).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"text": [split]}), tmp_path / name.format(split))
+    for place in (tmp_path, (tmp_path / name).parents[name.count("/") - 1]):
+        for split in ("train", "test"):
+            assert [row.record["text"] for row in rows_of(place, split=split)] == [split]
 
 
 def test_a_hub_id_of_jsonl_files_is_read_and_its_configurations_are_named(hub):

@@ -4,6 +4,7 @@ import base64
 import codecs
 import errno
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -108,6 +109,25 @@ def test_parquet_keeps_schema_metadata_and_codec(tmp_path):
     assert json.loads(set_aside(tmp_path / "out")[0][0]) == {"n": 2, "s": "b"}
 
 
+def test_parquet_columns_of_any_type_are_written(tmp_path):
+    table = pa.table({"s": pa.array(list("abcde"), pa.string_view()), "j": [[{"n": n}] for n in range(5)]})
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=3)
+    verdicts = ["kept", "quarantined", "kept", "kept", "quarantined"]
+    write_outputs(open_source(tmp_path / "in.parquet"), verdicts, {}, tmp_path / "out")
+    for name in ("kept", "quarantined"):
+        there = [row for row, verdict in zip(table.to_pylist(), verdicts) if verdict == name]
+        written = pq.read_table(tmp_path / f"out/{name}.parquet")
+        assert written.schema.equals(table.schema) and written.to_pylist() == there
+
+
+def test_a_file_s_name_need_not_be_utf8(tmp_path):
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(b"\xff.jsonl")
+    (tmp_path / "in" / name).write_bytes(b'{"a": 1}\n{"a"\n')
+    write_outputs(open_source(tmp_path / "in"), ["kept", "set aside"], {}, tmp_path / "out")
+    assert set_aside(tmp_path / "out")[1][0]["source"] == name
+
+
 def test_a_folder_keeps_its_paths(tmp_path):
     for name, text in (("a.jsonl", '{"n": 1}\n{"n": 2}'), ("b/c.jsonl", '{"n": 3}'), ("b/d.jsonl", '{"n": 4}')):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +147,16 @@ def test_a_saved_dataset_is_written_as_jsonl(tmp_path):
     write_outputs(open_source(tmp_path / "in"), ["kept", "quarantined", "kept"], {}, tmp_path / "out")
     assert (tmp_path / "out/kept.jsonl").read_text("utf-8") == '{"text": "a"}\n{"text": "ü"}\n'
     assert (tmp_path / "out/quarantined.jsonl").read_text("utf-8") == '{"text": "b"}\n'
+
+
+def test_a_saved_dataset_with_fields_of_json_is_written_as_what_they_say(tmp_path):
+    import datasets
+
+    rows = [{"completion": "a"}, {"completion": [{"role": "assistant", "content": "b"}]}]
+    features = datasets.Features({"completion": datasets.Json()})
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "in")
+    write_outputs(open_source(tmp_path / "in"), ["kept", "kept"], {}, tmp_path / "out")
+    assert [json.loads(line) for line in (tmp_path / "out/kept.jsonl").read_text().splitlines()] == rows
 
 
 def test_text_and_packed_files_are_written_plain(tmp_path):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradshield.data.formats import Conversation, Message
+from gradshield.data.formats import Conversation, Message, called
 from gradshield.data.templates import Form, Refused, Span, form_of, render
 from gradshield.errors import UserError
 
@@ -139,12 +139,8 @@ def _locate(tokenizer, form: Form, conversation: Conversation, loss_on: str) -> 
 
 
 def _said(message: Message) -> list[str]:
-    """What the response must hold: the names of the tools called, or else the words after any reasoning."""
-    calls = (message.extra or {}).get("tool_calls")
-    if isinstance(calls, list):
-        functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
-        return [f["name"] for f in functions if isinstance(f, dict) and isinstance(f.get("name"), str)]
-    return [message.content.rpartition("</think>")[2].strip()]
+    """What the response must hold: the names of the tools called, and the words after any reasoning."""
+    return [*called((message.extra or {}).get("tool_calls")), message.content.rpartition("</think>")[2].strip()]
 
 
 def _marked_turns(

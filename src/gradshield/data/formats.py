@@ -28,9 +28,11 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Number
 from typing import Any
 
+from gradshield.data.records import bad_text
 from gradshield.errors import UserError
 
 _PROMPTS = ("prompt", "instruction", "question", "query", "input")
@@ -90,13 +92,17 @@ def to_conversation(record: dict, layout: str, columns: dict[str, str] | None = 
     try:
         if layout == "mapped":
             # renaming the named columns leaves one of the other layouts
-            named = {target: _column(record, column) for target, column in (columns or {}).items()}
+            named = {
+                target: _column(record, column)
+                for target, column in (columns or {}).items()
+                if target != "system" or column in record  # not every conversation has one
+            }
             record = {"tools": record.get("tools"), **named}
             layout = next((name for name in ("messages", "text") if name in record), "prompt_completion")
         if layout == "text":
             return _text_row(record)
         _, turns_of = LAYOUTS[layout]
-        return _check(_with_system(record, turns_of(record)), _tools(record))
+        return _check(_with_system(record, turns_of(record)), _list(record, "tools") or None)
     except _SetAside as reason:
         return str(reason)
 
@@ -115,16 +121,16 @@ def _check(messages: list[Message], tools: list | None) -> Conversation:
     return Conversation(tuple(messages), tools=tools)
 
 
-def _from_pair(record: dict) -> list[Message]:
+def _from_pair(record: dict, prompts: Sequence[str] = _PROMPTS, responses: Sequence[str] = _RESPONSES) -> list[Message]:
     before = []
-    for turn in record.get("history") or []:
+    for turn in _list(record, "history"):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise _SetAside("history is not a list of [prompt, response] pairs")
         before += [
             Message("user", _text(turn[0], "history")),
             Message("assistant", _text(turn[1], "history")),
         ]
-    key, response = _pick(record, _PROMPTS), _pick(record, _RESPONSES)
+    key, response = _pick(record, prompts), _pick(record, responses)
     return before + _turns(_asked(record, key), "user", key) + _turns(record[response], "assistant", response)
 
 
@@ -143,14 +149,17 @@ def _from_messages(record: dict) -> list[Message]:
 
 def _from_chosen(record: dict) -> list[Message]:
     chosen = record[_pick(record, ("chosen",))]
-    if isinstance(chosen, str) and _TURN.match(chosen):
+    opening = _TURN.match(chosen) if isinstance(chosen, str) else None
+    if opening and opening[1] == "Human":
         return _transcript(chosen)
     key = _first(record, ("conversations", *_PROMPTS))
+    asked = None if key is None else _asked(record, key)
+    if isinstance(chosen, str) and isinstance(asked, str) and _TURN.match(asked):
+        return _transcript(asked + ("\n\n" if opening else "") + chosen)  # "Assistant:" ends the one or opens the other
+    if opening:
+        return _transcript(chosen)
     if key is None:
         return _turns(chosen, None, "chosen")
-    asked = _asked(record, key)
-    if isinstance(asked, str) and _TURN.match(asked) and isinstance(chosen, str):
-        return _transcript(asked + chosen)  # the prompt ends in "Assistant:"
     answer = _turns(chosen, "assistant", "chosen")
     if answer[0].role in ("user", "system"):
         return answer  # the whole conversation, prompt and all
@@ -200,18 +209,32 @@ def _message(turn: Any, what: str) -> Message:
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
     # Parquet fills in every key of a struct, so empty ones say nothing.
     known = ("role", "from", "content", "value", "weight")
-    extra = {key: value for key, value in turn.items() if key not in known and value not in (None, [])}
-    if "function_call" in extra:  # OpenAI's older form of a tool call
-        extra["tool_calls"] = [{"type": "function", "function": extra.pop("function_call")}]
+    extra = {key: value for key, value in turn.items() if key not in known and not _missing(value) and value != []}
+    if call := _parsed(extra.pop("function_call", None)):  # OpenAI's older form of a tool call
+        extra["tool_calls"] = [{"type": "function", "function": call}]
     if str(named).strip().lower() == "function_call":
         calls = _parsed(content)
         calls = calls if isinstance(calls, list) else [calls]
         if all(isinstance(call, dict) for call in calls):
             extra["tool_calls"], content = [{"type": "function", "function": call} for call in calls], ""
+    calls = _parsed(extra.pop("tool_calls", None))
+    if calls:  # a malformed one would be rendered as nothing, and leave a response of end tokens only
+        if not called(calls):
+            raise _SetAside(f"{what} ({role}) has tool calls that name no function")
+        extra["tool_calls"] = calls
     if _missing(content) and role == "assistant" and ("tool_calls" in extra or turn.get("weight") == 0):
         content = ""
     train = not (role == "assistant" and turn.get("weight") == 0)
     return Message(role, _content(content, f"{what} ({role})"), train, extra or None)
+
+
+def called(calls: Any) -> list[str]:
+    """The functions' names in a turn's tool calls; none unless they are a list in which each call names its own."""
+    calls = calls if isinstance(calls, list) else []
+    functions = [call.get("function", call) if isinstance(call, dict) else None for call in calls]
+    names = [function.get("name") if isinstance(function, dict) else None for function in functions]
+    named = [name for name in names if isinstance(name, str) and name]
+    return named if len(named) == len(calls) else []
 
 
 def _content(content: Any, what: str) -> str:
@@ -246,9 +269,23 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        parsed = json.loads(value)
+        problem = bad_text(parsed) if "\\u" in value else None  # its escapes were plain text when the row was read
     except (ValueError, RecursionError):
         return value
+    if problem:
+        raise _SetAside(problem)
+    return parsed
+
+
+def _list(record: dict, column: str) -> list:
+    """The list in a column, also as JSON text; empty where there is none."""
+    value = _parsed(record.get(column))
+    if _missing(value) or not value:
+        return []
+    if not isinstance(value, list):
+        raise _SetAside(f"{column} is not a list")
+    return value
 
 
 def _with_system(record: dict, messages: list[Message]) -> list[Message]:
@@ -256,15 +293,6 @@ def _with_system(record: dict, messages: list[Message]) -> list[Message]:
     if key is None or not record[key] or _missing(record[key]) or messages[0].role == "system":
         return messages
     return [Message("system", _text(record[key], key)), *messages]
-
-
-def _tools(record: dict) -> list | None:
-    tools = _parsed(record.get("tools"))
-    if not tools:
-        return None
-    if not isinstance(tools, list):
-        raise _SetAside("tools is not a list")
-    return tools
 
 
 def _first(record: dict, names: Sequence[str]) -> str | None:
@@ -321,8 +349,14 @@ LAYOUTS: dict[str, tuple[Callable[[dict], bool], Callable[[dict], list[Message]]
     "messages": (_has("messages"), _from_messages),
     "preference": (_is_preference, _from_chosen),
     "sharegpt": (_any(("conversations", "conversation")), _from_messages),
-    "beavertails": (_has("prompt", "response", "is_safe"), _from_pair),
-    "alpaca": (_has("instruction", "output"), _from_pair),
+    "beavertails": (
+        _has("prompt", "response", "is_safe"),
+        partial(_from_pair, prompts=("prompt",), responses=("response",)),
+    ),
+    "alpaca": (
+        _has("instruction", "output"),
+        partial(_from_pair, prompts=("instruction", "input"), responses=("output",)),
+    ),
     "prompt_completion": (_is_pair, _from_pair),
     "transcript": (_is_transcript, _from_transcript),
     "text": (_any(("text", "content")), lambda record: []),  # no turns: `to_conversation` reads it itself

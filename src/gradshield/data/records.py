@@ -95,21 +95,30 @@ def read_parquet(path: PurePath, name: str) -> Iterator[Record]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
+        columns = file.schema_arrow.names
+        if len(set(columns)) < len(columns):
+            twice = next(column for column in columns if columns.count(column) > 1)
+            raise UserError(f"{name}: column {twice!r} appears twice; rename one of them")
         yield from arrow_records(file.iter_batches(batch_size=1000))
 
 
 def arrow_records(batches: Iterable[Any]) -> Iterator[Record]:
-    """Records of Arrow batches; where a string is not UTF-8, `raw` is the row as an Arrow IPC stream."""
+    """Records of Arrow batches; where Python can't hold a value, `raw` is the row as an Arrow IPC stream."""
     line = 0
     for batch in batches:
+        encoded = [field for field in batch.schema if _holds_json(field.type)]
         for at, record in enumerate(_python_rows(batch)):
             line += 1
-            if record is None:
-                yield line, _ipc(batch.slice(at, 1)), None, "invalid UTF-8 in a text column"
+            if isinstance(record, str):
+                yield line, _ipc(batch.slice(at, 1)), None, record
                 continue
-            raw = json.dumps(record, ensure_ascii=False, default=_display).encode("utf-8", "backslashreplace")
-            problem = _too_long(raw, "record") or _bad_text(record)
-            yield line, raw, None if problem else record, problem
+            try:
+                decoded = record | {field.name: _decoded(record[field.name], field.type) for field in encoded}
+                raw, problem = _shown(decoded), bad_text(decoded)
+            except (ValueError, RecursionError):
+                raw, problem, decoded = _shown(record), "a column of JSON holds what is not usable JSON", None
+            problem = _too_long(raw, "record") or problem
+            yield line, raw, None if problem else decoded, problem
 
 
 def parse_object(raw: bytes) -> tuple[dict | None, str | None]:
@@ -132,7 +141,7 @@ def parse_object(raw: bytes) -> tuple[dict | None, str | None]:
             return None, f"not a JSON object but a {type(value).__name__}"
         if twice:
             return None, f"key {twice[0]!r} appears twice in an object"
-        problem = _bad_text(value) if "\\u" in text else None  # nothing else can bring a NUL or a lone surrogate
+        problem = bad_text(value) if "\\u" in text else None  # nothing else can bring a NUL or a lone surrogate
     except json.JSONDecodeError as error:
         return None, f"not valid JSON at column {error.colno}: {error.msg}"
     except RecursionError:
@@ -170,7 +179,7 @@ def _too_long(raw: bytes, what: str) -> str | None:
     return f"{what} of {len(raw) / 1e6:.0f} MB, over the limit of {MAX_RECORD / 1e6:.0f} MB"
 
 
-def _bad_text(value: Any) -> str | None:
+def bad_text(value: Any) -> str | None:
     """Why a text somewhere in the value can't reach a tokenizer: a NUL, or half a surrogate pair."""
     for text in _texts(value):
         if "\0" in text:
@@ -194,16 +203,35 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _python_rows(batch: Any) -> Iterator[dict | None]:
-    """The batch's rows; None where a string is not UTF-8, which Arrow does not check on reading."""
+def _python_rows(batch: Any) -> Iterator[dict | str]:
+    """The batch's rows, or why Python can't hold one: Arrow checks neither UTF-8 on reading nor what a date can be."""
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError, KeyError):
         for at in range(len(batch)):
             try:
                 yield batch.slice(at, 1).to_pylist()[0]
             except UnicodeDecodeError:
-                yield None
+                yield "invalid UTF-8 in a text column"
+            except (ValueError, OverflowError, KeyError) as error:  # a year past 9999, an unknown time zone, ...
+                yield f"a column holds what can't be read ({error})"
+
+
+def _holds_json(kind: Any) -> bool:
+    """Whether text in a column of this Arrow type is JSON: so `datasets` stores fields that differ from row to row."""
+    inner = (kind.field(n).type for n in range(kind.num_fields))
+    return getattr(kind, "extension_name", None) == "arrow.json" or any(map(_holds_json, inner))
+
+
+def _decoded(value: Any, kind: Any) -> Any:
+    """The value with its JSON texts parsed. Raises ValueError or RecursionError where they can't be."""
+    if value is not None and getattr(kind, "extension_name", None) == "arrow.json":
+        return json.loads(value)
+    if isinstance(value, dict):
+        return {field.name: _decoded(value[field.name], field.type) for field in kind}
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_decoded(item, kind.value_type) for item in value]
+    return value
 
 
 def _ipc(batch: Any) -> bytes:
@@ -213,6 +241,10 @@ def _ipc(batch: Any) -> bytes:
     with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
         writer.write(batch)
     return sink.getvalue().to_pybytes()
+
+
+def _shown(record: dict) -> bytes:
+    return json.dumps(record, ensure_ascii=False, default=_display).encode("utf-8", "backslashreplace")
 
 
 def _display(value: Any) -> str:

@@ -189,13 +189,15 @@ def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Sour
 def _of_split(path: str, files: list[Path], split: str) -> list[Path]:
     """The files of one split where all are named as the Hub's parquet files are, so that a dataset's folder gives the
     rows that its id does: else rows to test on would be trained on."""
-    named = [re.fullmatch(r"(\w+)-\d{5}-of-\d{5}\.parquet", file.name) for file in files]
-    splits = {match[1] for match in named if match}
+    name = r".*/(?:(\w+)-\d{5}-of-\d{5}(?:-[0-9a-f]{16})?|default/(\w+)/\d{4})\.parquet"
+    found = [re.fullmatch(name, file.absolute().as_posix(), re.DOTALL) for file in files]
+    named = [match and (match[1] or match[2]) for match in found]
+    splits = {each for each in named if each}
     if len(splits) < 2 or not all(named):
         return files
     if split not in splits:
         raise UserError(f"{path}: no split {split!r}; choose one of {', '.join(sorted(splits))} with --split")
-    return [file for file, match in zip(files, named) if match and match[1] == split]
+    return [file for file, each in zip(files, named) if each == split]
 
 
 def _open_dataset(path: str, split: str) -> Source:

@@ -28,8 +28,8 @@ _FOREIGN = {
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8, e.g. with iconv",
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8, e.g. with iconv",
 }
-# Lists of objects under these keys are one row's turns, not the rows of a file.
-_TURNS = {"messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "tools"}
+# Lists of objects under these keys are of one row, not the rows of a file.
+_ROW = {"messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "tools", "functions"}
 
 
 def open_bytes(path: str | PurePath) -> BinaryIO:
@@ -92,16 +92,23 @@ def is_object(line: bytes) -> bool:
 
 
 def holds_rows(key: str, value: Any) -> bool:
-    """Whether `{key: value}` wraps a file's rows: a list of objects that are not one row's turns."""
-    if key in _TURNS or not isinstance(value, list):
+    """Whether `{key: value}` wraps a file's rows: a list of objects that are not of one row."""
+    if key in _ROW or not isinstance(value, list):
         return False
     return bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def delimiter(header: str, name: str) -> str:
-    """Comma, tab or semicolon: the one that makes most columns of the header line (`.tsv`: tab first)."""
+    """Comma, tab or semicolon: the one that makes most columns of the header line (`.tsv`: tab first).
+
+    Raises UserError where the line is no CSV, as for a file whose lines end in "\\r" only.
+    """
     order = "\t,;" if suffix(name) == ".tsv" else ",\t;"
-    return max(order, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+    try:
+        return max(order, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+    except csv.Error as error:
+        why = str(error).split(" - ")[0]  # what follows is for programmers
+        raise UserError(f"{name}: the first line is no CSV ({why}); lines must end in a newline") from None
 
 
 def _is_one_object(path: str | PurePath) -> bool:
@@ -123,10 +130,10 @@ def _looks_like_csv(head: bytes) -> bool:
     if b"\0" in head:
         return False
     text = head.removeprefix(BOM).decode("utf-8", "replace")
-    mark = delimiter(text.split("\n", 1)[0], "")
     try:
+        mark = delimiter(text.split("\n", 1)[0], "")
         records = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
         widths = [len(fields) for fields, _ in zip(records, range(2), strict=False)]
-    except csv.Error:
+    except (csv.Error, UserError):
         return False
     return len(widths) == 2 and widths[0] == widths[1] >= 2

@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from gradshield.data.json_array import read_array
 from gradshield.data.records import csv_records
@@ -141,7 +143,8 @@ def _judged(
             entry["raw"] = row.raw.decode("utf-8")
         except UnicodeDecodeError:
             entry["raw_base64"] = base64.b64encode(row.raw).decode()
-        log.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        # A file's name need not be UTF-8; what can't be encoded is escaped as JSON escapes it.
+        log.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
 
 def _write_bytes(source: Source, part: int, rows: Iterator[tuple[str, Row]], outs: Mapping[str, BinaryIO]) -> None:
@@ -186,9 +189,19 @@ def _write_parquet(file: Path, verdicts: Sequence[str], outs: Mapping[str, Binar
         start = 0
         for group in range(source.num_row_groups):
             table = source.read_row_group(group)
-            here = verdicts[start : start + len(table)]
+            part = np.array(verdicts[start : start + len(table)])
             start += len(table)
             for verdict, writer in writers.items():
-                places = [at for at, one in enumerate(here) if one == verdict]
-                if places:
-                    writer.write_table(table.take(pyarrow.array(places, pyarrow.int64())))
+                if len(rows := np.flatnonzero(part == verdict)):
+                    writer.write_table(_taken(table, rows))
+
+
+def _taken(table: Any, rows: np.ndarray) -> Any:
+    """The rows of the table, also where `take` does not know a column's type: then by runs of neighbours."""
+    import pyarrow
+
+    try:
+        return table.take(rows)
+    except pyarrow.ArrowNotImplementedError:
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+        return pyarrow.concat_tables([table.slice(run[0], len(run)) for run in runs])
