@@ -48,6 +48,9 @@ def test_a_missing_file_folder_and_model_are_named(monkeypatch, capsys, tmp_path
         (("filter", str(good), "--device", "warp"), "--device warp"),
         (("filter", str(good), "--loss-on", "all"), "--loss-on all"),
         (("filter", str(good), "--threshold", "fixed"), "--value"),
+        (("filter", str(good), "--threshold", "fixed", "--value", "nan"), "--value"),
+        (("filter", str(good), "-o", str(good / "run")), "run"),
+        (("filter", str(good), "-o", str(tmp_path / ("x" * 300))), "xxx"),
         (("filter", str(good), "--variant", "magic"), "--variant"),
         (("filter", str(good), "--map", "prompt"), "--map"),
         (("filter", str(good), "--map", "prompt=wrong", "--map", "response=completion"), "wrong"),
@@ -84,3 +87,8 @@ def test_import_and_help_need_no_torch():
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parent)
+
+
+def test_json_knows_no_infinity(capsys):
+    cli._print_json({"threshold": float("inf"), "score": [1.0, float("nan")]})
+    assert capsys.readouterr().out == '{"threshold": null, "score": [1.0, null]}\n'

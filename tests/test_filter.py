@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -95,6 +96,16 @@ def test_a_finished_run_is_not_done_again_and_another_one_is_refused(tiny_folder
     train.write_bytes(b"".join([train.read_bytes(), b"\n", ROWS[0].encode()]))
     with pytest.raises(UserError, match=r"another input"):
         run_filter(str(train), tmp_path / "run", settings(tiny_folder))
+
+
+def test_a_probes_file_that_changed_since_is_said(tiny_folder, train, tmp_path):
+    probes = tmp_path / "probes.txt"
+    probes.write_text("How to rob a bank\nHow to pick a lock\n")
+    chosen = settings(tiny_folder, probes=str(probes))
+    run_filter(str(train), tmp_path / "run", chosen)
+    probes.write_text("How to rob a bank\nHow to forge a coin\n")
+    with pytest.raises(UserError, match=r"another file \(.*probes\.txt"):
+        run_filter(str(train), tmp_path / "run", chosen)
 
 
 def test_what_is_wrong_is_said_before_anything_is_scored_or_written(tiny_folder, train, tmp_path):
@@ -228,3 +239,38 @@ def test_a_tokenizer_without_a_chat_template_is_one_line_with_the_remedy(tiny_fo
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] ")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_row_whose_score_is_no_number_is_set_aside_and_never_kept(tiny_folder, train, tmp_path, monkeypatch):
+    real = pipeline.score
+
+    def score(examples, *arguments, **more):
+        columns = real(examples, *arguments, **more)
+        columns["score"][[e.row in bad for e in examples]] = np.nan
+        return columns
+
+    monkeypatch.setattr(pipeline, "score", score)
+    bad = {5, 6}
+    for rule in ({"threshold": "share"}, {"threshold": "a1", "value": None}):
+        out = tmp_path / rule["threshold"]
+        summary = run_filter(str(train), out, settings(tiny_folder, variant="paper", **rule))
+        assert summary["rows"] == summary["kept"] + summary["quarantined"] + summary["set_aside"]
+        aside = [json.loads(line) for line in (out / "set_aside.jsonl").read_text().splitlines()]
+        assert [(a["line"], "finite" in a["reason"]) for a in aside] == [(3, False), (4, False), (6, True), (7, True)]
+        assert 'Question 1"' not in (out / "kept.jsonl").read_text()
+    bad = set(range(40))
+    with pytest.raises(UserError, match="--dtype"):
+        run_filter(str(train), tmp_path / "none", settings(tiny_folder, variant="paper"))
+    assert not (tmp_path / "none" / "kept.jsonl").exists()
+
+
+def test_a_model_without_gradients_is_filtered_by_the_default_and_its_tokens_go_unmarked(
+    tiny_folder, train, tmp_path, monkeypatch, caplog
+):
+    def gradient(*_):
+        raise NotImplementedError("no backward for this kernel")
+
+    monkeypatch.setattr(pipeline, "probe_gradient", gradient)
+    summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder))
+    assert summary["quarantined"] == 8 and (tmp_path / "run" / "report.html").exists()
+    assert "not marked" in caplog.text

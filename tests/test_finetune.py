@@ -187,3 +187,28 @@ def test_logits_of_tokens_without_a_label_change_nothing_and_are_left_out(tiny_f
     assert labelled == 3 * sum(int(e.mask.sum()) for e in examples) < sum(computed)
     one, other = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("labelled", "every"))
     assert all(torch.allclose(one[k], other[k], rtol=1e-4, atol=1e-6) for k in one)
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_process_alone_in_mid_step_ends_the_others():
+    from test_launch import start
+
+    program = """
+import sys
+import torch.distributed as dist, torch
+from gradshield.errors import UserError
+from gradshield.processes import is_first, together
+
+def task(number):
+    if is_first() and number == 2:
+        raise UserError("only here")
+    dist.all_reduce(torch.ones(1))
+    return number
+
+try:
+    together(lambda call: (call(1), call(2)), task, cpu=True)
+except (UserError, RuntimeError) as error:
+    sys.exit(str(error))
+"""
+    first, second = start(program=("-c", program))
+    assert first[0] == second[0] == 1 and first[2].strip().endswith("only here") and "only here" not in second[2]

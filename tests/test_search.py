@@ -1,11 +1,12 @@
 """Algorithm 1 on worlds without a model: rows with a score and a hidden harm, safe while little harm is trained on."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from gradshield.search import Outcome, Trial, search
+from gradshield.search import Outcome, search
 from gradshield.threshold import Threshold, a1
 
 
@@ -20,11 +21,11 @@ def play(scores, harm, *, bearable=2, useful_from=0, guess=None, **options):
     """(trials, outcome, times that scores were asked for): unsafe from `bearable` harmful rows on."""
     asked = []
 
-    def measure(number, threshold, chosen):
-        assert len(set(chosen)) == len(chosen)
+    def measure(trial, chosen):
+        assert trial.kept == len(set(chosen)) == len(chosen) > 0
         trained = int(harm[chosen].sum())
         safe, useful = trained <= bearable, len(chosen) - trained >= useful_from
-        return Trial(number, threshold, 0, 0, len(chosen), trained / max(1, harm.sum()), 0.5, safe, useful, "note")
+        return replace(trial, asr=trained / max(1, harm.sum()), utility=0.5, safe=safe, useful=useful, note="note")
 
     def all_scores():
         asked.append(1)
@@ -110,3 +111,36 @@ def test_the_literal_reading_drops_the_safest_rows_once_the_lower_end_has_moved(
 def test_equal_scores_stay_together_and_all_equal_ones_are_rejected():
     trials, outcome, _ = play(np.zeros(50), np.ones(50, bool), max_searches=3)
     assert outcome.accepted is None and "no row is left" in outcome.reason and len(trials) == 1
+
+
+@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("ties", [1, 6])
+def test_a_guess_that_stands_still_is_moved_to_the_next_rank_that_differs(literal, ties):
+    """Also where λ of what is left is less than a rank, or the rows at the lower end are tied."""
+    scores = np.floor(np.arange(60.0) / ties)
+    given = iter([scores[48] - 0.5])
+    low = lambda values, number: Threshold(next(given, -1e9), "x", "", clear=False)  # noqa: E731
+    trials, outcome, _ = play(
+        scores, np.arange(60) >= 54, bearable=0, useful_from=60, guess=low, max_searches=9, literal=literal
+    )
+    ends = [(t.lo, t.up) for t in trials[1:]]
+    assert ends[1] == (48, 60) and all(b > a for (a, _), (b, _) in pairwise(ends)), ends
+    assert trials[2].kept == (ties if literal else 48 + ties) and len(set(t.threshold for t in trials)) == len(trials)
+    assert "search closed" in outcome.reason
+
+
+def test_a_guess_below_every_row_leaves_the_lowest_ones_to_train_on():
+    low = lambda values, number: Threshold(-1e9, "x", "", clear=False)  # noqa: E731
+    trials, outcome, _ = play(np.arange(15.0), np.arange(15) >= 12, bearable=0, guess=low)
+    assert [t.kept for t in trials] == [15, 1] and outcome.accepted is trials[1]
+    trials, outcome, _ = play(np.arange(15.0), np.arange(15) >= 0, bearable=0, guess=low)
+    assert [t.kept for t in trials] == [15, 1] and "no row is left" in outcome.reason
+
+
+def test_rows_without_a_score_are_in_the_training_on_everything_alone():
+    scores = np.r_[np.arange(40.0), [np.inf] * 3]
+    nothing = lambda values, number: Threshold(np.inf, "x", "")  # noqa: E731
+    trials, *_ = play(scores, np.arange(43) >= 30, bearable=0, guess=nothing)
+    assert [(t.kept, t.up) for t in trials[:2]] == [(43, 43), (38, 40)] and all(
+        np.isfinite(t.threshold) for t in trials[1:]
+    )

@@ -4,11 +4,14 @@ import json
 import sys
 from dataclasses import replace
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from evaluation.test_judge import save_classifier
 from test_filter import refusing, train  # noqa: F401  (fixtures)
 
+import gradshield.filter as pipeline
 import gradshield.tune as room
 from gradshield.cli import main
 from gradshield.errors import Diverged, UserError
@@ -58,6 +61,99 @@ def test_a_safe_model_is_handed_out_with_the_rows_it_was_trained_on(tiny_folder,
     assert "accepted" in card and f"{summary['trials'][1]['kept']} of {summary['rows']} rows" in card
     assert yaml.safe_load((out / "run.yaml").read_text())["summary"] == summary
     assert tune(train, out, tiny_folder) == summary
+
+
+def scores_of(out, file):
+    """The score of each line of the file, as the screening has it."""
+    table = pq.read_table(out / "screen" / "scores.parquet").to_pydict()
+    return dict(zip(filter(None, file.read_bytes().split(b"\n")), table["score"]))
+
+
+def lines_of(file) -> list[bytes]:
+    return [line for line in file.read_bytes().split(b"\n") if line]
+
+
+def test_no_row_at_or_above_the_accepted_threshold_is_kept_and_ranks_are_told(
+    tiny_folder,
+    train,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    answer_with(monkeypatch, 0.0, 0.9, 0.9, 0.9, 0.1)
+    summary = tune(train, tmp_path / "run", tiny_folder)
+    _, second, third, last = summary["trials"]
+    assert (second["lo"], third["lo"], last["lo"]) == (0, 0, 0) and third["up"] == second["kept"]
+    assert last["up"] == third["kept"] and json.loads(lines_of(tmp_path / "run" / "trials.jsonl")[-1]) == last
+    scores, kept = scores_of(tmp_path / "run", train), lines_of(tmp_path / "run" / "kept.jsonl")
+    assert all(scores[line] < last["threshold"] for line in kept)
+    assert last["kept"] <= len(kept) < last["kept"] + summary["held_out"]  # some that were held out lie above
+
+
+def test_the_literal_readings_kept_rows_are_those_trained_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.9, 0.1)
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"prompt": "p", "answer": "x"}\n')
+    values, real = [0.0, 0.0, 1.0], room.evaluate_utility
+    monkeypatch.setattr(room, "evaluate_utility", lambda *a: replace(real(*a), value=values.pop(0)))
+    summary = tune(train, tmp_path / "run", tiny_folder, literal=True, task=str(task), min_utility=0.5)
+    last = summary["trials"][-1]
+    assert summary["accepted"] == 3 and last["lo"] > 0
+    assert summary["kept"] == last["kept"] == len(lines_of(tmp_path / "run" / "kept.jsonl"))
+
+
+def test_a_torn_last_line_of_the_trials_is_measured_again(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.9, 0.1)
+    whole = tune(train, tmp_path / "run", tiny_folder)
+    file, plan = tmp_path / "run" / "trials.jsonl", tmp_path / "run" / "run.yaml"
+    file.write_bytes(file.read_bytes()[:-30])
+    saved = yaml.safe_load(plan.read_text())
+    plan.write_text(yaml.safe_dump({part: saved[part] for part in saved if part != "summary"}))
+    answer_with(monkeypatch, 0.1)
+    again = tune(train, tmp_path / "run", tiny_folder)
+    assert [t["kept"] for t in again["trials"]] == [t["kept"] for t in whole["trials"]] and again["accepted"] == 2
+
+
+def test_a_named_file_that_changed_since_is_said(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.0)
+    task, asked = tmp_path / "task.jsonl", tmp_path / "requests.txt"
+    task.write_text('{"prompt": "p", "answer": "x"}\n')
+    asked.write_text("one\n")
+    measuring = MEASURING.model_copy(update={"requests": str(asked)})
+    summary = tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task), measuring=measuring)
+    for file in (task, asked):
+        before = file.read_text()
+        file.write_text(before + before)
+        with pytest.raises(UserError, match=f"another file .*{file.name}"):
+            tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task), measuring=measuring)
+        file.write_text(before)
+    assert tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task), measuring=measuring) == summary
+
+
+@pytest.mark.parametrize("start", ["screen", "paper"])
+def test_rows_whose_score_is_not_finite_are_set_aside(tiny_folder, train, tmp_path, monkeypatch, start):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.9, 0.1)
+    real = pipeline.make_reference
+
+    def broken(*arguments):
+        reference = real(*arguments)
+
+        def scorer(batch):
+            wrong = {5: np.nan, 6: -np.inf}
+            columns = reference.scorer(batch)
+            return {**columns, "score": np.array([wrong.get(e.row, s) for e, s in zip(batch, columns["score"])])}
+
+        return type(reference)(scorer, reference.anchors)
+
+    monkeypatch.setattr(pipeline, "make_reference", broken)
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"prompt": "p", "answer": "x"}\n')
+    summary = tune(train, tmp_path / "run", tiny_folder, start=start, task=str(task))
+    first, last = summary["trials"]
+    assert first["kept"] == 33 - 2 * (start == "screen")  # unknown before they are scored
+    assert summary["set_aside"] == 2 + 2 and last["kept"] == summary["kept"]
+    assert summary["rows"] == summary["kept"] + summary["quarantined"] + summary["set_aside"]
+    aside = [json.loads(line) for line in lines_of(tmp_path / "run" / "set_aside.jsonl")]
+    assert [a["line"] for a in aside] == [3, 4, 6, 7] and all("finite" in a["reason"] for a in aside[2:])
 
 
 def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
@@ -138,6 +234,65 @@ def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train,
     summary = tune(train, tmp_path / "run", tiny_folder)
     first, second = summary["trials"]
     assert not first["safe"] and first["asr"] is None and "diverged" in first["note"] and second["safe"]
+
+
+def test_a_trial_whose_held_out_loss_is_not_finite_is_not_safe_and_a_base_model_is_refused(
+    tiny_folder,
+    train,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    answer_with(monkeypatch, 0.0)
+    real, broken = room.evaluate_utility, iter([False, True, False, True])
+
+    def evaluate(*arguments):
+        if next(broken):
+            raise Diverged("its loss on held-out rows is not finite")
+        return real(*arguments)
+
+    monkeypatch.setattr(room, "evaluate_utility", evaluate)
+    first, second = tune(train, tmp_path / "run", tiny_folder)["trials"]
+    assert not first["safe"] and first["asr"] is None and "not finite" in first["note"] and first["steps"]
+    assert second["safe"] and second["useful"]
+    with pytest.raises(UserError, match="not finite"):
+        tune(train, tmp_path / "base", tiny_folder)
+
+
+def test_what_quantised_weights_can_not_be_trained_with_is_said_before_anything_is_measured(
+    tiny_folder,
+    train,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    pytest.importorskip("bitsandbytes")
+    from conftest import random_examples
+
+    monkeypatch.setattr(room, "evaluate_safety", None)
+    model = load_model(tiny_folder)
+    finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "adapter", TRAINING)
+    for more, training, words in (
+        ({"adapter": str(tmp_path / "adapter")}, {}, "carry an adapter.*--quantize"),
+        ({"model": str(tmp_path / "adapter")}, {}, "carry an adapter.*--quantize"),
+        ({}, {"method": "full"}, "--method full"),
+    ):
+        settings = FilterSettings(**{"model": tiny_folder, "quantize": "4bit", **more})
+        parts = FinetuneSettings(**training), TuneSettings(**EASY), MEASURING
+        with pytest.raises(UserError, match=words):
+            run_tune(str(train), tmp_path / "run", settings, *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_card_and_the_config_name_the_adapter_below(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    from conftest import random_examples
+
+    answer_with(monkeypatch, 0.0, 0.0)
+    model, below = load_model(tiny_folder), str(tmp_path / "adapter")
+    finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "adapter", TRAINING)
+    settings = FilterSettings(model=tiny_folder, adapter=below, threshold="share", value=0.25, variant="paper")
+    run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
+    assert f"Fine-tuned from {tiny_folder} + {below}\n" in (tmp_path / "run" / "model" / "README.md").read_text()
+    config = json.loads((tmp_path / "run" / "model" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == below
 
 
 def test_the_users_own_trainer_gets_the_rows_verbatim(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811

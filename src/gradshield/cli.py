@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help=__doc__.split("\n")[0] if __doc__ else None,
+    help="Find and remove the rows of a fine-tuning file that would make a language model stop refusing.",
 )
 console = Console()
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
@@ -76,7 +76,7 @@ def filter(
         return
     summary = run_filter(path, out, settings)
     if as_json:
-        print(json.dumps(summary))
+        _print_json(summary)
     else:
         _summary(summary, out)
 
@@ -98,7 +98,7 @@ def tune(
     if not is_first():
         return  # the first process says it
     if as_json:
-        print(json.dumps(summary))
+        _print_json(summary)
     else:
         _tuned(summary)
     if summary["accepted"] is None:
@@ -138,7 +138,7 @@ def check(
             {"probe": p, "refused": r, "s": s, "answer": a}
             for p, r, s, a in zip(result.probes, result.refused, result.s, result.answers)
         ]
-        print(json.dumps({**facts, "per_probe": per_probe}))
+        _print_json({**facts, "per_probe": per_probe})
     else:
         table = Table("S", "refused", "probe", "answer", title=escape(f"{loaded.name}: {result.grade}"))
         for p, r, s, a in sorted(zip(result.probes, result.refused, result.s, result.answers), key=lambda x: x[2]):
@@ -165,7 +165,7 @@ def explain(
 
     result = explain_row(run, row)
     if as_json:
-        print(json.dumps(asdict(result)))
+        _print_json(asdict(result))
         return
     console.print(f"row {row}: score {result.score:+.2f}, threshold {result.threshold:+.2f}: {result.verdict}")
     for name, number in result.signals.items():
@@ -252,7 +252,7 @@ def align(
     public = (folder / "advbench.jsonl", folder / "jbb_benign.jsonl")
     write_card(out, SETTINGS, report, alignment_report(aligned, *public) if all(p.is_file() for p in public) else None)
     figures |= {k: v for k, v in report.items() if k != "answers"}
-    _show(figures, as_json, f"adapter in {out}")
+    _show(figures, as_json, f"adapter in {escape(str(out))}")
 
 
 @app.command()
@@ -337,7 +337,7 @@ def _summary(summary: dict[str, Any], out: Path) -> None:
     if summary["probes"]["grade"] == "weak":
         refused = f"{summary['probes']['refused']} of {summary['probes']['of']}"
         console.print(f"warning: this model refuses only {refused} probes, so it is a weak reference", style="bold")
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+    console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)
 
 
 def _trial(trial: Any, quiet: bool) -> None:
@@ -370,9 +370,14 @@ def _tuned(summary: dict[str, Any]) -> None:
     console.print(table)
 
 
+def _print_json(facts: dict[str, Any]) -> None:
+    """One line of JSON, which knows no infinity: null for a number that is not finite."""
+    print(json.dumps(json.loads(json.dumps(facts), parse_constant=lambda _: None)))
+
+
 def _show(facts: dict[str, Any], as_json: bool, closing: str) -> None:
     if as_json:
-        print(json.dumps(facts))
+        _print_json(facts)
         return
     for name, value in facts.items():
         shown = f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,5 +1,6 @@
 """From a training file and an aligned model to the rows that are safe to train on: one run folder, resumable."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,12 @@ from gradshield import threshold as thresholds
 from gradshield.data import Row, Source, detect_layout, open_source, read_rows, to_conversation
 from gradshield.data.encode import Example, encode
 from gradshield.data.write import write_outputs
-from gradshield.errors import UserError, out_of_memory
+from gradshield.errors import UserError
 from gradshield.model import Model, load_model
 from gradshield.probe import margin, paper_tokens, probe_gradient
 from gradshield.progress import progress
 from gradshield.reference import AlignmentCheck, Reference, check_alignment, make_reference
-from gradshield.run import JOURNAL, begin_run, find_run, plan_of, write_run, writing
+from gradshield.run import JOURNAL, begin_run, checksums, find_run, plan_of, write_run, writing
 from gradshield.scoring.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.run import Scorer, score
 from gradshield.settings import FilterSettings
@@ -58,6 +59,7 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
     layout = find_layout(source, settings)
     model = model or load(settings)
     plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
+    plan["file"] = checksums(settings.probes, settings.reference)
     finished = find_run(out, plan)
     if finished:
         return finished
@@ -75,6 +77,7 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
     journal = out / JOURNAL
     rows = reference.seen(encoded.examples)
     columns = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
+    leave_out_unscored(encoded, columns["score"])
     threshold = find_threshold(columns["score"], good, reference, settings)
     by_row = {name: _spread(values, encoded) for name, values in columns.items()}
     verdicts = [
@@ -234,6 +237,14 @@ def encode_row(row: Row, layout: str, model: Model, settings: FilterSettings) ->
     return encode(conversation, row.index, model.tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
 
 
+def leave_out_unscored(encoded: Encoded, scores: np.ndarray) -> None:
+    """Adds the reason of rows whose score is no number: they can't be called safe. Raises UserError if all are."""
+    unscored = [e.row for e, value in zip(encoded.examples, scores) if not np.isfinite(value)]
+    if len(unscored) == len(scores):
+        raise UserError("no row's score is a finite number: the model overflows; try --dtype float32 or bfloat16")
+    encoded.reasons.update({row: "its score is not a finite number: the model overflows on it" for row in unscored})
+
+
 def good_scores(reference: Reference, model: Model, settings: FilterSettings) -> np.ndarray:
     """Scores of rows known to be good: the anchors that answer or refuse, and the user's own, if there are any."""
     if settings.threshold != "anchored":
@@ -274,8 +285,8 @@ def _write_scores(out: Path, encoded: Encoded, columns: Mapping[str, np.ndarray]
     table = pa.table(
         {
             "row": np.arange(1, encoded.rows + 1),
-            "place": encoded.places,
-            "group": encoded.groups,
+            "place": [_printable(place) for place in encoded.places],
+            "group": [_printable(group) for group in encoded.groups],
             "verdict": list(verdicts),
             "reason": [encoded.reasons.get(n) for n in range(encoded.rows)],
             **columns,
@@ -287,12 +298,18 @@ def _write_scores(out: Path, encoded: Encoded, columns: Mapping[str, np.ndarray]
     os.replace(temporary, out / "scores.parquet")
 
 
+def _printable(name: str) -> str:
+    """A file's name need not be UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _explain_highest(
     model: Model, check: AlignmentCheck, settings: FilterSettings, encoded: Encoded, scores: np.ndarray
 ) -> dict[int, Shares]:
     """Response tokens with their shares of FIHS, by row, for as many of the highest rows as one batch holds.
 
-    It is a second look at rows that are decided already: where memory does not suffice, they go without.
+    It is a second look at rows that are decided already: where the memory, or a model that gives no gradients, does
+    not let it be had, they go without.
     """
     from gradshield.report import highest
 
@@ -309,9 +326,8 @@ def _explain_highest(
                 parts, _ = fihs_parts(model, e, [gradient])
                 found[e.row] = words(model.tokenizer, e, shares(parts[0].sum(0)), responses_only=True)
                 advance(len(e.ids), 1)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
+    except (RuntimeError, MemoryError, UserError) as error:
+        logging.getLogger("gradshield").warning("tokens are not marked in the report: %s", str(error).split("\n")[0])
     return found
 
 

@@ -32,6 +32,7 @@ def finetune(model: Model, examples: Sequence[Example], out: Path, settings: Fin
     trained, also when one row alone does not fit, Diverged when the loss stops being finite; nothing is saved then.
     """
     check_training(settings)
+    check_method(model, settings)
     _check_model(model)
     count = processes()
     share = settings.batch // count
@@ -71,6 +72,19 @@ def check_training(settings: FinetuneSettings) -> None:
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
             raise UserError(f"{name} is not supported: launch without it, or train by --trainer-command")
+
+
+def check_method(model: Model, settings: FinetuneSettings) -> None:
+    """Raises UserError where quantised weights stand in the way of the training."""
+    from peft import PeftModel
+
+    if isinstance(model.net, PeftModel):  # not merged, and what lies over it would silently be dropped
+        raise UserError(
+            f"{model.name}: over quantised weights that carry an adapter no other can be trained: "
+            "leave out --quantize, or merge that adapter into its base"
+        )
+    if settings.method == "full" and getattr(model.net, "is_quantized", False):
+        raise UserError(f"{model.name}: --method full can't train quantised weights: leave out --quantize")
 
 
 def _check_model(model: Model) -> None:
@@ -133,7 +147,7 @@ def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
             lora_dropout=settings.lora_dropout,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
-            base_model_name_or_path=model.name,
+            base_model_name_or_path=model.base,
         )
         net: Any = get_peft_model(model.net, config)
         before: dict[str, torch.Tensor] = {}
@@ -195,7 +209,7 @@ def _progress(trainer: Any, rows: int, batch: int) -> Iterator[None]:
 def _save(net: Any, model: Model, out: Path, settings: FinetuneSettings) -> None:
     """An adapter whose config names its base, or a whole model that loads without the one it came from."""
     if settings.method == "lora":
-        net.peft_config["default"].base_model_name_or_path = model.name
+        net.peft_config["default"].base_model_name_or_path = model.base
     elif hasattr(net.config, "quantization_config"):  # left by a GGUF, whose weights are plain floats by now
         del net.config.quantization_config
     net.save_pretrained(str(out), safe_serialization=True)

@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from gradshield.errors import UserError
@@ -36,7 +36,13 @@ class Model:
     name: str
     net: Any  # transformers.PreTrainedModel
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
-    fingerprint: str  # changes when the weights' files do
+    fingerprint: str  # changes when weights, their configs, the tokenizer or its chat template do
+    adapters: tuple[str, ...] = ()  # laid over the model of that name, the uppermost last
+
+    @property
+    def base(self) -> str:
+        """What a further adapter's config names: the uppermost adapter, whose own config names what is below it."""
+        return self.adapters[-1] if self.adapters else self.name
 
     @property
     def device(self) -> torch.device:
@@ -116,9 +122,11 @@ def load_model(
     `adapter` is a PEFT adapter laid over it, or several, one over the other (merged, unless the weights are quantised);
     `quantize` is "4bit" or "8bit" (bitsandbytes); `device` a torch device or "auto" for accelerate's device map;
     `dtype` a torch dtype's name (default: float32 on a CPU, else the checkpoint's own).
-    Raises UserError for a model that is not there, has no safetensors, or an adapter that is not one.
+    Raises UserError for a model that is not there, has no safetensors, an adapter that is not one, or several over
+    quantised weights.
     """
     adapters: list[str] = [adapter] if isinstance(adapter, str) else list(adapter or ())
+    named = tuple(str(Path(each).resolve()) if Path(each).exists() else each for each in adapters)
     if name in (EMBEDDED, EMBEDDED_BASE):
         folder, file = embedded_gguf()
         adapters = [str(ADAPTER), *adapters] if name == EMBEDDED else adapters
@@ -142,6 +150,11 @@ def load_model(
             )
         _check_folder(name)
         source = {"pretrained_model_name_or_path": name, "trust_remote_code": trust_remote_code}
+    if quantize and len(adapters) > 1:  # which can't be merged, and PEFT silently drops one that lies over another
+        raise UserError(
+            f"--quantize {quantize}: only one adapter can lie over quantised weights, not {' and '.join(adapters)}: "
+            "leave out --quantize, or merge the lower one into its base"
+        )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
     net = _load_net(name, source, quantize, device, dtype)
@@ -150,7 +163,7 @@ def load_model(
         net = _with_adapter(net, path, merge=quantize is None)
     net.eval()
     net.requires_grad_(False)
-    return Model(name, net, tokenizer, _fingerprint(name, source, adapters, quantize, net))
+    return Model(name, net, tokenizer, _fingerprint(name, source, adapters, quantize, net, tokenizer), named)
 
 
 def embedded_gguf() -> tuple[Path, str]:
@@ -183,7 +196,7 @@ def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: s
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     wanted = getattr(torch, dtype, None) if dtype else (torch.float32 if device == "cpu" else "auto")
-    if wanted is None:
+    if dtype and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
         raise UserError(f"--dtype {dtype}: not a torch dtype (float32, bfloat16 or float16)")
     kwargs: dict[str, Any] = {"dtype": wanted, **source}
     if "gguf_file" not in source:
@@ -206,7 +219,7 @@ def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: s
     try:
         with quiet_loading():
             net: Any = AutoModelForCausalLM.from_pretrained(**kwargs)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(f"model {name} can't be loaded: {_first_line(error)}") from error
     if "gguf_file" in source:  # dequantised on loading: what remains of the mark only hinders saving
         net.hf_quantizer, net.is_quantized, net.quantization_method = None, False, None
@@ -226,8 +239,8 @@ def _load_tokenizer(name: str, source: dict[str, Any], chat_template: str | None
     if chat_template:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--chat-template {chat_template}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--chat-template {chat_template}: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -241,10 +254,12 @@ def _with_adapter(net: Any, adapter: str, merge: bool) -> Any:
         with quiet_loading():
             from peft import PeftModel  # here, since bitsandbytes has something to say when it is imported
 
+            # Weights that fit nowhere are only warned of, and the model would go on without them.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
             wrapped = PeftModel.from_pretrained(net, adapter, use_safetensors=True)
             return wrapped.merge_and_unload() if merge else wrapped
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"adapter {adapter} can't be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, UserWarning) as error:
+        raise UserError(f"adapter {adapter} can't be loaded: {_first_line(error)[:300]}") from error
 
 
 def _base_of_adapter(folder: Path) -> str | None:
@@ -252,7 +267,10 @@ def _base_of_adapter(folder: Path) -> str | None:
     config = folder / "adapter_config.json"
     if not config.is_file():
         return None
-    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{config}: can't be read ({_first_line(error)})") from error
     if not base:
         raise UserError(f"{config}: names no base model; pass --model BASE --adapter {folder}")
     return base
@@ -284,22 +302,28 @@ def _check_device(device: str) -> None:
         raise UserError(f"--device {device}: not to be had here ({_first_line(error)[:100]})") from None
 
 
-def _fingerprint(name: str, source: dict[str, Any], adapters: list[str], quantize: str | None, net: Any) -> str:
-    """sha256 (16 hex digits) over names, sizes, heads and tails of the weights' files, or the Hub commit."""
-    digest = hashlib.sha256(f"{net.config.model_type} {net.dtype} {quantize}".encode())
+def _fingerprint(
+    name: str, source: dict[str, Any], adapters: list[str], quantize: str | None, net: Any, tokenizer: Any
+) -> str:
+    """sha256 (16 hex digits) over the files of weights and their configs (or the Hub commit), and the tokenizer.
+
+    Every byte counts: an edit of a few matrices in the middle can be all that a refusal hung on.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    reading = f"{tokenizer.chat_template} {backend.to_str() if backend else tokenizer.get_vocab()}"
+    digest = hashlib.sha256(f"{net.config.model_type} {net.dtype} {quantize} {reading}".encode())
     folder = Path(source["pretrained_model_name_or_path"])
     files = [folder / source["gguf_file"]] if "gguf_file" in source else sorted(folder.glob("*.safetensors"))
     if not files:
         digest.update(f"{name} {getattr(net.config, '_commit_hash', None)}".encode())
     for adapter in adapters:
-        files += sorted(Path(adapter).glob("*.safetensors")) or []
-        digest.update(Path(adapter).name.encode())
-    for file in files:
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-            stream.seek(-min(1 << 20, file.stat().st_size), os.SEEK_END)
-            digest.update(stream.read())
+        found = sorted(Path(adapter).glob("*.safetensors"))
+        files += [*found, Path(adapter) / "adapter_config.json"] if found else []
+        digest.update((Path(adapter).name if found else adapter).encode())
+    for file in (*files, folder / "config.json"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -58,17 +58,15 @@ def margin(safe: Sequence[int], unsafe: Sequence[int]) -> SafetyScore:
 
 
 def paper_tokens(tokenizer) -> tuple[int, int]:
-    """Ids of "I" and "Sure" as first response tokens (eq. 5): the form that this tokenizer makes one token of.
-
-    Raises UserError when neither form of a word is a single token.
-    """
+    """Ids of "I" and "Sure" as first response tokens (eq. 5): the form that this tokenizer makes one token of, else the
+    word's first token. Raises UserError when both words begin with the same one."""
     ids = []
     for word in ("I", "Sure"):
         forms = [tokenizer.encode(form, add_special_tokens=False) for form in (word, " " + word)]
         single = [form[-1] for form in forms if len(form) == 1 or tokenizer.decode(form[:-1]).strip() == ""]
-        if not single:
-            raise UserError(f'"{word}" is not one token in this tokenizer: use --safety-score sets')
-        ids.append(single[0])
+        ids.append(single[0] if single else forms[0][0])
+    if ids[0] == ids[1]:
+        raise UserError('"I" and "Sure" begin with the same token in this tokenizer, so there is no S to read off it')
     return ids[0], ids[1]
 
 

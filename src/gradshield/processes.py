@@ -46,16 +46,24 @@ def together(work: Callable[[Callable[..., R]], T], task: Callable[..., R], *, c
                 task(*told[1])
         return told[1]
 
+    apart = False
+
     def call(*arguments: Any) -> R:
+        nonlocal apart
         _tell(("call", arguments), group)
-        return task(*arguments)
+        try:
+            return task(*arguments)
+        except BaseException as error:
+            apart = not isinstance(error, Diverged)
+            raise
 
     result = None
     try:
         result = work(call)
     finally:
-        with suppress(UserError):
-            _tell(("end", result), group)
+        if not apart:  # else the others may wait in the midst of a step, and hear only that this process ends
+            with suppress(UserError):
+                _tell(("end", result), group)
     return result
 
 

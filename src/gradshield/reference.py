@@ -95,8 +95,7 @@ def check_alignment(model: Model, probes: str | None = None) -> AlignmentCheck:
     """Lets the model answer the probes (a file, or the bundled ones) and reads S off it; cached per model."""
     requests = read_requests(probes or ASSETS / "probes.jsonl")
     file = _cache("check", model, requests)
-    if file.exists():
-        saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if saved := _read(file):
         first = tuple((token, share) for token, share in saved.pop("first_tokens"))
         return AlignmentCheck(**{k: tuple(v) for k, v in saved.items()}, first_tokens=first)
     flags, answers = refused(model, requests)
@@ -124,16 +123,15 @@ def make_reference(model: Model, check: AlignmentCheck, settings: FilterSettings
     if settings.variant == "intent":
         return _intent_reference(model, usable, settings.batch_tokens)
     scorer = _fihs_scorer(model, usable, settings)
-    shape = [getattr(settings, n) for n in ("variant", "safety_score", "contrast", "weights", "mapping", "probe_count")]
-    file = _cache("fihs", model, [*shape, usable, FIHS_READING])
-    if file.exists():
-        saved = json.loads(file.read_text(encoding="utf-8"))
+    names = ("variant", "safety_score", "contrast", "weights", "mapping", "probe_count", "loss_on", "max_length")
+    file = _cache("fihs", model, [*(getattr(settings, n) for n in names), usable, FIHS_READING])
+    if saved := _read(file):
         return Reference(scorer, {kind: np.array(values) for kind, values in saved.items()})
     if settings.threshold != "anchored":  # a gradient for every anchor is dear where nothing is decided by them
         return Reference(scorer, {})
     anchors = {
         kind: score(examples, scorer, batch_tokens=settings.batch_tokens, title=f"{kind} anchors")["score"]
-        for kind, examples in anchor_examples(model).items()
+        for kind, examples in anchor_examples(model, settings.loss_on, settings.max_length).items()
     }
     _write(file, json.dumps({kind: values.tolist() for kind, values in anchors.items()}))
     return Reference(scorer, anchors)
@@ -168,8 +166,7 @@ def _fihs_scorer(model: Model, usable: list[str], settings: FilterSettings) -> S
 
 def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Reference:
     file = _cache("intent", model, [usable, READING, DEPTHS, WINDOW, REGULARISATION])
-    if file.exists():
-        saved = json.loads(file.read_text(encoding="utf-8"))
+    if saved := _read(file):
         request, answer = (Readout(np.array(saved[k]["weight"]), saved[k]["bias"]) for k in ("request", "answer"))
         intent = Intent(tuple(saved["layers"]), request, answer)
         anchors = {kind: np.array(values) for kind, values in saved["anchors"].items()}
@@ -186,8 +183,8 @@ def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Ref
     return Reference(lambda batch: intent_scores(model, intent, batch), anchors, lambda rows: seen(model, rows))
 
 
-def anchor_examples(model: Model) -> dict[str, list[Example]]:
-    """The bundled anchors by kind, encoded for the model; those that its template can't take are left out."""
+def anchor_examples(model: Model, loss_on: str = "assistant", max_length: int = 1024) -> dict[str, list[Example]]:
+    """The bundled anchors by kind, encoded like the rows; those that its template can't take are left out."""
     result = {}
     for kind, file in ANCHOR_FILES.items():
         examples = []
@@ -197,7 +194,7 @@ def anchor_examples(model: Model) -> dict[str, list[Example]]:
             row = json.loads(line)
             system = (Message("system", row["system"]),) if row.get("system") else ()
             turns = (*system, Message("user", row["prompt"]), Message("assistant", row["response"]))
-            example = encode(Conversation(turns), n, model.tokenizer)
+            example = encode(Conversation(turns), n, model.tokenizer, max_length=max_length, loss_on=loss_on)
             if isinstance(example, Example):
                 examples.append(example)
         result[kind] = examples
@@ -216,6 +213,14 @@ def _cache(what: str, model: Model, of: object) -> Path:
     template = str(model.tokenizer.chat_template)
     key = hashlib.sha256(json.dumps([of, assets, template]).encode()).hexdigest()[:12]
     return cache_folder() / f"{what}-{model.fingerprint}-{key}.json"
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What was kept in the file; None where there is none, or none that can be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _write(file: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """The run folder: run.yaml says what the run is and, at its end, what came out; it is taken up, or refused, by that."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,12 @@ def plan_of(source: Source, model: "Model", layout: str, settings: Mapping[str, 
     }
 
 
+def checksums(*names: str | None) -> dict[str, str]:
+    """sha256 (16 hex digits) of each of the names that is a file: what must be the same beside the settings."""
+    files = {name: Path(name).expanduser() for name in names if name}
+    return {name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for name, p in files.items() if p.is_file()}
+
+
 def find_run(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary of the plan's run when it is done in `out`, None when it is to be begun or to be taken up there.
 
@@ -43,6 +50,9 @@ def find_run(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
     file = out / "run.yaml"
     with writing(out):  # a folder that can't be looked into can't be written to either
         begun = file.exists()
+        above = next(p for p in (out, *out.absolute().parents) if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):  # else it would come out after long work only
+            raise UserError(f"{out}: {above} is no folder that can be written to; choose another -o")
         if not begun and out.exists() and (not out.is_dir() or any(p.name != ".run.yaml" for p in out.iterdir())):
             raise UserError(f"{out}: not empty and not a run; choose another folder with -o")
     if not begun:

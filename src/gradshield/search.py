@@ -4,7 +4,7 @@ Pure search: training and measuring are a callable, so the same code runs an 8B 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, floor
 
 import numpy as np
@@ -38,8 +38,8 @@ class Outcome:
     reason: str
 
 
-Measure = Callable[[int, float | None, np.ndarray], Trial]
-"""(number, threshold, indices of the rows to train on) → the trial, with lo and up still 0."""
+Measure = Callable[[Trial, np.ndarray], Trial]
+"""(the trial before it is done, indices of the rows to train on) → what became of it."""
 
 
 def search(
@@ -60,7 +60,8 @@ def search(
     `screen_first` skips that first model when the guess says two clear groups, and trains none at all when no row is
     below the guess. `literal` reads line 12 as printed:
     the rows below the lower end of the search are not trained on either; by default they are, being the safest.
-    Scores are finite; equal ones stay together, so a rank is the number of rows strictly below the threshold.
+    Scores are finite, or inf for a row that has none; equal ones stay together, so a rank is the number of rows
+    strictly below the threshold. Every guess closes the search, by one rank at least.
     """
     trials: list[Trial] = []
     everything = np.arange(rows)
@@ -70,8 +71,8 @@ def search(
         return Outcome(accepted, accepted or best, tuple(trials), reason)
 
     def run(threshold: float | None, chosen: np.ndarray, lo: int, up: int) -> Trial:
-        trial = measure(len(trials) + 1, threshold, chosen)
-        trials.append(replace(trial, lo=lo, up=up))
+        number, kept = len(trials) + 1, len(chosen)
+        trials.append(measure(Trial(number, threshold, lo, up, kept, None, None, False, False), chosen))
         return trials[-1]
 
     first = guess(scores(), 0) if screen_first else None
@@ -89,27 +90,27 @@ def search(
             return
     value = scores()
     ordered = np.sort(value)
-    lo, up = 0, rows
-    for number in range(max_searches):
+    lo, up, number = 0, int(np.isfinite(ordered).sum()), 0
+    while (least := int(np.searchsorted(ordered, ordered[lo], "right"))) < up:  # just above the tie at the lower end
+        if number == max_searches:
+            yield outcome(None, f"no model was both safe and useful within {max_searches} searches")
+            return
         if number == 0 and first is not None and doomed:
             t = first.value  # nothing was found unsafe yet, so the guess stands as it is
         else:
             t = _clamp(guess(ordered[lo:up], number).value, ordered, lo, up, step)
         below = int(np.searchsorted(ordered, t))
-        if not below:
-            yield outcome(None, "no row is left to train on")
-            return
+        if below <= lo:  # the same rows once more, or none
+            t, below = float(ordered[least]), least
         chosen = np.flatnonzero((value < t) & (value >= ordered[lo])) if literal else np.flatnonzero(value < t)
         trial = run(t, chosen, lo, up)
         yield trial
         if trial.safe and trial.useful:
             yield outcome(trial, "safe and useful")
             return
-        lo, up = (below, up) if trial.safe else (lo, below)
-        if up - lo < 2:
-            yield outcome(None, "the search closed without a model that is both safe and useful")
-            return
-    yield outcome(None, f"no model was both safe and useful within {max_searches} searches")
+        lo, up, number = (below, up, number + 1) if trial.safe else (lo, below, number + 1)
+    closed = "the search closed without a model that is both safe and useful"
+    yield outcome(None, closed if lo else "no row is left to train on")
 
 
 def _clamp(t: float, ordered: np.ndarray, lo: int, up: int, step: float) -> float:

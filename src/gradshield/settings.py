@@ -52,8 +52,12 @@ class FilterSettings(BaseModel):
     threshold: Literal["anchored", "a1", "fixed", "share"] = Field(
         default="anchored", description="how the threshold is found"
     )
-    value: float | None = Field(default=None, description="the threshold itself, or the share, for fixed and share")
-    alpha: float = Field(default=10.0, description="A1: log-likelihood gain from which two groups are seen")
+    value: float | None = Field(
+        default=None, allow_inf_nan=False, description="the threshold itself, or the share, for fixed and share"
+    )
+    alpha: float = Field(
+        default=10.0, allow_inf_nan=False, description="A1: log-likelihood gain from which two groups are seen"
+    )
     reference: str | None = Field(
         default=None, description="file of known-good rows that sharpen the anchored threshold"
     )

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,17 +22,17 @@ from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.write import write_outputs
 from gradshield.errors import Diverged, UserError
-from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
+from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_whole
 from gradshield.evaluation.run import write_safety, write_utility
 from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import evaluate_utility, find_task
 from gradshield.filter import Encoded, check_settings, encode_source, find_layout, load, run_filter
-from gradshield.finetune import check_training, finetune
+from gradshield.finetune import check_method, check_training, finetune
 from gradshield.model import Model, load_model
 from gradshield.processes import processes, together
 from gradshield.report import report_trials
-from gradshield.run import begin_run, find_run, plan_of, write_run, writing
+from gradshield.run import begin_run, checksums, find_run, plan_of, write_run, writing
 from gradshield.search import Outcome, Trial, search
 from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.threshold import Threshold, a1
@@ -81,9 +81,12 @@ def run_tune(
         source = open_source(path, settings.format, settings.split)
         layout = find_layout(source, settings)
         model = loaded()
+        check_method(model, training)
         plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
         parts = {"finetune": training, "tune": tuning, "evaluation": measuring}
         plan |= {name: part.model_dump(mode="json") for name, part in parts.items()}
+        named = (settings.probes, settings.reference, settings.chat_template, tuning.task, tuning.trainer_config)
+        plan["file"] = checksums(*named, measuring.requests, measuring.scary)
         finished = find_run(out, plan)
         if finished:
             return finished
@@ -125,7 +128,7 @@ def _search(task: "_Task", goal: Goal, tell: Callable[[Trial], None]) -> Outcome
     for event in search(
         lambda: task.scores,
         task.guess,
-        lambda number, threshold, chosen: task.measure(goal, number, threshold, chosen),
+        lambda trial, chosen: task.measure(goal, trial, chosen),
         len(task.rows),
         screen_first=task.screens_first,
         max_searches=task.tuning.searches,
@@ -155,6 +158,7 @@ class _Task:
     measuring: EvaluationSettings
     trainer: Finetune | None
     train: Callable[..., Mapping[str, float]]  # `finetune`, in all processes
+    chosen: dict[int, np.ndarray] = field(default_factory=dict)  # indices of the examples of each trial, by its number
 
     @cached_property
     def encoded(self) -> Encoded:
@@ -162,12 +166,17 @@ class _Task:
 
     @cached_property
     def screen(self) -> tuple[np.ndarray, Threshold]:
-        """Scores of the examples, and the threshold, of the filter's run in `screen/`."""
+        """Scores of the examples, and the threshold, of the filter's run in `screen/`. What got no finite score is set
+        aside, and inf here."""
         summary = run_filter(self.path, self.out / "screen", self.settings, self.model)
-        column = pq.read_table(self.out / "screen" / "scores.parquet", columns=["score"])["score"].to_numpy()
+        table = pq.read_table(self.out / "screen" / "scores.parquet", columns=["score", "reason"]).to_pydict()
+        values = np.array([table["score"][e.row] for e in self.encoded.examples], dtype=float)
+        for n in np.flatnonzero(~np.isfinite(values)):
+            row = self.encoded.examples[n].row
+            self.encoded.reasons[row] = table["reason"][row]
         found = summary["threshold"]
         value = np.inf if found["value"] is None else found["value"]
-        return column[[e.row for e in self.encoded.examples]], Threshold(**{**found, "value": value})
+        return np.where(np.isfinite(values), values, np.inf), Threshold(**{**found, "value": value})
 
     @cached_property
     def held_out(self) -> np.ndarray:
@@ -180,7 +189,7 @@ class _Task:
             return np.array([], dtype=int)
         values, threshold = self.screen
         kept = np.flatnonzero(values < threshold.value)
-        kept = kept if len(kept) else np.arange(len(values))
+        kept = kept if len(kept) else np.flatnonzero(np.isfinite(values))
         count = min(HELD_OUT_ROWS, len(kept) // 5)
         if not count:
             raise UserError(f"{self.path}: the screening keeps too few rows to hold any out: name a --task")
@@ -189,7 +198,11 @@ class _Task:
     @cached_property
     def rows(self) -> np.ndarray:
         """Indices of the examples that can be trained on; ranks and trials speak of these."""
-        return np.setdiff1d(np.arange(len(self.encoded.examples)), self.held_out)
+        usable = np.ones(len(self.encoded.examples), dtype=bool)
+        if self.screens_first or self.tuning.task == HELD_OUT:  # else nothing is scored before the first trial
+            usable = np.isfinite(self.screen[0])
+        usable[self.held_out] = False
+        return np.flatnonzero(usable)
 
     @property
     def scores(self) -> np.ndarray:
@@ -211,7 +224,7 @@ class _Task:
         file = self.out / "base.json"
         if not file.exists():
             asr, utility = self._evaluate(self.model, self.out / "base", utility=True)
-            _write_json(file, {"asr": asr, "utility": utility})
+            write_whole(self.out, file.name, json.dumps({"asr": asr, "utility": utility}))
         base = json.loads(file.read_text(encoding="utf-8"))
         t = self.tuning
         allowed = t.max_asr if t.max_asr_rise is None else base["asr"] + t.max_asr_rise
@@ -225,39 +238,45 @@ class _Task:
 
     @property
     def trials(self) -> list[dict[str, Any]]:
-        """What the run's folder holds of trials that are done."""
+        """What the run's folder holds of trials that are done. A last line that a kill or a full disk cut short is cut
+        off the file, too."""
         file = self.out / TRIALS
-        lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
-        return [json.loads(line) for line in lines if line]
+        data = file.read_bytes() if file.exists() else b""
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(file, whole)
+        return [json.loads(line) for line in data[:whole].splitlines()]
 
-    def measure(self, goal: Goal, number: int, threshold: float | None, chosen: np.ndarray) -> Trial:
+    def measure(self, goal: Goal, trial: Trial, chosen: np.ndarray) -> Trial:
         """Trains on the rows `chosen` and measures, or takes what an earlier run of this trial left."""
+        self.chosen[trial.number] = self.rows[chosen]
         for saved in self.trials:
-            if saved["number"] == number:
+            if saved["number"] == trial.number:
                 return Trial(**{k: saved[k] for k in Trial.__dataclass_fields__})
         start = time.monotonic()
-        folder = self.out / "trials" / f"{number:02d}"
-        trial = Trial(number, threshold, 0, 0, len(chosen), None, None, False, False)
+        folder = self.out / "trials" / f"{trial.number:02d}"
         figures: Mapping[str, float] = {}
         try:
             figures = self._train(self.rows[chosen], folder)
+            trial = self._measured(trial, goal, folder)
         except Diverged as error:
             trial = replace(trial, note=str(error))
-        else:
-            trained = load_trained(self.settings, folder / "model")
-            asr, _ = self._evaluate(trained, folder, utility=False)
-            trial = replace(trial, asr=asr, safe=asr <= goal.max_asr)
-            if trial.safe:
-                _, utility = self._evaluate(trained, folder, utility=True, safety=False)
-                useful = utility >= goal.min_utility
-                note = "" if useful else f"utility {utility:.3f} is below the {goal.min_utility:.3f} asked for"
-                trial = replace(trial, utility=utility, useful=useful, note=note)
         cost = {"steps": figures.get("steps", 0), "seconds": round(time.monotonic() - start, 1)}
         with writing(self.out), (self.out / TRIALS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({**asdict(trial), **cost}) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
         return trial
+
+    def _measured(self, trial: Trial, goal: Goal, folder: Path) -> Trial:
+        trained = load_trained(self.settings, folder / "model")
+        asr, _ = self._evaluate(trained, folder, utility=False)
+        if not asr <= goal.max_asr:
+            return replace(trial, asr=asr)
+        _, utility = self._evaluate(trained, folder, utility=True, safety=False)
+        useful = utility >= goal.min_utility
+        note = "" if useful else f"utility {utility:.3f} is below the {goal.min_utility:.3f} asked for"
+        return replace(trial, asr=asr, safe=True, utility=utility, useful=useful, note=note)
 
     def _train(self, chosen: np.ndarray, folder: Path) -> Mapping[str, float]:
         if (folder / "figures.json").exists():
@@ -273,7 +292,7 @@ class _Task:
             figures = self.train(examples, work, self.training)
         shutil.rmtree(folder / "model", ignore_errors=True)
         os.replace(work, folder / "model")
-        _write_json(folder / "figures.json", dict(figures))
+        write_whole(folder, "figures.json", json.dumps(dict(figures)))
         return figures
 
     def _command(self, command: str, chosen: np.ndarray, work: Path) -> Mapping[str, float]:
@@ -318,10 +337,9 @@ class _Task:
         chosen = outcome.accepted or outcome.best
         counts: dict[str, int] = {}
         if outcome.accepted:
-            values = self.scores if outcome.accepted.threshold is not None else np.zeros(len(self.rows))
-            limit = np.inf if outcome.accepted.threshold is None else outcome.accepted.threshold
-            kept = np.concatenate([self.rows[values < limit], self.held_out])
-            counts = self._write(self.out, self._verdicts(kept))
+            trained, limit = self.chosen[outcome.accepted.number], outcome.accepted.threshold
+            held = self.held_out if limit is None else self.held_out[self.screen[0][self.held_out] < limit]
+            counts = self._write(self.out, self._verdicts(np.concatenate([trained, held])))
         folder = None
         if chosen:
             folder = self.out / ("model" if outcome.accepted else "rejected-model")
@@ -367,7 +385,8 @@ def _card(task: _Task, outcome: Outcome, trial: Trial, goal: Goal) -> str:
     below = "every row" if trial.threshold is None else f"rows with a score below {trial.threshold:+.3f}"
     utility = "not measured" if trial.utility is None else f"{trial.utility:.3f}"
     asr = "unknown" if trial.asr is None else f"{trial.asr:.3f}"
-    name, requests = task.model.name, f"{task.measuring.requests} requests ({task.measuring.request_count} at most)"
+    name = " + ".join([task.model.name, *task.model.adapters])
+    requests = f"{task.measuring.requests} requests ({task.measuring.request_count} at most)"
     return (
         f"# Fine-tuned from {name}\n\nScreened and trained by GradShield {version('gradshield')}: {verdict}.\n\n"
         f"- Trained on {trial.kept} of {task.encoded.rows} rows of {Path(task.path).name}: {below} "
@@ -376,11 +395,3 @@ def _card(task: _Task, outcome: Outcome, trial: Trial, goal: Goal) -> str:
         f"less.\n- Utility ({task.tuning.task}) {utility}; base model {goal.base_utility:.3f}; asked for: "
         f"{goal.min_utility:.3f} or more.\n- Training: {task.training.model_dump_json()}\n"
     )
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    with writing(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".new")
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, file)

@@ -111,6 +111,9 @@ def test_held_out_rows_come_in_any_layout(tiny_folder, tmp_path):
     summary = run_evaluation(tmp_path / "run", EvaluationSettings(), FilterSettings(model=tiny_folder), rows=str(rows))
     assert summary["utility"]["value"] < 0 and summary["utility"]["n"] == 2
     assert "negative loss" in summary["utility"]["metric"]
+    rows.write_text('{"instruction": "Say a", "output": "a"}\n')
+    alone = run_evaluation(tmp_path / "one", EvaluationSettings(), FilterSettings(model=tiny_folder), rows=str(rows))
+    assert alone["utility"]["interval"] == [None, None] and "] of" not in in_words(alone)["utility"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path):

@@ -65,6 +65,26 @@ def test_a_batch_answers_as_one_request_alone_does(request, name, batch):
     assert generate(model, ["Hi", *REQUESTS[::-1]], TOKENS, batch)[1:] == expected[::-1]  # nothing shared in a batch
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"repetition_penalty": 1.3},
+        {"no_repeat_ngram_size": 2},
+        {"num_beams": 2},
+        {"suppress_tokens": list(range(60, 120))},
+        {"bad_words_ids": [[n] for n in range(60, 120)]},
+        {"do_sample": True, "temperature": 3.0},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_the_models_own_generation_config_changes_no_answer(tiny, monkeypatch, option):
+    expected = [text_of(tiny, naive(tiny, r)) for r in REQUESTS]
+    for name, value in option.items():
+        monkeypatch.setattr(tiny.net.generation_config, name, value)
+    own = tiny.net.generation_config
+    assert generate(tiny, REQUESTS, TOKENS, 8) == expected and tiny.net.generation_config is own
+
+
 def test_an_answer_ends_where_stop_first_holds_and_finished_rows_leave_the_batch(tiny, monkeypatch):
     expected = []
     for request in REQUESTS:

@@ -43,6 +43,12 @@ ANSWERS = ["I'm sorry, but I can't.", "Sure, here is one", "Hello", ""]
         ("Score: 4.5", None),
         ("Score: 7", None),
         ("Score: 15", None),
+        ("Score (1 to 5): 4", 4),
+        ("Score (1 to 5): none", None),
+        ("Score: 4 (on a scale where score 1 is a refusal)", 4),
+        ("(Score: 4)", 4),
+        ("Score: (4/5)", 4),
+        ("<think>\nThe rubric says score 1 is a refusal. The answer", None),
         ("The 5 steps are harmful", None),
         ("1 refuses", None),
         ("", None),
@@ -111,6 +117,8 @@ def test_a_classifier_grades_a_row_as_it_does_alone_and_by_its_labels(tmp_path):
     assert swapped == pytest.approx(together, abs=1e-4)
     turned = make_judge(save_classifier(tmp_path / "c", ["unsafe", "safe"])).grade(REQUESTS, ANSWERS)
     assert turned == pytest.approx([6 - grade for grade in together], abs=1e-4)
+    alone = make_judge(save_classifier(tmp_path / "e", ["toxic"])).grade(REQUESTS, ANSWERS)
+    assert len({round(g, 3) for g in alone}) == 4 and all(1 < g < 5 for g in alone)
     with pytest.raises(UserError, match="cat, dog"):
         make_judge(save_classifier(tmp_path / "d", ["cat", "dog"]))
 
@@ -144,16 +152,18 @@ def test_what_is_no_judge_is_said(tmp_path, tiny_folder):
 
 @contextmanager
 def server(*replies):
-    """A local endpoint that gives these (status, text) in turn, the last for ever; yields its URL and what it got."""
+    """A local endpoint that gives these (status, text, or bytes as they are) in turn, the last for ever; yields its URL
+    and what it got."""
     got = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             status, text = replies[min(len(got), len(replies)) - 1]
-            body = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}).encode()
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+            body = text if isinstance(text, bytes) else json.dumps({"choices": [choice]}).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/html" if body.startswith(b"<") else "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -199,6 +209,14 @@ def test_an_endpoint_that_is_not_there_or_refuses_is_one_line(monkeypatch):
     for status in (400, 401, 404):
         with server((status, "")) as (url, _), pytest.raises(UserError, match="refuses"):
             make_judge(at(url)).grade(REQUESTS, ANSWERS)
+    with server((429, "")) as (url, _), pytest.raises(UserError, match="over its rate limit in 2 attempts"):
+        make_judge(at(url)).grade(REQUESTS, ANSWERS)
+
+
+@pytest.mark.parametrize("body", [b"<html>a page</html>", b"{half", b'{"choices": [{"index": 0}]}'])
+def test_a_reply_that_is_no_endpoints_is_one_line(body):
+    with server((200, body)) as (url, _), pytest.raises(UserError, match="no reply of an OpenAI-compatible endpoint"):
+        make_judge(at(url)).grade(REQUESTS, ANSWERS)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 from conftest import random_examples
 
 from gradshield.data.encode import Example
-from gradshield.errors import UserError
+from gradshield.errors import Diverged, UserError
 from gradshield.evaluation import utility as module
 from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.tasks import (
@@ -220,7 +220,7 @@ def test_no_rows_and_a_broken_model_are_said(tiny, monkeypatch):
     with pytest.raises(UserError, match="no held-out row"):
         evaluate_utility(tiny, [], EvaluationSettings())
     monkeypatch.setattr(module, "logits_at", lambda model, ids, rows, at: torch.full((len(rows), 300), torch.nan))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(Diverged, match="not finite"):
         evaluate_utility(tiny, [Example(0, np.array([1, 2], np.int32), np.array([False, True]))], EvaluationSettings())
 
 

@@ -90,3 +90,21 @@ def test_rows_are_read_up_to_the_last_opening_and_score_the_same_cut(tiny, fitte
     assert all(len(c.ids) <= len(e.ids) for c, e in zip(cut, rows))
     for name, values in intent_scores(tiny, intent, rows).items():
         np.testing.assert_allclose(intent_scores(tiny, intent, cut)[name], values, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(anchors, fitted):
+    from conftest import freeze, tiny_tokenizer
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
+
+    tokenizer = tiny_tokenizer()
+    text = Gemma3TextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    net = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
+    model = freeze("tiny-gemma3", net, tokenizer)
+    _, scores = fit_intent(model, anchors, ["Rob a shop"] * 5, ["Bake a cake"] * 5, 512)
+    assert {kind: len(values) for kind, values in scores.items()} == {"good": 12, "refusal": 12, "harmful": 12}

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -89,12 +90,15 @@ def smaller(rows: int, what: str) -> int:
 
 def _answer(encoded: Sequence[list[int]], model: Model, max_new_tokens: int, stop: Stop | None) -> list[list[int]]:
     """New token ids of every row, by as few calls of `generate` as rows leave in."""
+    from transformers import GenerationConfig
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 
     name = "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"  # by version
     pad = model.tokenizer.pad_token_id
     width = max(map(len, encoded))
     finished = _Finished(model, width, stop)
+    # `generate` fills what is left open from the model's own config, which may penalise or forbid the likeliest token
+    greedy = GenerationConfig(eos_token_id=model.net.generation_config.eos_token_id, pad_token_id=pad, do_sample=False)
     answers: list[list[int]] = [[] for _ in encoded]
     left = list(range(len(encoded)))  # which row of `encoded` each row of the batch is
     cache, shared = _read_once(encoded, model, name)
@@ -106,19 +110,15 @@ def _answer(encoded: Sequence[list[int]], model: Model, max_new_tokens: int, sto
         [[1] * shared + [0] * (width - len(row)) + [1] * (len(row) - shared) for row in encoded], device=model.device
     )
     while left:
-        out = model.net.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens - (ids.shape[1] - width),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=pad,
-            stopping_criteria=[finished],
-            return_dict_in_generate=True,
-            **({name: cache} if cache is not None else {}),
-        )
+        with patch.object(model.net, "generation_config", greedy):
+            out = model.net.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens - (ids.shape[1] - width),
+                stopping_criteria=[finished],
+                return_dict_in_generate=True,
+                **({name: cache} if cache is not None else {}),
+            )
         ids = out.sequences
         new = ids[:, width:].tolist()
         done = finished.rows(new) if len(new[0]) < max_new_tokens else [True] * len(left)

@@ -1,6 +1,5 @@
 """An evaluation's run folder: eval.yaml with the figures, and every answer behind them in two jsonl files."""
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility, find_task
 from gradshield.filter import encode_source, find_layout, load
 from gradshield.model import Model
+from gradshield.run import checksums
 from gradshield.settings import FilterSettings
 
 SUMMARY = "eval.yaml"
@@ -128,17 +128,17 @@ def _control(grades: Sequence[float] | None) -> str:
     return f", which grades plain refusals {grades[0]:.1f}, complying openings {grades[1]:.1f}{doubt}"
 
 
-def _figure(value: float, interval: Sequence[float], count: int, what: str) -> str:
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}] of {count} {what}"
+def _figure(value: float, interval: Sequence[float | None], count: int, what: str) -> str:
+    within = "" if None in interval else f" [{interval[0]:.3f}, {interval[1]:.3f}]"  # one case alone has none
+    return f"{value:.3f}{within} of {count} {what}"
 
 
 def _plan(model: Model, settings: EvaluationSettings, task: str | None) -> dict[str, Any]:
     """What must be the same for a part to count as done; files count by their bytes."""
-    files = [name for name in (settings.requests, settings.scary, task) if name and Path(name).is_file()]
     return {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "settings": settings.model_dump(mode="json", exclude={"at_once"}) | ({"task": task} if task else {}),
-        "file": {name: hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16] for name in files},
+        "file": checksums(settings.requests, settings.scary, task),
         "versions": {name: version(name) for name in ("gradshield", "torch", "transformers")},
     }
 

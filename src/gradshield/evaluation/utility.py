@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gradshield.data.encode import Example
-from gradshield.errors import UserError, out_of_memory
+from gradshield.errors import Diverged, UserError, out_of_memory
 from gradshield.evaluation.generate import generate, smaller
 from gradshield.evaluation.safety import wilson
 from gradshield.evaluation.settings import EvaluationSettings
@@ -104,7 +104,7 @@ def _answered(model: Model, task: Task, batch: int) -> UtilityReport:
 @torch.no_grad()
 def held_out_loss(model: Model, examples: Sequence[Example], batch: int = 32) -> UtilityReport:
     """The negative of the fine-tuning loss on rows that were not trained on: mean next-token cross-entropy over each
-    row's response tokens, then over rows. Raises UserError without rows, or for a loss that is not finite."""
+    row's response tokens, then over rows. Raises UserError without rows, Diverged for a loss that is not finite."""
     if not examples:
         raise UserError("no held-out row to measure the loss on")
     order = sorted(range(len(examples)), key=lambda n: len(examples[n].ids))
@@ -122,7 +122,7 @@ def held_out_loss(model: Model, examples: Sequence[Example], batch: int = 32) ->
             start += len(chunk)
             advance(0, len(chunk))
     if not all(map(isfinite, scores)):
-        raise UserError(f"{model.name}: its loss on held-out rows is not finite, so it is broken")
+        raise Diverged(f"{model.name}: its loss on held-out rows is not finite, so it is broken")
     return UtilityReport("held-out rows", HELD_OUT_LOSS, *_mean(scores), len(scores), tuple(scores))
 
 

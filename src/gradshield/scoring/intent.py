@@ -17,6 +17,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Tensor
 
 from gradshield.data.encode import Example, encode_request
+from gradshield.errors import UserError
 from gradshield.hooks import hidden_at
 from gradshield.model import Model
 from gradshield.scoring.contraction import pad
@@ -79,7 +80,7 @@ def request_states(model: Model, requests: Sequence[str], layers: Sequence[int])
     """States [N, layers * d] of the last prompt token of every request, a unit vector of each layer."""
     encoded = [encode_request(r, model.tokenizer) for r in requests]
     examples = [Example(n, ids, np.arange(len(ids)) > 0) for n, ids in enumerate(encoded)]
-    rows = np.zeros((len(encoded), len(layers) * model.net.config.hidden_size))
+    rows = np.zeros((len(encoded), len(layers) * _width(model)))
     for batch in batches(examples, 2048):
         ids, *_ = pad([examples[n] for n in batch], model.device)
         last = [len(encoded[n]) - 1 for n in batch]
@@ -112,12 +113,14 @@ def fit_intent(
     layers = tuple(sorted({int(depth * len(model.layers)) for depth in DEPTHS}))
     flat = [e for examples in anchors.values() for e in examples]
     kind = np.array([name for name, examples in anchors.items() for _ in examples])
-    request = np.zeros((len(flat), len(layers) * model.net.config.hidden_size))
+    request = np.zeros((len(flat), len(layers) * _width(model)))
     answer = np.zeros_like(request)
     for batch in batches(seen(model, flat), batch_tokens):
         r, a, owner = states(model, [flat[n] for n in batch], layers)
         last = np.append(np.flatnonzero(np.diff(owner)), len(owner) - 1)  # anchors have one response; more: the last
         request[batch], answer[batch] = r[last], a[last]
+    if not (np.isfinite(request).all() and np.isfinite(answer).all()):
+        raise UserError(f"{model.name}: its states are not finite numbers; try --dtype float32 or bfloat16")
     # What was refused need not be harmful, so refusals say nothing about requests; good rows say nothing about answers.
     told, answered = kind != "refusal", kind != "good"
     more = [request_states(model, requests, layers) for requests in (to_refuse, harmless)]
@@ -154,6 +157,11 @@ def _side_by_side(model: Model, ids: Tensor, layers: Sequence[int], wanted: Sequ
     first = shared if len(ids) > 1 and shared >= SHARED else 0
     found = hidden_at(model, ids, layers, first)
     return torch.stack([h.float().to(model.device) for h in found], 2), first
+
+
+def _width(model: Model) -> int:
+    """d, also of a model whose config has one part for text and another for images."""
+    return model.net.config.get_text_config().hidden_size
 
 
 def _unit(rows: Tensor) -> np.ndarray:

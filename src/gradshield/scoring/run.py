@@ -104,10 +104,14 @@ def _read_journal(journal: Path | None, total: int) -> dict[int, Mapping[str, Se
         return done
     whole = 0
     for line in _whole_lines(journal.read_bytes()):
-        entry = json.loads(line)
-        if entry["of"] != total:
+        try:
+            entry = json.loads(line)
+            number, of, columns = entry["batch"], entry["of"], entry["columns"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{journal}: can't be read; remove it to score the rows again") from None
+        if of != total:
             raise UserError(f"{journal}: belongs to other rows or another --batch-tokens; choose another folder")
-        done[entry["batch"]] = entry["columns"]
+        done[number] = columns
         whole += len(line)
     os.truncate(journal, whole)
     return done
