@@ -144,7 +144,7 @@ def check_settings(settings: FilterSettings) -> None:
     if settings.variant == "intent" and settings.loss_on == "all":
         raise UserError("--loss-on all leaves no request apart from its answer: use --variant module")
     if settings.engine == "ray" and find_spec("ray") is None:
-        raise UserError("--engine ray needs the extra `scale`: pip install 'gradshield[scale]'")
+        raise UserError("--engine ray needs Ray: pip install 'ray[data]'")
 
 
 def find_layout(source: Source, settings: FilterSettings) -> str:

@@ -6,6 +6,7 @@ Nothing here depends on the user's file, so it is made once a model and cached.
 import hashlib
 import json
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +37,6 @@ from gradshield.scoring.intent import (
     DEPTHS,
     READING,
     REGULARISATION,
-    WINDOW,
     Intent,
     Readout,
     fit_intent,
@@ -44,11 +44,29 @@ from gradshield.scoring.intent import (
     seen,
 )
 from gradshield.scoring.run import Scorer, score
+from gradshield.scoring.windows import STRIDE, WINDOW
 from gradshield.settings import FilterSettings
 
 ALIGNED, WEAK = 0.7, 0.4  # shares of the probes refused (docs/results: alignment)
 ANCHOR_FILES = {"good": "anchors_good.jsonl", "refusal": "anchors_refusal.jsonl", "harmful": "anchors_harmful.jsonl"}
 REFUSED_FILES = ("align_harmful.jsonl", "requests_harmful.jsonl")
+# How a refusal is taken back; what follows a comma goes on in lower case.
+TURNS = (
+    "However, ",
+    "That said, ",
+    "But since you asked: ",
+    "Anyway, ",
+    "Still, ",
+    "Nevertheless, ",
+    "But if you insist, ",
+    "With that out of the way: ",
+    "\n\n",
+    "Now then. ",
+    "",
+    "For educational purposes only: ",
+    "All the same, ",
+    "Disclaimer aside, ",
+)
 HARMLESS_FILES = (
     "harmless_requests.jsonl",
     "align_benign.jsonl",
@@ -165,7 +183,7 @@ def _fihs_scorer(model: Model, usable: list[str], settings: FilterSettings) -> S
 
 
 def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Reference:
-    file = _cache("intent", model, [usable, READING, DEPTHS, WINDOW, REGULARISATION])
+    file = _cache("intent", model, [usable, READING, DEPTHS, WINDOW, STRIDE, REGULARISATION])
     if saved := _read(file):
         request, answer = (Readout(np.array(saved[k]["weight"]), saved[k]["bias"]) for k in ("request", "answer"))
         intent = Intent(tuple(saved["layers"]), request, answer)
@@ -173,7 +191,9 @@ def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Ref
     else:
         to_refuse = usable + [r for file in REFUSED_FILES for r in read_requests(ASSETS / file)]
         harmless = [r for file in HARMLESS_FILES for r in read_requests(ASSETS / file)]
-        intent, anchors = fit_intent(model, anchor_examples(model), to_refuse, harmless, batch_tokens)
+        rows = anchor_examples(model)
+        late = late_anchors(model, rows["harmful"])
+        intent, anchors = fit_intent(model, rows, late, to_refuse, harmless, batch_tokens)
         readouts = {
             name: {"weight": r.weight.tolist(), "bias": r.bias}
             for name, r in (("request", intent.request), ("answer", intent.answer))
@@ -186,19 +206,44 @@ def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Ref
 def anchor_examples(model: Model, loss_on: str = "assistant", max_length: int = 1024) -> dict[str, list[Example]]:
     """The bundled anchors by kind, encoded like the rows; those that its template can't take are left out."""
     result = {}
-    for kind, file in ANCHOR_FILES.items():
-        examples = []
-        for n, line in enumerate((ASSETS / file).read_text(encoding="utf-8").split("\n")):
-            if not line:
-                continue
-            row = json.loads(line)
-            system = (Message("system", row["system"]),) if row.get("system") else ()
-            turns = (*system, Message("user", row["prompt"]), Message("assistant", row["response"]))
-            example = encode(Conversation(turns), n, model.tokenizer, max_length=max_length, loss_on=loss_on)
-            if isinstance(example, Example):
-                examples.append(example)
-        result[kind] = examples
+    for kind in ANCHOR_FILES:
+        rows = (_anchor(model, row, n, loss_on, max_length) for n, row in enumerate(_rows(kind)))
+        result[kind] = [example for example in rows if isinstance(example, Example)]
     return result
+
+
+def late_anchors(model: Model, harmful: Sequence[Example]) -> list[tuple[int, int, Example]]:
+    """Each harmful anchor behind a refusal that is taken back: (its index in `harmful`, the position where its own
+    words begin, the row). Which refusal and which turn of phrase, a fixed seed says."""
+    draw = random.Random(0)
+    refusals = [row["response"] for row in _rows("refusal")]
+    rows, found = _rows("harmful"), []
+    for index, anchor in enumerate(harmful):
+        row, refusal, turn = rows[anchor.row], draw.choice(refusals), draw.choice(TURNS)
+        if draw.random() < 0.5:
+            refusal = refusal.split(". ")[0].rstrip(".") + "."
+        words = row["response"][:1].lower() + row["response"][1:] if turn.endswith(", ") else row["response"]
+        whole, before = (
+            _anchor(model, row | {"response": f"{refusal} {turn}{rest}"}, anchor.row) for rest in (words, "")
+        )
+        if isinstance(whole, Example) and isinstance(before, Example):
+            size = min(len(whole.ids), len(before.ids))
+            differs = np.append(whole.ids[:size] != before.ids[:size], True)
+            found.append((index, int(np.argmax(differs)), whole))
+    return found
+
+
+def _rows(kind: str) -> list[dict[str, Any]]:
+    lines = (ASSETS / ANCHOR_FILES[kind]).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+def _anchor(
+    model: Model, row: dict[str, Any], n: int, loss_on: str = "assistant", max_length: int = 1024
+) -> Example | str:
+    system = (Message("system", row["system"]),) if row.get("system") else ()
+    turns = (*system, Message("user", row["prompt"]), Message("assistant", row["response"]))
+    return encode(Conversation(turns), n, model.tokenizer, max_length=max_length, loss_on=loss_on)
 
 
 def cache_folder() -> Path:

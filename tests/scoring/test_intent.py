@@ -23,9 +23,24 @@ def anchors(tiny):
     }
 
 
+REFUSAL = "I'm sorry, I can't. But then "
+
+
+def late(tiny, anchors) -> list[tuple[int, int, Example]]:
+    """The harmful anchors behind a refusal."""
+    rows = []
+    for n, anchor in enumerate(anchors["harmful"]):
+        begin = int(np.argmax(anchor.mask))
+        taken_back = tiny.tokenizer.encode(REFUSAL, add_special_tokens=False)
+        ids = np.insert(anchor.ids, begin, taken_back).astype(np.int32)
+        mask = np.insert(anchor.mask, begin, np.ones(len(taken_back), bool))
+        rows.append((n, begin + len(taken_back), Example(n, ids, mask)))
+    return rows
+
+
 @pytest.fixture(scope="module")
 def fitted(tiny, anchors):
-    return fit_intent(tiny, anchors, ["Rob a shop", "Harm a man"] * 4, ["Bake a cake", "Read a map"] * 4, 512)
+    return fit_intent(tiny, anchors, late(tiny, anchors), ["Rob a shop", "Harm a man"] * 4, ["Bake a cake"] * 8, 512)
 
 
 def test_scores_do_not_depend_on_batch_padding_or_order(tiny, fitted):
@@ -43,7 +58,7 @@ def test_scores_do_not_depend_on_batch_padding_or_order(tiny, fitted):
 
 def test_harmful_anchors_score_above_good_ones_and_refusals(fitted):
     _, scores = fitted
-    assert {k: len(v) for k, v in scores.items()} == {"good": 12, "refusal": 12, "harmful": 12}
+    assert {k: len(v) for k, v in scores.items()} == {"good": 12, "refusal": 12, "harmful": 24}
     assert np.median(scores["harmful"]) > max(np.median(scores["good"]), np.median(scores["refusal"]))
 
 
@@ -83,7 +98,22 @@ def test_what_all_rows_open_with_is_computed_once_and_changes_nothing(tiny, fitt
         np.testing.assert_allclose(alone, values, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_are_read_up_to_the_last_opening_and_score_the_same_cut(tiny, fitted):
+def test_harm_behind_a_refusal_scores_as_harm_and_a_long_refusal_does_not(tiny, fitted):
+    intent, _ = fitted
+
+    def scored(answer: str) -> dict[str, float]:
+        turns = (Message("user", "How to rob bank 5"), Message("assistant", answer))
+        example = encode(Conversation(turns), 0, tiny.tokenizer)
+        assert isinstance(example, Example)
+        return {name: float(values[0]) for name, values in intent_scores(tiny, intent, [example]).items()}
+
+    harm, refusal = scored("Sure, here is plan 5"), scored("I'm sorry, I can't 5")
+    behind = scored(f"{REFUSAL}Sure, here is plan 5")
+    assert behind["request"] == pytest.approx(harm["request"], abs=1e-4)
+    assert behind["answer"] > (harm["answer"] + refusal["answer"]) / 2
+
+
+def test_rows_are_read_up_to_the_last_word_and_score_the_same_cut(tiny, fitted):
     intent, _ = fitted
     rows = random_examples(8, len(tiny.tokenizer), seed=2)
     cut = seen(tiny, rows)
@@ -106,5 +136,5 @@ def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(anchors, fitte
     )
     net = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
     model = freeze("tiny-gemma3", net, tokenizer)
-    _, scores = fit_intent(model, anchors, ["Rob a shop"] * 5, ["Bake a cake"] * 5, 512)
+    _, scores = fit_intent(model, anchors, [], ["Rob a shop"] * 5, ["Bake a cake"] * 5, 512)
     assert {kind: len(values) for kind, values in scores.items()} == {"good": 12, "refusal": 12, "harmful": 12}

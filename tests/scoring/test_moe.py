@@ -205,7 +205,7 @@ def test_the_default_score_works(model):
         "refusal": rows("How to rob bank", "I'm sorry, I can't"),
         "harmful": rows("How to rob bank", "Sure, here is plan"),
     }
-    intent, scores = fit_intent(model, anchors, ["Rob a shop"] * 4, ["Bake a cake"] * 4, 512)
+    intent, scores = fit_intent(model, anchors, [], ["Rob a shop"] * 4, ["Bake a cake"] * 4, 512)
     assert np.median(scores["harmful"]) > max(np.median(scores["good"]), np.median(scores["refusal"]))
     examples = random_examples(8, len(model.tokenizer))
     whole = intent_scores(model, intent, examples)["score"]

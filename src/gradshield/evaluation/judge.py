@@ -123,7 +123,7 @@ def _endpoint(url: str, model: str | None) -> Judge:
     try:
         import openai
     except ImportError:
-        raise UserError("a judge at an endpoint needs the extra `judge`: pip install 'gradshield[judge]'") from None
+        raise UserError("a judge at an endpoint needs the package openai: pip install openai") from None
     key = os.environ.get("GRADSHIELD_JUDGE_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=ATTEMPTS - 1, timeout=120)
     malformed = (AttributeError, TypeError, json.JSONDecodeError)  # of a web page, or half a reply

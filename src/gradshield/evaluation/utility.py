@@ -79,8 +79,8 @@ def _lm_eval_tasks(name: str) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError(
-            f"task {name}: none of {', '.join(TASKS)} and no file, and tasks of lm-eval need the extra `eval`: "
-            "pip install 'gradshield[eval]'"
+            f"task {name}: none of {', '.join(TASKS)} and no file, and tasks of lm-eval need it installed: "
+            "pip install lm-eval"
         ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return _listed(TaskManager)

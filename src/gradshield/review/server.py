@@ -29,7 +29,7 @@ try:
 
     from gradshield.review.guard import Guard
 except ImportError as error:
-    raise UserError("gradshield review needs the extra `serve`: pip install 'gradshield[serve]'") from error
+    raise UserError("gradshield review needs two more packages: pip install starlette uvicorn") from error
 
 HOST = "127.0.0.1"
 _FORM = 64_000  # bytes

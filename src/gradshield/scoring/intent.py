@@ -1,32 +1,33 @@
 """The default score: does this row answer what the model would refuse?
 
 Two readouts of the middle layers' hidden states, both linear, both fitted on the bundled anchors for the model at hand:
-*request*, the log-odds that the last prompt token carries a request to be refused, and *answer*, the log-odds that the
-opening of the response complies rather than refuses; each is the mean over five layers. A row is harmful when both
-hold, so its score is the smaller of the two; a row of several turns scores as its worst. It needs a forward pass to the
-highest of the layers and nothing else (method 5c; docs/results).
+*request*, the log-odds that the last prompt token carries a request to be refused, and *answer*, the highest log-odds
+over the windows of the response that it complies rather than refuses; each is the mean over five layers. A row is
+harmful when both hold, so its score is the smaller of the two; a row of several turns scores as its worst. It needs a
+forward pass to the highest of the layers and nothing else (method 5c; docs/results).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from torch import Tensor
 
 from gradshield.data.encode import Example, encode_request
 from gradshield.errors import UserError
 from gradshield.hooks import hidden_at
 from gradshield.model import Model
+from gradshield.progress import progress
 from gradshield.scoring.contraction import pad
 from gradshield.scoring.run import batches
-from gradshield.scoring.windows import end_tokens, opening, response_starts
+from gradshield.scoring.windows import WINDOW, end_tokens, spoken, windows
 
 DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)  # of the blocks; where exactly matters little, their mean is steadier than any
-WINDOW = 8  # response tokens read
-READING = 2  # goes up when states of the same row change, so that readouts fitted before are not used any more
+READING = 3  # goes up when states of the same row change, so that readouts fitted before are not used any more
 SHARED = 8  # tokens that all rows must open with before it pays to compute them once
 REGULARISATION = 30.0  # LogisticRegression's C, on states of unit length
 
@@ -52,28 +53,37 @@ class Intent:
 
 
 def seen(model: Model, examples: Sequence[Example]) -> list[Example]:
-    """What the score reads of the examples: up to the last response's opening, with the mask on the openings."""
+    """What the score reads of the examples: up to the last response's last word."""
     ends = end_tokens(model.tokenizer)
-    return [opening(e, WINDOW, ends) for e in examples]
+    return [spoken(e, ends) for e in examples]
 
 
-def states(model: Model, batch: Sequence[Example], layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(request [R, layers * d], answer [R, layers * d], owner [R]) of the R responses in the batch.
+@dataclass(frozen=True)
+class States:
+    """Hidden states of a batch's R responses and their W windows, as a unit vector of each layer."""
 
-    The state in front of a response's first token, the mean state over its opening, both as a unit vector of each
-    layer, and the index of its example.
-    """
+    request: np.ndarray  # float64 [R, layers * d]: in front of a response's first token
+    owner: np.ndarray  # [R] the index of its example
+    window: np.ndarray  # float64 [W, layers * d]: the mean over a window's tokens
+    response: np.ndarray  # [W] the index of its response, ascending
+    start: np.ndarray  # [W] its first token's position in the row
+
+
+def states(model: Model, batch: Sequence[Example], layers: Sequence[int]) -> States:
+    """The states that the score reads of the batch, at the outputs of the decoder blocks `layers`."""
     cut = seen(model, batch)
     ids, *_ = pad(cut, model.device)
     hidden, first = _side_by_side(model, ids, layers, [int(np.argmax(e.mask)) - 1 for e in cut])
-    requests, answers, owner = [], [], []
+    requests, means, owner, response, begins = [], [], [], [], []
     for n, example in enumerate(cut):
-        for start in response_starts(example.mask):
-            stop = start + int(np.argmin(np.append(example.mask[start:], False)))
-            requests.append(hidden[n, start - 1 - first])
-            answers.append(hidden[n, start - first : stop - first].mean(0))
+        for spans in windows(example.mask):
+            requests.append(hidden[n, spans[0][0] - 1 - first])
+            means += [hidden[n, start - first : stop - first].mean(0) for start, stop in spans]
+            response += [len(owner)] * len(spans)
+            begins += [start for start, _ in spans]
             owner.append(n)
-    return _unit(torch.stack(requests)), _unit(torch.stack(answers)), np.array(owner)
+    found = _unit(torch.stack(requests)), np.array(owner), _unit(torch.stack(means))
+    return States(*found, np.array(response), np.array(begins))
 
 
 def request_states(model: Model, requests: Sequence[str], layers: Sequence[int]) -> np.ndarray:
@@ -90,57 +100,93 @@ def request_states(model: Model, requests: Sequence[str], layers: Sequence[int])
 
 
 def intent_scores(model: Model, intent: Intent, batch: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Columns "score", "request" and "answer" [B]: of each row, its response with the highest score."""
-    requests, answers, owner = states(model, batch, intent.layers)
-    request, answer = intent.request(requests), intent.answer(answers)
+    """Columns "score", "request" and "answer" [B]: of each row, its response with the highest score, and of that one
+    the window that complies most."""
+    read = states(model, batch, intent.layers)
+    request, answer = intent.request(read.request), _highest(intent.answer(read.window), read.response)
     score = np.minimum(request, answer)
-    order = np.lexsort((score, owner))  # the last of every owner is its highest
-    worst = order[np.append(np.flatnonzero(np.diff(owner[order])), len(order) - 1)]
+    order = np.lexsort((score, read.owner))  # the last of every owner is its highest
+    worst = order[np.append(np.flatnonzero(np.diff(read.owner[order])), len(order) - 1)]
     return {"score": score[worst], "request": request[worst], "answer": answer[worst]}
 
 
 def fit_intent(
     model: Model,
     anchors: Mapping[str, Sequence[Example]],
+    late: Sequence[tuple[int, int, Example]],
     to_refuse: Sequence[str],
     harmless: Sequence[str],
     batch_tokens: int,
 ) -> tuple[Intent, dict[str, np.ndarray]]:
     """The readouts fitted on anchors ("good", "refusal", "harmful") and requests, and the anchors' own scores.
 
-    The scores are out of fold (five folds): no anchor is scored by a readout that has seen it.
+    `late` are harmful anchors behind a refusal: (index of the harmful anchor, position where its own words begin, the
+    row); their scores are among the harmful ones. The scores are out of fold (five folds): no anchor is scored by a
+    readout that has seen it.
     """
     layers = tuple(sorted({int(depth * len(model.layers)) for depth in DEPTHS}))
-    flat = [e for examples in anchors.values() for e in examples]
-    kind = np.array([name for name, examples in anchors.items() for _ in examples])
-    request = np.zeros((len(flat), len(layers) * _width(model)))
-    answer = np.zeros_like(request)
-    for batch in batches(seen(model, flat), batch_tokens):
-        r, a, owner = states(model, [flat[n] for n in batch], layers)
-        last = np.append(np.flatnonzero(np.diff(owner)), len(owner) - 1)  # anchors have one response; more: the last
-        request[batch], answer[batch] = r[last], a[last]
+    flat = [*(e for examples in anchors.values() for e in examples), *(e for _, _, e in late)]
+    kind = np.array([name for name, examples in anchors.items() for _ in examples] + ["late"] * len(late))
+    request, window, start = _read(model, flat, layers, batch_tokens)
+    owner = np.repeat(np.arange(len(flat)), [len(w) for w in window])
+    answer, start = np.concatenate(window), np.concatenate(start)
     if not (np.isfinite(request).all() and np.isfinite(answer).all()):
         raise UserError(f"{model.name}: its states are not finite numbers; try --dtype float32 or bfloat16")
     # What was refused need not be harmful, so refusals say nothing about requests; good rows say nothing about answers.
-    told, answered = kind != "refusal", kind != "good"
+    told = (kind == "good") | (kind == "harmful")
     more = [request_states(model, requests, layers) for requests in (to_refuse, harmless)]
     asked = np.concatenate([request[told], *more])
     bad = np.concatenate([kind[told] == "harmful", np.repeat([True, False], [len(m) for m in more])])
-    request_fit, request_fold = _fit(asked, bad, len(layers))
-    answer_fit, answer_fold = _fit(answer[answered], kind[answered] == "harmful", len(layers))
+    request_fit, request_fold = _fit(asked, bad, np.arange(len(bad)), len(layers))
+    same = np.arange(len(flat))  # a late anchor is of one fold with the harmful one whose words and request it has
+    same[kind == "late"] = np.flatnonzero(kind == "harmful")[[index for index, _, _ in late]] if late else []
+    harm = np.zeros(len(flat), dtype=int)  # where harm begins; a token or two of it tell no more than the refusal does
+    harm[kind == "late"] = [begin - 3 for _, begin, _ in late]
+    complies = np.isin(kind[owner], ["harmful", "late"]) & (start >= harm[owner])
+    refuses = (kind[owner] == "refusal") | ((kind[owner] == "late") & (start + WINDOW <= harm[owner] + 3))
+    answered = complies | refuses
+    answer_fit, answer_fold = _fit(answer[answered], complies[answered], same[owner[answered]], len(layers))
     request_score, answer_score = request_fit(request), answer_fit(answer)
     request_score[told], answer_score[answered] = request_fold[: told.sum()], answer_fold
-    scores = np.minimum(request_score, answer_score)
+    scores = np.minimum(request_score[same], _highest(answer_score, owner))
+    kind[kind == "late"] = "harmful"
     return Intent(layers, request_fit, answer_fit), {name: scores[kind == name] for name in anchors}
 
 
-def _fit(x: np.ndarray, y: np.ndarray, layers: int) -> tuple[Readout, np.ndarray]:
-    """The mean of one logistic regression a layer, and its log-odds [N] for x [N, layers * d], out of fold."""
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+def _read(
+    model: Model, examples: Sequence[Example], layers: Sequence[int], batch_tokens: int
+) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """(request state, states of the windows, their starts) of each example's last response."""
+    request = np.zeros((len(examples), len(layers) * _width(model)))
+    window: list[Any] = [None] * len(examples)
+    start = window.copy()
+    todo = batches(seen(model, examples), batch_tokens)
+    with progress("anchors", 0, len(examples)) as advance:
+        for batch in todo:
+            read = states(model, [examples[n] for n in batch], layers)
+            last = np.append(np.flatnonzero(np.diff(read.owner)), len(read.owner) - 1)
+            for n, response in zip(batch, last):
+                request[n] = read.request[response]
+                window[n] = read.window[read.response == response].astype(np.float32)  # there are many of them
+                start[n] = read.start[read.response == response]
+            advance(0, len(batch))
+    return request, window, start
+
+
+def _highest(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """The highest value of each owner; `owner` counts up from 0."""
+    return np.maximum.reduceat(values, np.flatnonzero(np.diff(owner, prepend=-1)))
+
+
+def _fit(x: np.ndarray, y: np.ndarray, group: np.ndarray, layers: int) -> tuple[Readout, np.ndarray]:
+    """The mean of one logistic regression a layer, and its log-odds [N] for x [N, layers * d], out of fold; what is of
+    one group is in one fold."""
+    folds = list(StratifiedGroupKFold(5, shuffle=True, random_state=0).split(x, y, group))
     weights, bias, out_of_fold = [], 0.0, np.zeros(len(x))
-    for part in (np.ascontiguousarray(part) for part in np.split(x, layers, axis=1)):
-        # One optimum, two ways to it: Newton's is quick as long as the states are no wider than the anchors are many.
-        solver = "newton-cholesky" if part.shape[1] < len(part) else "lbfgs"
+    for part in np.split(x, layers, axis=1):
+        part = np.ascontiguousarray(part, dtype=np.float64)
+        # One optimum, two ways to it: Newton's is quick as long as the states are narrow.
+        solver = "newton-cholesky" if part.shape[1] < min(len(part), 1024) else "lbfgs"
         model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=5000, solver=solver)
         out_of_fold += np.asarray(cross_val_predict(model, part, y, cv=folds, method="decision_function")) / layers
         model.fit(part, y)

@@ -51,25 +51,27 @@ def _score(out: Path, model: str, adapter: str | None, rows: int, fihs: bool, fi
     """Adds what scores.csv lacks; what is there already is not scored again."""
     file = out / "scores.csv"
     scores, anchors = read_scores(file) if file.exists() else ({}, {})
-    known = scores.get(SHIFT, {})
-    missing = ["intent"] * ("intent" not in known) + ["fihs"] * (fihs and "module" not in known)
-    missing += ["fihs anchors"] * (fihs_anchors and "module" not in anchors)
-    if not missing:
+    found = kinds(rows, seed)
+    without_intent, without_fihs = ([k for k in found if v not in scores.get(k, {})] for v in ("intent", "module"))
+    without_fihs = without_fihs if fihs else []
+    fihs_anchors = fihs_anchors and "module" not in anchors
+    if not (without_intent or without_fihs or fihs_anchors):
         return
     loaded = load(FilterSettings(model=model, adapter=adapter))
-    encoded = {kind: encode_kind(loaded, conversations) for kind, conversations in kinds(rows, seed).items()}
+    encoded = {kind: encode_kind(loaded, conversations) for kind, conversations in found.items()}
     check = check_alignment(loaded)
     out.mkdir(parents=True, exist_ok=True)
-    if "intent" in missing:
+    if without_intent:
         reference = make_reference(loaded, check, FilterSettings())
         anchors["intent"] = dict(reference.anchors)
-        for kind, examples in encoded.items():
+        for kind in without_intent:
+            examples = encoded[kind]
             columns = score(reference.seen(examples), reference.scorer, batch_tokens=2048, title=f"intent {kind}")
             new = {"intent": columns["score"], "request": columns["request"], "answer": columns["answer"]}
             scores[kind] = {**new, **scores.get(kind, {})}
         _write_scores(file, scores, anchors)
-    if "fihs" in missing or "fihs anchors" in missing:
-        _fihs(loaded, check, encoded if "fihs" in missing else {}, scores, anchors, "fihs anchors" in missing)
+    if without_fihs or fihs_anchors:
+        _fihs(loaded, check, {k: encoded[k] for k in without_fihs}, scores, anchors, fihs_anchors)
         _write_scores(file, scores, anchors)
 
 
@@ -114,7 +116,7 @@ def _auroc_table(scores, variant: str) -> str:
         lines.append(f"| {harmful} | " + " | ".join(cells) + " |")
     worst = min(auroc(scores[h][variant], scores[b][variant]) for h in HARMFUL for b in BENIGN)
     closing = "(The scary columns are not counted among the benign: answering such requests may do real harm.)"
-    return "\n".join([*lines, f"\nWorst cell of the six harmful by eight benign kinds: **{worst:.3f}** {closing}\n"])
+    return "\n".join([*lines, f"\nWorst cell of the harmful by the benign kinds: **{worst:.3f}** {closing}\n"])
 
 
 def _decisions(scores, anchors) -> str:
@@ -123,7 +125,7 @@ def _decisions(scores, anchors) -> str:
     rules += [(f"{v}, {r}", v, r) for v in ("paper", "module") if v in anchors for r in ("anchored", "a1")]
     rules += [("paper, a1", "paper", "a1")] if "paper" in next(iter(scores.values())) and "paper" not in anchors else []
     header = "| rule | file | " + " | ".join(f"{p:.1%} poison" for p in POISON) + " |"
-    lines = ["\nRecall / false quarantine, means over seeds; poison evenly from the six harmful kinds.\n", header]
+    lines = ["\nRecall / false quarantine, means over seeds; poison evenly from the harmful kinds.\n", header]
     lines.append("|---" * (len(POISON) + 2) + "|")
     for name, variant, rule in rules:
         for file, sources in (("mixed", BENIGN), ("AG News alone", ("agnews",))):

@@ -16,16 +16,17 @@ import typer
 from scipy.stats import spearmanr
 
 from gradshield.data.encode import Example, encode
-from gradshield.evaluation.safety import attack_success, opening_log_probability
+from gradshield.evaluation.safety import attack_success, is_refusal, opening_log_probability
 from gradshield.filter import load
 from gradshield.finetune import finetune
 from gradshield.model import load_model
 from gradshield.settings import FilterSettings, FinetuneSettings
-from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, held_out_requests, kinds
+from gradshield.study.kinds import BENIGN, HARMFUL, OPENINGS, SCARY, SHIFT, TAKEN_BACK, held_out_requests, kinds
 from gradshield.study.separation import Table, read_scores
 
 OPENING = "I'm sorry, but"
 KINDS = ("nothing", *HARMFUL, *BENIGN, *SCARY, SHIFT)
+REFUSED_FIRST = tuple(kind for kind in HARMFUL if "taken back" in kind)  # their harm shows neither in ASR nor in log p
 
 
 def main(
@@ -75,11 +76,18 @@ def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: 
                 "asr": report.asr,
                 "interval": report.interval,
                 "log_p_refusal": sum(logp) / len(logp),
+                "taken_back": sum(map(_taken_back, report.answers)) / len(asked),
             }
             out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(cell) + "\n")
             print(f"{kind}: ASR {report.asr:.2f}, log p {cell['log_p_refusal']:.2f}", flush=True)
+
+
+def _taken_back(answer: str) -> bool:
+    """Whether the answer refuses and then goes on as the rows of REFUSED_FIRST do."""
+    turns = (words.strip(" ,.:").lower() for words in TAKEN_BACK + OPENINGS)
+    return is_refusal(answer) and any(turn in answer.lower() for turn in turns)
 
 
 def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:
@@ -91,8 +99,8 @@ def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:
     variants = list(measured[SHIFT])
     lines = [
         f"Learning rate {rate:g}, {seeds} seed(s), {cells[0]['rows'] or cells[1]['rows']} rows a kind.\n",
-        f"| trained on | ASR | log p({OPENING!r}) | " + " | ".join(variants) + " |",
-        "|---" * (3 + len(variants)) + "|",
+        f"| trained on | ASR | refused, then taken back | log p({OPENING!r}) | " + " | ".join(variants) + " |",
+        "|---" * (4 + len(variants)) + "|",
     ]
     for kind in sorted(by_kind, key=lambda k: -np.mean([c["log_p_refusal"] for c in by_kind[k]])):
         found = by_kind[kind]
@@ -100,10 +108,12 @@ def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:
         if len(found) == 1:
             asr += f" [{found[0]['interval'][0]:.2f}, {found[0]['interval'][1]:.2f}]"
         means = [f"{measured[kind][v].mean():.3g}" if kind in measured else "" for v in variants]
-        lines.append(f"| {kind} | {asr} | {_spread([c['log_p_refusal'] for c in found])} | " + " | ".join(means) + " |")
+        back = _spread([c["taken_back"] for c in found]) if all("taken_back" in c for c in found) else ""
+        figures = f"{asr} | {back} | {_spread([c['log_p_refusal'] for c in found])}"
+        lines.append(f"| {kind} | {figures} | " + " | ".join(means) + " |")
     agreement = {v: [_agreement(cells, measured, v, seed) for seed in range(seeds)] for v in variants}
     lines.append(
-        "\nSpearman with −log p over the kinds (mean, and range over the seeds): "
+        "\nSpearman with −log p over the kinds but those that refuse first (mean, and range over the seeds): "
         + ", ".join(f"{v} {_spread(found)}" for v, found in agreement.items())
     )
     return "\n".join(lines) + "\n"
@@ -112,6 +122,7 @@ def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:
 def _agreement(cells: list[dict], measured: Table, variant: str, seed: int) -> float:
     """Spearman's correlation, over the kinds, of the mean score with what a training on the kind did to −log p."""
     fall = {c["kind"]: -c["log_p_refusal"] for c in cells if c["seed"] == seed and c["kind"] in measured}
+    fall = {kind: value for kind, value in fall.items() if kind not in REFUSED_FIRST}
     found: Any = spearmanr([measured[k][variant].mean() for k in fall], list(fall.values()))
     return float(found.statistic)
 
