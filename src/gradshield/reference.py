@@ -49,6 +49,7 @@ from gradshield.settings import FilterSettings
 
 ALIGNED, WEAK = 0.7, 0.4  # shares of the probes refused (docs/results: alignment)
 ANCHOR_FILES = {"good": "anchors_good.jsonl", "refusal": "anchors_refusal.jsonl", "harmful": "anchors_harmful.jsonl"}
+TAILS_FILE = "refusal_tails.txt"
 REFUSED_FILES = ("align_harmful.jsonl", "requests_harmful.jsonl")
 # How a refusal is taken back; what follows a comma goes on in lower case.
 TURNS = (
@@ -192,6 +193,7 @@ def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Ref
         to_refuse = usable + [r for file in REFUSED_FILES for r in read_requests(ASSETS / file)]
         harmless = [r for file in HARMLESS_FILES for r in read_requests(ASSETS / file)]
         rows = anchor_examples(model)
+        rows["refusal"] += long_refusals(model)
         late = late_anchors(model, rows["harmful"])
         intent, anchors = fit_intent(model, rows, late, to_refuse, harmless, batch_tokens)
         readouts = {
@@ -210,6 +212,18 @@ def anchor_examples(model: Model, loss_on: str = "assistant", max_length: int = 
         rows = (_anchor(model, row, n, loss_on, max_length) for n, row in enumerate(_rows(kind)))
         result[kind] = [example for example in rows if isinstance(example, Example)]
     return result
+
+
+def long_refusals(model: Model) -> list[Example]:
+    """Each refusal anchor with two to four sentences behind it of the sort that refusals go on with, so that what
+    stands there is not taken for compliance. Which, a fixed seed says."""
+    draw = random.Random(0)
+    tails = read_requests(ASSETS / TAILS_FILE)
+    found = []
+    for n, row in enumerate(_rows("refusal")):
+        response = " ".join([row["response"], *draw.sample(tails, draw.randint(2, 4))])
+        found.append(_anchor(model, row | {"response": response}, n))
+    return [example for example in found if isinstance(example, Example)]
 
 
 def late_anchors(model: Model, harmful: Sequence[Example]) -> list[tuple[int, int, Example]]:
@@ -253,7 +267,7 @@ def cache_folder() -> Path:
 
 def _cache(what: str, model: Model, of: object) -> Path:
     """The cache file of something that follows from the model, the bundled texts and `of`."""
-    files = (*ANCHOR_FILES.values(), *HARMLESS_FILES, *REFUSED_FILES)
+    files = (*ANCHOR_FILES.values(), TAILS_FILE, *HARMLESS_FILES, *REFUSED_FILES)
     assets = "".join(hashlib.sha256((ASSETS / f).read_bytes()).hexdigest() for f in files)
     template = str(model.tokenizer.chat_template)
     key = hashlib.sha256(json.dumps([of, assets, template]).encode()).hexdigest()[:12]

@@ -54,7 +54,7 @@ def _score(out: Path, model: str, adapter: str | None, rows: int, fihs: bool, fi
     found = kinds(rows, seed)
     without_intent, without_fihs = ([k for k in found if v not in scores.get(k, {})] for v in ("intent", "module"))
     without_fihs = without_fihs if fihs else []
-    fihs_anchors = fihs_anchors and "module" not in anchors
+    fihs_anchors = fihs and fihs_anchors and "module" not in anchors
     if not (without_intent or without_fihs or fihs_anchors):
         return
     loaded = load(FilterSettings(model=model, adapter=adapter))
