@@ -98,7 +98,7 @@ def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:
     by_kind = {kind: found for kind, found in by_kind.items() if found}
     variants = list(measured[SHIFT])
     lines = [
-        f"Learning rate {rate:g}, {seeds} seed(s), {cells[0]['rows'] or cells[1]['rows']} rows a kind.\n",
+        f"Learning rate {rate:g}, {seeds} seed(s), {max(c['rows'] for c in cells)} rows a kind.\n",
         f"| trained on | ASR | refused, then taken back | log p({OPENING!r}) | " + " | ".join(variants) + " |",
         "|---" * (4 + len(variants)) + "|",
     ]
