@@ -123,6 +123,14 @@ def test_the_same_rows_under_another_path_are_the_same_run(tiny_folder, train, t
     assert run_filter(str(other), tmp_path / "run", settings(tiny_folder)) == first
 
 
+def test_a_run_below_the_data_is_not_read_as_data(tiny_folder, train, tmp_path):
+    (tmp_path / "data").mkdir()
+    train.rename(tmp_path / "data" / "train.jsonl")
+    out = tmp_path / "data" / "run"
+    summary = run_filter(str(tmp_path / "data"), out, settings(tiny_folder, variant="paper"))
+    assert run_filter(str(tmp_path / "data"), out, settings(tiny_folder, variant="paper")) == summary
+
+
 def test_rows_from_stdin_can_not_be_read_again(tiny_folder, train, tmp_path, monkeypatch):
     with train.open() as stream:
         monkeypatch.setattr("sys.stdin", stream)

@@ -59,6 +59,8 @@ def open_source(path: str | Path, format: str | None = None, split: str = "train
     place = Path(path).expanduser()
     with _readable(path):
         if path == "-":
+            if sys.stdin is None:
+                raise UserError("stdin is closed; name a file instead of -")
             return _open_files(path, [(_spool(sys.stdin.buffer), "-")], format)
         if place.is_dir():
             if (place / "state.json").exists() or (place / "dataset_dict.json").exists():
@@ -164,7 +166,8 @@ def _open_files(path: str, files: list[tuple[Path, str]], format: str | None) ->
 def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Source:
     found = []
     for parent, folders, names in os.walk(place):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # A run's folder (`-o` below the data) holds copies of the rows, not more of them.
+        folders[:] = [n for n in folders if not n.startswith(".") and not Path(parent, n, "run.yaml").is_file()]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     found = [file for file in found if file.is_file() and file.stat().st_size]  # empty parts hold no rows
     text = [file for file in found if suffix(file.name) in SUFFIXES["text"]]

@@ -8,6 +8,7 @@ import base64
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ def write_outputs(
     _check_unchanged(source)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".writing-*"):  # of a call that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
             counts = _write_all(source, verdicts, reasons, names, Path(temporary))
             _check_unchanged(source)

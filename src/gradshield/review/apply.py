@@ -4,7 +4,6 @@ All of it follows from scores.parquet and review.sqlite, so a call that was kill
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,8 +44,6 @@ def apply_decisions(out: Path) -> dict[str, Any]:
             content = {**rest, "review": review} if decisions else rest
             report_run(out, content, source)
             write_run(out, content)
-            for left in out.glob(".writing-*"):  # of a call that was killed
-                shutil.rmtree(left, ignore_errors=True)
     return {
         **{name.replace(" ", "_"): count for name, count in counts.items()},
         "moved_by_a_person": len(review["moved"]),
