@@ -91,11 +91,13 @@ def request_states(model: Model, requests: Sequence[str], layers: Sequence[int])
     encoded = [encode_request(r, model.tokenizer) for r in requests]
     examples = [Example(n, ids, np.arange(len(ids)) > 0) for n, ids in enumerate(encoded)]
     rows = np.zeros((len(encoded), len(layers) * _width(model)))
-    for batch in batches(examples, 2048):
-        ids, *_ = pad([examples[n] for n in batch], model.device)
-        last = [len(encoded[n]) - 1 for n in batch]
-        hidden, first = _side_by_side(model, ids, layers, last)
-        rows[batch] = _unit(torch.stack([hidden[k, place - first] for k, place in enumerate(last)]))
+    with progress("requests", 0, len(examples)) as advance:
+        for batch in batches(examples, 2048):
+            ids, *_ = pad([examples[n] for n in batch], model.device)
+            last = [len(encoded[n]) - 1 for n in batch]
+            hidden, first = _side_by_side(model, ids, layers, last)
+            rows[batch] = _unit(torch.stack([hidden[k, place - first] for k, place in enumerate(last)]))
+            advance(0, len(batch))
     return rows
 
 
