@@ -35,6 +35,7 @@ from gradshield.scoring.fihs import READING as FIHS_READING
 from gradshield.scoring.fihs import fihs_scorer
 from gradshield.scoring.intent import (
     DEPTHS,
+    LATER,
     READING,
     REGULARISATION,
     Intent,
@@ -184,7 +185,7 @@ def _fihs_scorer(model: Model, usable: list[str], settings: FilterSettings) -> S
 
 
 def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Reference:
-    file = _cache("intent", model, [usable, READING, DEPTHS, WINDOW, STRIDE, REGULARISATION])
+    file = _cache("intent", model, [usable, READING, DEPTHS, WINDOW, STRIDE, LATER, REGULARISATION])
     if saved := _read(file):
         request, answer = (Readout(np.array(saved[k]["weight"]), saved[k]["bias"]) for k in ("request", "answer"))
         intent = Intent(tuple(saved["layers"]), request, answer)
