@@ -132,7 +132,7 @@ def test_a_users_mistake_in_a_worker_is_one_line(tiny_folder):
 def test_ray_that_is_missing_is_named_before_a_model_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(filtering, "find_spec", lambda name: None)
     monkeypatch.setattr(filtering, "load", lambda settings: pytest.fail("loaded"))
-    with pytest.raises(UserError, match=r"gradshield\[scale\]"):
+    with pytest.raises(UserError, match=r"ray\[data\]"):
         run_filter("no such file", tmp_path / "run", FilterSettings(engine="ray"))
 
 
