@@ -78,10 +78,14 @@ def _on_cluster(
             **each,
         )
         with redirect_stdout(sys.stderr):  # where Ray says that a worker died
-            for row in found.iter_rows():
+            mistake = ""
+            for row in found.iter_rows():  # to its end: shut down in the midst of it, Ray ends this process
                 if row["number"] == MISTAKE:
-                    raise UserError(row["columns"])
-                yield row["number"], json.loads(row["columns"])
+                    mistake = row["columns"]
+                else:
+                    yield row["number"], json.loads(row["columns"])
+        if mistake:
+            raise UserError(mistake)
     finally:
         if ours:
             ray.shutdown()
@@ -91,7 +95,7 @@ class _Worker:
     """One model on one device, with its scorer."""
 
     def __init__(self, build: Callable[[], Scorer], known: Mapping[str, str], threads: int | None) -> None:
-        self.build, self.known, self.threads = build, known, threads
+        self.build, self.known, self.threads, self.mistake = build, known, threads, ""
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -107,11 +111,14 @@ class _Worker:
             return self.build()
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        if self.mistake:  # what follows need not be tried, as its scores would help nobody
+            return pa.table({"number": [MISTAKE], "columns": [self.mistake]})
         numbers, starts, counts = np.unique(block["number"].to_numpy(), return_index=True, return_counts=True)
         try:
             found = {int(n): self._batch(block.slice(start, count)) for n, start, count in zip(numbers, starts, counts)}
         except UserError as error:
-            found = {MISTAKE: str(error)}
+            self.mistake = str(error)
+            found = {MISTAKE: self.mistake}
         return pa.table({"number": list(found), "columns": list(found.values())})
 
     def _batch(self, rows: pa.Table) -> str:
