@@ -113,22 +113,6 @@ def test_a_torn_last_line_of_the_trials_is_measured_again(tiny_folder, train, tm
     assert [t["kept"] for t in again["trials"]] == [t["kept"] for t in whole["trials"]] and again["accepted"] == 2
 
 
-def test_a_named_file_that_changed_since_is_said(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
-    answer_with(monkeypatch, 0.0, 0.0)
-    task, asked = tmp_path / "task.jsonl", tmp_path / "requests.txt"
-    task.write_text('{"prompt": "p", "answer": "x"}\n')
-    asked.write_text("one\n")
-    measuring = MEASURING.model_copy(update={"requests": str(asked)})
-    summary = tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task), measuring=measuring)
-    for file in (task, asked):
-        before = file.read_text()
-        file.write_text(before + before)
-        with pytest.raises(UserError, match=f"another file .*{file.name}"):
-            tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task), measuring=measuring)
-        file.write_text(before)
-    assert tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task), measuring=measuring) == summary
-
-
 @pytest.mark.parametrize("start", ["screen", "paper"])
 def test_rows_whose_score_is_not_finite_are_set_aside(tiny_folder, train, tmp_path, monkeypatch, start):  # noqa: F811
     answer_with(monkeypatch, 0.0, 0.9, 0.1)
@@ -213,13 +197,6 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_rejected_without_a_train
     assert run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING) == summary
 
 
-def test_a_base_model_that_misses_the_goal_is_said_before_training(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
-    answer_with(monkeypatch, 0.6)
-    monkeypatch.setattr(room, "finetune", None)
-    with pytest.raises(UserError, match=r"0\.600 before any fine-tuning"):
-        tune(train, tmp_path / "run", tiny_folder)
-
-
 def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
     answer_with(monkeypatch, 0.0, 0.1)
     real, calls = room.finetune, []
@@ -256,30 +233,6 @@ def test_a_trial_whose_held_out_loss_is_not_finite_is_not_safe_and_a_base_model_
     assert second["safe"] and second["useful"]
     with pytest.raises(UserError, match="not finite"):
         tune(train, tmp_path / "base", tiny_folder)
-
-
-def test_what_quantised_weights_can_not_be_trained_with_is_said_before_anything_is_measured(
-    tiny_folder,
-    train,  # noqa: F811
-    tmp_path,
-    monkeypatch,
-):
-    pytest.importorskip("bitsandbytes")
-    from conftest import random_examples
-
-    monkeypatch.setattr(room, "evaluate_safety", None)
-    model = load_model(tiny_folder)
-    finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "adapter", TRAINING)
-    for more, training, words in (
-        ({"adapter": str(tmp_path / "adapter")}, {}, "carry an adapter.*--quantize"),
-        ({"model": str(tmp_path / "adapter")}, {}, "carry an adapter.*--quantize"),
-        ({}, {"method": "full"}, "--method full"),
-    ):
-        settings = FilterSettings(**{"model": tiny_folder, "quantize": "4bit", **more})
-        parts = FinetuneSettings(**training), TuneSettings(**EASY), MEASURING
-        with pytest.raises(UserError, match=words):
-            run_tune(str(train), tmp_path / "run", settings, *parts)
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_card_and_the_config_name_the_adapter_below(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
@@ -370,37 +323,6 @@ def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tin
     assert tune(train, tmp_path / "run", tiny_folder)["accepted"] == 1 and len(trained) == 1
 
 
-def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(train, tmp_path, monkeypatch):  # noqa: F811
-    def load(*_):
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(room, "load", load)
-    task = tmp_path / "task.jsonl"
-    task.write_text('{"question": "a", "reply": "b"}\n')
-    for more, words in (
-        ({"task": str(task)}, "question, reply"),
-        ({"task": "agnwes"}, "agnwes: none of samsum.*no task of lm-eval"),
-        ({"measuring": MEASURING.model_copy(update={"requests": "advbenhc"})}, "advbenhc"),
-        ({"measuring": MEASURING.model_copy(update={"scary": "no.txt"})}, r"no\.txt"),
-    ):
-        with pytest.raises(UserError, match=words):
-            tune(train, tmp_path / "run", "no model", **more)
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_a_trainers_command_can_not_be_filled_with_is_said(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
-    answer_with(monkeypatch, 0.0, 0.1)
-    for n, (more, words) in enumerate(
-        (
-            ({"trainer_command": "train {dataset}"}, "dataset.*there are {data}, {out}, {model}, {seed}"),
-            ({"trainer_command": "train {data"}, "can't be filled in"),
-            ({"trainer_command": "train {config}", "trainer_config": "no.yaml"}, r"--trainer-config no\.yaml"),
-        )
-    ):
-        with pytest.raises(UserError, match=words):
-            tune(train, tmp_path / str(n), tiny_folder, **more)
-
-
 def test_a_dataset_by_its_id_is_trained_on_and_taken_up(tiny_folder, tmp_path, monkeypatch):
     import datasets
 
@@ -420,18 +342,3 @@ def test_a_dataset_by_its_id_is_trained_on_and_taken_up(tiny_folder, tmp_path, m
     assert json.loads(kept[0]) == {"prompt": "Question 0", "completion": "Answer 0"}
     monkeypatch.setattr(room, "finetune", None)
     assert tune("org/name", tmp_path / "run", tiny_folder, **more) == summary
-
-
-def test_what_does_not_go_with_several_processes_is_said(train, monkeypatch):  # noqa: F811
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    for settings, training, tuning, words in (
-        ({}, {}, {}, "--batch 8 can't be shared out evenly among 3"),
-        ({}, {"batch": 9}, {"trainer_command": "true"}, "without a launcher"),
-        ({"device": "auto"}, {"batch": 9}, {}, "--device auto"),
-    ):
-        parts = FilterSettings(**settings), FinetuneSettings(**training), TuneSettings(**tuning), MEASURING, None
-        with pytest.raises(UserError, match=words):
-            room._check(*parts)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="FSDP is not supported"):
-        room._check(FilterSettings(), FinetuneSettings(batch=9), TuneSettings(), MEASURING, None)

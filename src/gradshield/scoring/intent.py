@@ -125,7 +125,8 @@ def fit_intent(
 
     `late` are harmful anchors behind a refusal: (index of the harmful anchor, position where its own words begin, the
     row); their scores are among the harmful ones. The scores are out of fold (five folds): no anchor is scored by a
-    readout that has seen it.
+    readout that has seen it as it is. A refusal's words may stand in a longer refusal or a late anchor of another fold,
+    though, so the scores of refusals flatter a little.
     """
     layers = tuple(sorted({int(depth * len(model.layers)) for depth in DEPTHS}))
     flat = [*(e for examples in anchors.values() for e in examples), *(e for _, _, e in late)]

@@ -26,7 +26,7 @@ from gradshield.study.separation import Table, read_scores
 
 OPENING = "I'm sorry, but"
 KINDS = ("nothing", *HARMFUL, *BENIGN, *SCARY, SHIFT)
-REFUSED_FIRST = tuple(kind for kind in HARMFUL if "taken back" in kind)  # their harm shows neither in ASR nor in log p
+REFUSED_FIRST = tuple(kind for kind in HARMFUL if "taken back" in kind)  # so neither ASR nor log p would show harm
 
 
 def main(
