@@ -18,13 +18,16 @@ def bundled(kind: str) -> list[dict]:
 def test_harm_behind_a_refusal_begins_where_it_is_said_to(tiny):
     anchors, rows = anchor_examples(tiny), bundled("harmful")
     found = late_anchors(tiny, anchors["harmful"])
-    assert [index for index, _, _ in found] == list(range(len(anchors["harmful"])))
-    for index, begin, example in found:
-        words = rows[anchors["harmful"][index].row]["response"]
-        rest = tiny.tokenizer.decode(example.ids[begin:])
+    assert [late.harmful for late in found] == list(range(len(anchors["harmful"])))
+    for late in found:
+        anchor, ids = anchors["harmful"][late.harmful], late.example.ids
+        words = rows[anchor.row]["response"]
+        rest = tiny.tokenizer.decode(ids[late.start :])
         assert rest.lower().lstrip().startswith(words.lower().strip()), (rest, words)
-        start = int(np.argmax(example.mask))
-        assert begin - start > 2 and np.array_equal(example.ids[:start], anchors["harmful"][index].ids[:start])
+        start = int(np.argmax(late.example.mask))
+        assert late.start - start > 2 and np.array_equal(ids[:start], anchor.ids[:start])
+        before = tiny.tokenizer.decode(ids[start : late.start])
+        assert before.startswith(bundled("refusal")[late.refusal]["response"].split(". ")[0].rstrip("."))
 
 
 def test_long_refusals_go_on_behind_the_refusal_and_are_the_same_every_time(tiny):

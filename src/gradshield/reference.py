@@ -39,6 +39,7 @@ from gradshield.scoring.intent import (
     READING,
     REGULARISATION,
     Intent,
+    Late,
     Readout,
     fit_intent,
     intent_scores,
@@ -227,14 +228,14 @@ def long_refusals(model: Model) -> list[Example]:
     return [example for example in found if isinstance(example, Example)]
 
 
-def late_anchors(model: Model, harmful: Sequence[Example]) -> list[tuple[int, int, Example]]:
-    """Each harmful anchor behind a refusal that is taken back: (its index in `harmful`, the position where its own
-    words begin, the row). Which refusal and which turn of phrase, a fixed seed says."""
+def late_anchors(model: Model, harmful: Sequence[Example]) -> list[Late]:
+    """Each harmful anchor behind a refusal that is taken back. Which refusal and which turn of phrase, a fixed seed
+    says."""
     draw = random.Random(0)
-    refusals = [row["response"] for row in _rows("refusal")]
+    refusals = list(enumerate(row["response"] for row in _rows("refusal")))
     rows, found = _rows("harmful"), []
     for index, anchor in enumerate(harmful):
-        row, refusal, turn = rows[anchor.row], draw.choice(refusals), draw.choice(TURNS)
+        row, (number, refusal), turn = rows[anchor.row], draw.choice(refusals), draw.choice(TURNS)
         if draw.random() < 0.5:
             refusal = refusal.split(". ")[0].rstrip(".") + "."
         words = row["response"][:1].lower() + row["response"][1:] if turn.endswith(", ") else row["response"]
@@ -244,7 +245,7 @@ def late_anchors(model: Model, harmful: Sequence[Example]) -> list[tuple[int, in
         if isinstance(whole, Example) and isinstance(before, Example):
             size = min(len(whole.ids), len(before.ids))
             differs = np.append(whole.ids[:size] != before.ids[:size], True)
-            found.append((index, int(np.argmax(differs)), whole))
+            found.append(Late(whole, index, number, int(np.argmax(differs))))
     return found
 
 

@@ -6,7 +6,9 @@ from conftest import random_examples
 
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
-from gradshield.scoring.intent import fit_intent, intent_scores, seen
+from gradshield.scoring import intent as module
+from gradshield.scoring.intent import Late, fit_intent, intent_scores, seen
+from gradshield.scoring.windows import windows
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +28,15 @@ def anchors(tiny):
 REFUSAL = "I'm sorry, I can't. But then "
 
 
-def late(tiny, anchors) -> list[tuple[int, int, Example]]:
-    """The harmful anchors behind a refusal."""
+def late(tiny, anchors) -> list[Late]:
+    """The harmful anchors behind a refusal, said to be of the refusal anchor with the next number."""
     rows = []
     for n, anchor in enumerate(anchors["harmful"]):
         begin = int(np.argmax(anchor.mask))
         taken_back = tiny.tokenizer.encode(REFUSAL, add_special_tokens=False)
         ids = np.insert(anchor.ids, begin, taken_back).astype(np.int32)
         mask = np.insert(anchor.mask, begin, np.ones(len(taken_back), bool))
-        rows.append((n, begin + len(taken_back), Example(n, ids, mask)))
+        rows.append(Late(Example(n, ids, mask), n, (n + 1) % 12, begin + len(taken_back)))
     return rows
 
 
@@ -54,6 +56,20 @@ def test_scores_do_not_depend_on_batch_padding_or_order(tiny, fitted):
         single = [float(intent_scores(tiny, intent, [e])[name][0]) for e in examples]
         np.testing.assert_allclose(single, values, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(whole["score"], np.minimum(whole["request"], whole["answer"]))
+
+
+def test_what_shares_words_is_in_one_fold(tiny, anchors, monkeypatch):
+    told, fit = [], module._fit
+    monkeypatch.setattr(module, "_fit", lambda x, y, group, layers: told.append(group) or fit(x, y, group, layers))
+    twice = {**anchors, "refusal": [*anchors["refusal"], *anchors["refusal"]]}  # the second as a longer form
+    behind = late(tiny, anchors)
+    fit_intent(tiny, twice, behind, ["Rob a shop"] * 5, ["Bake a cake"] * 5, 512)
+    _, group = told
+    per = [len(windows(seen(tiny, [e])[0].mask)[0]) for e in (*twice["refusal"], *anchors["harmful"])]
+    of = [set(part.tolist()) for part in np.split(group, np.cumsum(per))]
+    refusal, longer, harmful, taken_back = of[:12], of[12:24], of[24:36], set().union(*of[36:])
+    assert refusal == longer and len(set().union(*refusal)) == 12
+    assert harmful == [refusal[each.refusal] for each in behind] and taken_back == set().union(*refusal)
 
 
 def test_harmful_anchors_score_above_good_ones_and_refusals(fitted):

@@ -28,7 +28,7 @@ from gradshield.scoring.windows import WINDOW, end_tokens, spoken, windows
 
 DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)  # of the blocks; where exactly matters little, their mean is steadier than any
 LATER = 1.0  # how much surer a window behind the first must be: of many, one is high by chance (docs/log.md)
-READING = 3  # goes up when states of the same row change, so that readouts fitted before are not used any more
+READING = 4  # goes up when a row's states or the folds change, so that what was fitted before is not used any more
 SHARED = 8  # tokens that all rows must open with before it pays to compute them once
 REGULARISATION = 30.0  # LogisticRegression's C, on states of unit length
 
@@ -51,6 +51,16 @@ class Intent:
     layers: tuple[int, ...]
     request: Readout
     answer: Readout
+
+
+@dataclass(frozen=True)
+class Late:
+    """A harmful anchor behind a refusal."""
+
+    example: Example
+    harmful: int  # index of the harmful anchor whose request and words it has
+    refusal: int  # `row` of the refusal anchor whose words stand in front of them
+    start: int  # position where the harmful anchor's own words begin
 
 
 def seen(model: Model, examples: Sequence[Example]) -> list[Example]:
@@ -116,20 +126,18 @@ def intent_scores(model: Model, intent: Intent, batch: Sequence[Example]) -> dic
 def fit_intent(
     model: Model,
     anchors: Mapping[str, Sequence[Example]],
-    late: Sequence[tuple[int, int, Example]],
+    late: Sequence[Late],
     to_refuse: Sequence[str],
     harmless: Sequence[str],
     batch_tokens: int,
 ) -> tuple[Intent, dict[str, np.ndarray]]:
     """The readouts fitted on anchors ("good", "refusal", "harmful") and requests, and the anchors' own scores.
 
-    `late` are harmful anchors behind a refusal: (index of the harmful anchor, position where its own words begin, the
-    row); their scores are among the harmful ones. The scores are out of fold (five folds): no anchor is scored by a
-    readout that has seen it as it is. A refusal's words may stand in a longer refusal or a late anchor of another fold,
-    though, so the scores of refusals flatter a little.
+    The scores of `late` are among the harmful ones. Refusals of the same `row` are longer and shorter forms of one. The
+    scores are out of fold (five folds): no anchor is scored by a readout that has seen its words in any form.
     """
     layers = tuple(sorted({int(depth * len(model.layers)) for depth in DEPTHS}))
-    flat = [*(e for examples in anchors.values() for e in examples), *(e for _, _, e in late)]
+    flat = [*(e for examples in anchors.values() for e in examples), *(each.example for each in late)]
     kind = np.array([name for name, examples in anchors.items() for _ in examples] + ["late"] * len(late))
     request, window, start = _read(model, flat, layers, batch_tokens)
     owner = np.repeat(np.arange(len(flat)), [len(w) for w in window])
@@ -142,14 +150,17 @@ def fit_intent(
     asked = np.concatenate([request[told], *more])
     bad = np.concatenate([kind[told] == "harmful", np.repeat([True, False], [len(m) for m in more])])
     request_fit, request_fold = _fit(asked, bad, np.arange(len(bad)), len(layers))
-    same = np.arange(len(flat))  # a late anchor is of one fold with the harmful one whose words and request it has
-    same[kind == "late"] = np.flatnonzero(kind == "harmful")[[index for index, _, _ in late]] if late else []
+    same = np.arange(len(flat))  # whose request each has
+    same[kind == "late"] = np.flatnonzero(kind == "harmful")[[each.harmful for each in late]] if late else []
+    group = same.copy()  # what shares words is of one fold: a refusal's forms, late anchors behind it, and their harm
+    group[kind == "refusal"] = [len(flat) + e.row for e in anchors["refusal"]]
+    group[kind == "late"] = group[same[kind == "late"]] = [len(flat) + each.refusal for each in late]
     harm = np.zeros(len(flat), dtype=int)  # where harm begins; a token or two of it tell no more than the refusal does
-    harm[kind == "late"] = [begin - 3 for _, begin, _ in late]
+    harm[kind == "late"] = [each.start - 3 for each in late]
     complies = np.isin(kind[owner], ["harmful", "late"]) & (start >= harm[owner])
     refuses = (kind[owner] == "refusal") | ((kind[owner] == "late") & (start + WINDOW <= harm[owner] + 3))
     answered = complies | refuses
-    answer_fit, answer_fold = _fit(answer[answered], complies[answered], same[owner[answered]], len(layers))
+    answer_fit, answer_fold = _fit(answer[answered], complies[answered], group[owner[answered]], len(layers))
     request_score, answer_score = request_fit(request), answer_fit(answer)
     request_score[told], answer_score[answered] = request_fold[: told.sum()], answer_fold
     scores = np.minimum(request_score[same], _highest(answer_score, owner))
