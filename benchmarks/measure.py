@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -118,20 +119,26 @@ def peak_memory(
 
 def child(order: Mapping[str, Any]) -> dict[str, Any]:
     """What `peak_memory` has done in the fresh process."""
-    model = open_model(order["spec"], order["device"], order["dtype"])
-    method = ALL[order["name"]]
-    rows = mixed(model, *order["rows"])
+    return peak(make_task(open_model(order["spec"], order["device"], order["dtype"])), order["name"], order["rows"])
+
+
+def peak(task: Task, name: str, rows: tuple[int, int, int]) -> dict[str, Any]:
+    """{"bytes"}: the peak above the loaded model; on a CPU, of what this process ever held, on a GPU, of its
+    allocator."""
+    method, model = ALL[name], task.model
+    examples = mixed(model, *rows)
     for module in method.needs:
         importlib.import_module(module)
     for weight in model.net.parameters():
         weight.sum()  # weights that are mapped from a file are in memory now
     on_gpu = model.device.type == "cuda"
+    task = replace(task)  # its own gradient of the probe
     gc.collect()
     before = torch.cuda.memory_allocated() if on_gpu else _reset_peak()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     try:
-        with _silent(), method.open(make_task(model), rows) as run:
+        with _silent(), method.open(task, examples) as run:
             run()
     except (torch.OutOfMemoryError, MemoryError, UserError) as error:
         return _too_large(error)

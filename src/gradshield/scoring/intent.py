@@ -7,7 +7,7 @@ over five layers. A row is harmful when both hold, so its score is the smaller o
 as its worst. It needs a forward pass to the highest of the layers and nothing else (method 5c; docs/results).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,11 @@ class Readout:
     def __call__(self, states: np.ndarray) -> np.ndarray:
         return states @ self.weight + self.bias
 
+    def of(self, states: Tensor) -> np.ndarray:
+        """The same for states [N, layers * d] on a device, which leave it as one number each."""
+        weight = torch.from_numpy(self.weight).to(states)
+        return (states @ weight).double().cpu().numpy() + self.bias
+
 
 @dataclass(frozen=True)
 class Intent:
@@ -73,9 +78,9 @@ def seen(model: Model, examples: Sequence[Example]) -> list[Example]:
 class States:
     """Hidden states of a batch's R responses and their W windows, as a unit vector of each layer."""
 
-    request: np.ndarray  # float64 [R, layers * d]: in front of a response's first token
+    request: Tensor  # float32 [R, layers * d]: in front of a response's first token
     owner: np.ndarray  # [R] the index of its example
-    window: np.ndarray  # float64 [W, layers * d]: the mean over a window's tokens
+    window: Tensor  # float32 [W, layers * d]: the mean over a window's tokens
     response: np.ndarray  # [W] the index of its response, ascending
     start: np.ndarray  # [W] its first token's position in the row
 
@@ -84,17 +89,15 @@ def states(model: Model, batch: Sequence[Example], layers: Sequence[int]) -> Sta
     """The states that the score reads of the batch, at the outputs of the decoder blocks `layers`."""
     cut = seen(model, batch)
     ids, *_ = pad(cut, model.device)
-    hidden, first = _side_by_side(model, ids, layers, [int(np.argmax(e.mask)) - 1 for e in cut])
-    requests, means, owner, response, begins = [], [], [], [], []
-    for n, example in enumerate(cut):
-        for spans in windows(example.mask):
-            requests.append(hidden[n, spans[0][0] - 1 - first])
-            means += [hidden[n, start - first : stop - first].mean(0) for start, stop in spans]
-            response += [len(owner)] * len(spans)
-            begins += [start for start, _ in spans]
-            owner.append(n)
-    found = _unit(torch.stack(requests)), np.array(owner), _unit(torch.stack(means))
-    return States(*found, np.array(response), np.array(begins))
+    hidden, first = _hidden(model, ids, layers, [int(np.argmax(e.mask)) - 1 for e in cut])
+    responses = [(n, spans) for n, example in enumerate(cut) for spans in windows(example.mask)]
+    owner = np.array([n for n, _ in responses])
+    response = np.repeat(np.arange(len(responses)), [len(spans) for _, spans in responses])
+    start, stop = np.array([span for _, spans in responses for span in spans]).T
+    before = np.array([spans[0][0] - 1 for _, spans in responses])
+    request = _side_by_side(model, (_mean(h, owner, before - first, before - first + 1) for h in hidden))
+    window = _side_by_side(model, (_mean(h, owner[response], start - first, stop - first) for h in hidden))
+    return States(request, owner, window, response, start)
 
 
 def request_states(model: Model, requests: Sequence[str], layers: Sequence[int]) -> np.ndarray:
@@ -105,9 +108,10 @@ def request_states(model: Model, requests: Sequence[str], layers: Sequence[int])
     with progress("requests", 0, len(examples)) as advance:
         for batch in batches(examples, 2048):
             ids, *_ = pad([examples[n] for n in batch], model.device)
-            last = [len(encoded[n]) - 1 for n in batch]
-            hidden, first = _side_by_side(model, ids, layers, last)
-            rows[batch] = _unit(torch.stack([hidden[k, place - first] for k, place in enumerate(last)]))
+            last = np.array([len(encoded[n]) - 1 for n in batch])
+            hidden, first = _hidden(model, ids, layers, last.tolist())
+            every, at = np.arange(len(batch)), last - first
+            rows[batch] = _side_by_side(model, (_mean(h, every, at, at + 1) for h in hidden)).cpu().numpy()
             advance(0, len(batch))
     return rows
 
@@ -116,7 +120,7 @@ def intent_scores(model: Model, intent: Intent, batch: Sequence[Example]) -> dic
     """Columns "score", "request" and "answer" [B]: of each row, its response with the highest score, and of that one
     the window that complies most."""
     read = states(model, batch, intent.layers)
-    request, answer = intent.request(read.request), _highest(intent.answer(read.window), read.response)
+    request, answer = intent.request.of(read.request), _highest(intent.answer.of(read.window), read.response)
     score = np.minimum(request, answer)
     order = np.lexsort((score, read.owner))  # the last of every owner is its highest
     worst = order[np.append(np.flatnonzero(np.diff(read.owner[order])), len(order) - 1)]
@@ -181,9 +185,10 @@ def _read(
             read = states(model, [examples[n] for n in batch], layers)
             last = np.append(np.flatnonzero(np.diff(read.owner)), len(read.owner) - 1)
             for n, response in zip(batch, last):
-                request[n] = read.request[response]
-                window[n] = read.window[read.response == response].astype(np.float32)  # there are many of them
-                start[n] = read.start[read.response == response]
+                mine = np.flatnonzero(read.response == response)
+                request[n] = read.request[response].cpu().numpy()
+                window[n] = read.window[mine].cpu().numpy()  # float32: there are many of them
+                start[n] = read.start[mine]
             advance(0, len(batch))
     return request, window, start
 
@@ -211,21 +216,30 @@ def _fit(x: np.ndarray, y: np.ndarray, group: np.ndarray, layers: int) -> tuple[
     return Readout(np.concatenate(weights), bias), out_of_fold
 
 
-def _side_by_side(model: Model, ids: Tensor, layers: Sequence[int], wanted: Sequence[int]) -> tuple[Tensor, int]:
-    """(states [B, T − first, layers, d] from position `first` on, `first`), for rows whose first position that is
-    wanted is `wanted` [B]. What all rows open with, such as a system prompt, is computed once for all of them."""
+def _hidden(model: Model, ids: Tensor, layers: Sequence[int], wanted: Sequence[int]) -> tuple[list[Tensor], int]:
+    """(a state [B, T − first, d] of each layer from position `first` on, `first`), for rows whose first position that
+    is wanted is `wanted` [B]. What all rows open with, such as a system prompt, is computed once for all of them."""
     same = (ids == ids[0]).all(0)
     shared = min(int(torch.argmin(torch.cat([same, same.new_zeros(1)]).int())), min(wanted))
     first = shared if len(ids) > 1 and shared >= SHARED else 0
-    found = hidden_at(model, ids, layers, first)
-    return torch.stack([h.float().to(model.device) for h in found], 2), first
+    return hidden_at(model, ids, layers, first), first
+
+
+def _mean(hidden: Tensor, row: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Tensor:
+    """Means [N, d] over hidden[row, start:stop] of [B, T, d], float32; each span is of WINDOW tokens at most."""
+    rows, first, end = (torch.from_numpy(a).to(hidden.device) for a in (row, start, stop))
+    total = hidden[rows, first].float()
+    for n in range(1, int(np.max(stop - start))):
+        inside = (first + n < end)[:, None]
+        total += torch.where(inside, hidden[rows, torch.minimum(first + n, end - 1)].float(), 0)
+    return total / (end - first)[:, None]
+
+
+def _side_by_side(model: Model, layers: Iterable[Tensor]) -> Tensor:
+    """[N, d] of each layer → [N, layers * d] on the model's device, every layer's part of unit length."""
+    return torch.cat([(h / h.norm(dim=-1, keepdim=True)).to(model.device) for h in layers], 1)
 
 
 def _width(model: Model) -> int:
     """d, also of a model whose config has one part for text and another for images."""
     return model.net.config.get_text_config().hidden_size
-
-
-def _unit(rows: Tensor) -> np.ndarray:
-    """[N, layers, d] → [N, layers * d], every layer's part of unit length."""
-    return (rows / rows.norm(dim=-1, keepdim=True)).flatten(1).double().cpu().numpy()
