@@ -141,12 +141,16 @@ def autograd(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
     yield lambda: Outcome(np.concatenate([scorer([row])["score"] for row in rows]))
 
 
+def dense_gradient(task: Task) -> dict[str, Tensor]:
+    """∇S of every Linear as a matrix [d_out, d_in], as precise as the model."""
+    exact = probe_gradient(task.model, task.requests, task.s, tolerance=0)
+    return {name: f.dense().to(task.model.net.dtype) for name, f in exact.factors.items()}
+
+
 @contextmanager
 def dense_hooks(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
     """The paper's way: the dense gradient of every layer against activations and their gradients, in hooks."""
-    exact = probe_gradient(task.model, task.requests, task.s, tolerance=0)
-    dtype = task.model.net.dtype
-    dense = {name: f.dense().to(dtype) for name, f in exact.factors.items()}
+    dense = dense_gradient(task)
 
     def one(batch: list[Example]) -> Tensor:
         total = torch.zeros(len(batch), device=task.model.device)

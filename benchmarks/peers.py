@@ -8,14 +8,13 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.methods import Method, Outcome, Run, Task, losses
+from benchmarks.methods import Method, Outcome, Run, Task, dense_gradient, losses
 from gradshield.data.encode import Example, encode_request
 
 LOW_RANK = 64  # of kronfluence's query batching, as in the same example
@@ -24,9 +23,9 @@ LOW_RANK = 64  # of kronfluence's query batching, as in the same example
 def bergson(by_token: bool) -> Callable[[Task, Sequence[Example]], AbstractContextManager[Run]]:
     """`collect_gradients` with a `Scorer`: what `bergson score` runs, without reloading the model.
 
-    The query is bergson's own: cross-entropy of "I" and of "Sure" after the request, weighted −1 and +1 by its
-    "advantage" column and summed, which is ∇S. Per row (its default) it forms the row's gradient; per token
-    (`attribute_tokens`) it does not, and the tokens' scores are summed.
+    The query is ∇S as a matrix of each Linear; bergson's own collector holds it in host memory several times over,
+    which is too much for 8B weights. Per row (its default) it forms the row's gradient; per token (`attribute_tokens`)
+    it does not, and the tokens' scores are summed.
     """
 
     @contextmanager
@@ -44,7 +43,8 @@ def bergson(by_token: bool) -> Callable[[Task, Sequence[Example]], AbstractConte
                 attribute_tokens=by_token,
             )
             config.partial_run_path.mkdir()
-            query = _bergson_query(task, config)
+            prefix = f"{net.base_model_prefix}."  # bergson names modules from the decoder on
+            query = {name.removeprefix(prefix): g.reshape(1, -1) for name, g in dense_gradient(task).items()}
             allocated = allocate_batches(data["length"][:], config.token_batch_size)
 
             def run() -> Outcome:
@@ -60,25 +60,6 @@ def bergson(by_token: bool) -> Callable[[Task, Sequence[Example]], AbstractConte
             yield run
 
     return opened
-
-
-def _bergson_query(task: Task, config: Any) -> dict[str, Tensor]:
-    """∇S by bergson's own collector, one row a module."""
-    from bergson import CollectorComputer, InMemoryCollector, PreprocessConfig
-    from datasets import Dataset
-
-    records = []
-    for request in task.requests:
-        ids = encode_request(request, task.model.tokenizer).tolist()
-        for token, advantage in ((task.safe, -1.0), (task.unsafe, 1.0)):
-            records.append({"input_ids": [*ids, token], "labels": [-100] * len(ids) + [token], "advantage": advantage})
-    data = Dataset.from_list([{**r, "length": len(r["input_ids"])} for r in records])
-    plain = replace(config, attribute_tokens=False)
-    collector = InMemoryCollector(
-        model=task.model.net.base_model, data=data, cfg=plain, preprocess_cfg=PreprocessConfig(aggregation="sum")
-    )
-    CollectorComputer(task.model.net, data, collector=collector, cfg=plain).run_with_collector_hooks()
-    return {name: g / len(task.requests) for name, g in collector.gradients.items()}
 
 
 def kronfluence(low_rank: int | None) -> Callable[[Task, Sequence[Example]], AbstractContextManager[Run]]:

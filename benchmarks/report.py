@@ -170,9 +170,8 @@ TAIL = f"""## How it is measured
 All peers give FIHS itself, same sign and same scale, because each is told the same loss and S:
 
 - **bergson** is called as `bergson score` calls itself (`collect_gradients` with a `Scorer`), with
-  `loss_reduction="mean"` (its default is the sum over tokens). It knows no logit margin, but S is one: with
-  cross-entropy of "I" and of "Sure" after the request, weighted −1 and +1 by its `advantage` column and summed,
-  −CE(I) + CE(Sure) = logit(I) − logit(Sure). *per token* is its `attribute_tokens`, the tokens' scores summed.
+  `loss_reduction="mean"` (its default is the sum over tokens). The query that it is given is ∇S as matrices, made
+  before the clock starts. *per token* is its `attribute_tokens`, the tokens' scores summed.
 - **kronfluence** is called as in its example for language models, with the identity for the Hessian. Its measurement is
   S, its training loss the sum of the rows' means. *rank {LOW_RANK}* is its query batching. Where a Linear has a bias,
   kronfluence adds the bias' gradient to the score (Qwen's q, k and v), which the others leave out.
