@@ -160,7 +160,7 @@ def _growth(
     rows = pieces(source, 128, max(1, plan.length_tokens // 128))
     for count in plan.probes:
         many = make_task(task.model, requests[:count], plan.batch_tokens)
-        for name in OURS:
+        for name in (n for n in OURS if n in names):
             yield _key("probes", name, count), partial(_seconds, many, name, rows)
     for size in plan.sizes:
         drawn = cache(partial(_random_task, size, plan, device, dtype))

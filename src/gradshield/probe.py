@@ -1,7 +1,7 @@
 """The proxy safety score S, its gradient as exact low-rank factors, and the check that the model is aligned at all.
 
 ∇_W S of a Linear is Σ_t b_t a_tᵀ over the probe's tokens, so its rank is at most their number. Kept are the factors,
-never the matrix; many probes are averaged by stacking factors, and recompressed by QR and SVD.
+never the matrix; many probes are averaged by stacking factors, and recompressed.
 """
 
 import json
@@ -176,23 +176,23 @@ def within_lora(gradient: ProbeGradient, inputs: Mapping[str, Tensor]) -> ProbeG
 
 
 def compress(factors: Factors, tolerance: float) -> Factors:
-    """The same matrix with the fewest terms: QR of both factors, then an SVD of the small core; where there are more
-    terms than the matrix is wide, an SVD of the matrix itself.
+    """The same matrix with the fewest terms: its projection onto its own foremost singular vectors.
 
-    Dropped is what lies below `tolerance` of the Frobenius norm; with 0, only exact redundancy.
+    Dropped is what lies below `tolerance` of the Frobenius norm; with 0, only exact redundancy. The vectors are
+    eigenvectors of a Gram matrix, in float64, which on a GPU is many times as quick as an SVD and loses nothing here.
     """
-    rank, widths = len(factors.inp), (factors.out.shape[1], factors.inp.shape[1])
-    if rank < min(widths):
-        q_out, r_out = torch.linalg.qr(factors.out.T)  # [d_out, rank], [rank, rank]
-        q_inp, r_inp = torch.linalg.qr(factors.inp.T)  # [d_in, rank], [rank, rank]
-        u, s, v = torch.linalg.svd(r_out @ r_inp.T, full_matrices=False)
-        u, v = q_out @ u, v @ q_inp.T
-    else:
-        u, s, v = torch.linalg.svd(factors.dense(), full_matrices=False)  # [d_out, d], [d], [d, d_in]
-    tail = s.pow(2).flip(0).cumsum(0).flip(0).sqrt()  # norm of what dropping from here on loses
-    floor = max(tolerance, torch.finfo(s.dtype).eps) * tail[0]
-    keep = max(1, int((tail > floor).sum()))
-    return Factors(v[:keep].contiguous(), (u[:, :keep] * s[:keep]).T.contiguous())
+    if factors.out.shape[1] < factors.inp.shape[1]:  # the narrower side has the smaller Gram matrix
+        turned = compress(Factors(factors.out, factors.inp), tolerance)
+        return Factors(turned.out, turned.inp)
+    basis, rest = torch.linalg.qr(factors.inp.T)  # [d_in, k], [k, rank]
+    image = factors.out.T @ rest.T  # G basis [d_out, k]
+    wide = (image.cpu() if image.device.type == "mps" else image).double()  # which knows no float64
+    energy, vectors = torch.linalg.eigh(wide.T @ wide)  # ascending
+    tail = energy.clamp_min(0).cumsum(0).sqrt()  # norm of what dropping up to here loses
+    kept = tail > max(tolerance, torch.finfo(image.dtype).eps) * tail[-1]
+    kept[-1] = True
+    vectors = vectors[:, kept].to(image)
+    return Factors((basis @ vectors).T.contiguous(), (image @ vectors).T.contiguous())
 
 
 def read_requests(path: str | Path) -> list[str]:
