@@ -53,7 +53,7 @@ def _curves(ax: Any, each: Results) -> None:
     for method in ALL:
         points = curve(each, "rows", method)
         if points:
-            color = MINE if method in OURS else MARKS.get(method, THEIRS)
+            color = MINE if method in (*OURS, "intent") else MARKS.get(method, THEIRS)
             ax.plot(*zip(*points), marker="o", ms=3, lw=1.2, color=color)
             ax.annotate(method, points[-1], xytext=(4, 0), textcoords="offset points", color=color, fontsize=7)
     ax.set(xscale="log", yscale="log", xlabel="rows of 16 tokens", ylabel="seconds")

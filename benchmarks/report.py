@@ -160,7 +160,8 @@ TAIL = f"""## How it is measured
   to keep the query's gradient, so its time holds it once. Nor is the first call of a method, on one row.
 - **Memory**: the high-water mark of a fresh process less what is resident once the model and all libraries are loaded;
   on a GPU, of the allocator. It holds the probe's gradient, whatever its form.
-- **Agreement**: with per-example autograd, row by row, over the same rows; errors as a share of the largest score.
+- **Agreement**: with per-example autograd, row by row, over the same rows; errors as a share of the largest score. In
+  bfloat16 every way to the score differs from autograd by the rounding of activations and gradients.
 - **Growth**: exponents are slopes of log time over log x, each fitted on the span given with it. Rows are pieces of
   {SHORT} tokens of the chats (equal in number and kind for all, fewer for the slow methods); length is time per row at
   the same number of tokens; probes share one gradient, recompressed; size is random weights in Llama's shape.

@@ -179,7 +179,7 @@ def compress(factors: Factors, tolerance: float) -> Factors:
     """The same matrix with the fewest terms: its projection onto its own foremost singular vectors.
 
     Dropped is what lies below `tolerance` of the Frobenius norm; with 0, only exact redundancy. The vectors are
-    eigenvectors of a Gram matrix, in float64, which on a GPU is many times as quick as an SVD and loses nothing here.
+    eigenvectors of a Gram matrix, in float64, which loses nothing here and on a GPU is four times as quick as an SVD.
     """
     if factors.out.shape[1] < factors.inp.shape[1]:  # the narrower side has the smaller Gram matrix
         turned = compress(Factors(factors.out, factors.inp), tolerance)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from gradshield.data.encode import Example, encode
@@ -61,7 +62,7 @@ def main(
                 if values in done:
                     continue
                 keys: dict[str, Any] = dict(zip(KEYS, values, strict=True))
-                cell = keys | _cell(model, keys, requests, cases)
+                cell = keys | _cell(model, keys, requests, cases) | {"device": _device()}
                 out.parent.mkdir(parents=True, exist_ok=True)
                 with out.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(cell) + "\n")
@@ -105,6 +106,10 @@ def _cell(model: str, keys: dict[str, Any], requests: int, cases: int) -> dict:
                 verdicts[json.loads(line)["source"]] += 1
     names = ("asr", "utility", "accepted", "reason", "base", "cost", "trials")
     return {n: summary[n] for n in names} | {"kept_task": verdicts["task"], "kept_poison": verdicts["poison"]}
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def _task_rows(task: str, count: int, seed: int) -> list[Conversation]:
