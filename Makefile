@@ -7,6 +7,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 HAS_GPU := $(shell command -v nvidia-smi 2>/dev/null)
 TORCH ?= torch==2.13.0
 export HF_HUB_DISABLE_TELEMETRY = 1
+# The tests are of a CPU: their tolerances are float32's, also on a machine with a GPU.
+test test-slow test-browser: export CUDA_VISIBLE_DEVICES =
 
 .PHONY: setup demo test test-slow test-browser lint bench docs clean
 

@@ -58,6 +58,14 @@ def test_screening_first_skips_the_doomed_training_when_the_groups_are_clear():
     assert trials[0].threshold is None and not trials[0].safe and outcome.accepted is trials[1]
 
 
+@pytest.mark.parametrize(("lost", "skipped"), [(None, False), (0.5, True), (20.0, True), (30.0, False)])
+def test_screening_first_skips_it_too_when_good_rows_can_not_account_for_what_is_above(lost, skipped):
+    scores, harm = world(200, 40)
+    vague = lambda values, number: Threshold(1.5, "x", "no clear gap", clear=False, good_lost=lost)  # noqa: E731
+    trials, _, _ = play(scores, harm, screen_first=True, guess=vague)
+    assert (trials[0].threshold is not None) == skipped
+
+
 def test_screened_first_and_nothing_kept_is_rejected_without_a_training():
     scores, harm = world(0, 40)
     below = lambda values, number: Threshold(-1.0, "x", "", clear=False)  # noqa: E731

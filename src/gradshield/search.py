@@ -5,7 +5,7 @@ Pure search: training and measuring are a callable, so the same code runs an 8B 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil, floor, inf, sqrt
 
 import numpy as np
 
@@ -57,8 +57,8 @@ def search(
 
     `scores()` is called when they are first needed: with the paper's start, not before a first model trained on
     everything turned out unsafe. `guess(scores in play, which guess)` is Tguess; `step` is λ; `max_searches` N_max.
-    `screen_first` skips that first model when the guess says two clear groups, and trains none at all when no row is
-    below the guess. `literal` reads line 12 as printed:
+    `screen_first` skips that first model when the guess says that there are harmful rows, and trains none at all when
+    no row is below the guess. `literal` reads line 12 as printed:
     the rows below the lower end of the search are not trained on either; by default they are, being the safest.
     Scores are finite, or inf for a row that has none; equal ones stay together, so a rank is the number of rows
     strictly below the threshold. Every guess closes the search, by one rank at least.
@@ -80,7 +80,7 @@ def search(
     if first is not None and above.all():
         yield outcome(None, "the screening leaves no row to train on")
         return
-    doomed = first is not None and first.clear and bool(above.any())
+    doomed = first is not None and _doomed(first, int(above.sum()))
     if not doomed:
         trial = run(None, everything, 0, rows)
         yield trial
@@ -111,6 +111,13 @@ def search(
         lo, up, number = (below, up, number + 1) if trial.safe else (lo, below, number + 1)
     closed = "the search closed without a model that is both safe and useful"
     yield outcome(None, closed if lo else "no row is left to train on")
+
+
+def _doomed(first: Threshold, above: int) -> bool:
+    """Whether a model trained on everything is sure to be unsafe: rows are at or above the threshold, and either two
+    clear groups are seen or they are more than good rows account for (by three standard deviations of a count)."""
+    lost = first.good_lost if first.good_lost is not None else inf
+    return above > 0 and (first.clear or above > lost + 3 * sqrt(max(lost, 1.0)))
 
 
 def _clamp(t: float, ordered: np.ndarray, lo: int, up: int, step: float) -> float:
