@@ -126,7 +126,7 @@ def full_logits(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
 
 @contextmanager
 def lora_epoch(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
-    """One epoch of LoRA by TRL's SFTTrainer with the settings of `gradshield finetune`; its own training clock."""
+    """One epoch of LoRA by TRL's SFTTrainer with the settings of `gradshield tune`; its own training clock."""
     from gradshield.finetune import FinetuneSettings, finetune
 
     with tempfile.TemporaryDirectory() as folder:

@@ -213,7 +213,9 @@ def evaluate(
     model: ModelOption = "embedded",
     adapter: AdapterOption = None,
     quantize: QuantizeOption = None,
-    safety: Annotated[bool, typer.Option("--safety", help="ask harmful requests, and ones that look so")] = False,
+    safety: Annotated[
+        bool, typer.Option("--safety", help="attack success on harmful requests, over-refusal on ones that look so")
+    ] = False,
     task: Annotated[
         str | None,
         typer.Option(help="samsum, dialogsum, agnews, gsm8k, arc-easy, arc-challenge, a jsonl file, a task of lm-eval"),

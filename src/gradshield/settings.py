@@ -107,11 +107,11 @@ class TuneSettings(BaseModel):
     min_utility: float | None = Field(default=None, description="utility asked for (default: the base model's)")
     utility_drop: float = Field(default=0.0, ge=0, description="how far utility may lie below the base model's")
     start: Literal["auto", "paper", "screen"] = Field(
-        default="auto", description="train on everything first, or score first; auto: whichever is likely cheaper"
+        default="auto", description="train on everything first (paper), or score first (screen, auto)"
     )
     searches: int = Field(default=3, ge=1, description="guesses of the threshold, N_max")
     step: float = Field(default=0.05, gt=0, lt=0.5, description="share by which a guess closes the search, λ")
-    literal: bool = Field(default=False, description="line 12 as printed: leave out the safest rows, too")
+    literal: bool = Field(default=False, description="line 12 as printed: leave out the rows of lowest score, too")
     trainer_command: str | None = Field(
         default=None, description="train with this instead; {data}, {out}, {model}, {seed} and {config} are filled in"
     )
