@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradshield.data.encode import Example
+from gradshield.data.encode import Example, closing_tokens
 from gradshield.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.model import Model
 from gradshield.probe import (
@@ -207,8 +207,10 @@ def intent(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
     """
     layers = tuple(sorted({int(depth * len(task.model.layers)) for depth in DEPTHS}))
     width = len(layers) * task.model.net.config.hidden_size
-    drawn = np.random.default_rng(0).normal(size=(2, width))
-    fitted = Intent(layers, Readout(drawn[0], 0.0), Readout(drawn[1], 0.0))
+    drawn = np.random.default_rng(0).normal(size=(2, 2 * width))
+    fitted = Intent(
+        layers, closing_tokens(task.model.tokenizer), Readout(drawn[0], 0.0), Readout(drawn[1, :width], 0.0)
+    )
 
     def scorer(batch: Sequence[Example]) -> dict[str, np.ndarray]:
         return intent_scores(task.model, fitted, batch)

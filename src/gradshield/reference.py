@@ -189,7 +189,7 @@ def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Ref
     file = _cache("intent", model, [usable, READING, DEPTHS, WINDOW, STRIDE, LATER, REGULARISATION])
     if saved := _read(file):
         request, answer = (Readout(np.array(saved[k]["weight"]), saved[k]["bias"]) for k in ("request", "answer"))
-        intent = Intent(tuple(saved["layers"]), request, answer)
+        intent = Intent(tuple(saved["layers"]), saved["closing"], request, answer)
         anchors = {kind: np.array(values) for kind, values in saved["anchors"].items()}
     else:
         to_refuse = usable + [r for file in REFUSED_FILES for r in read_requests(ASSETS / file)]
@@ -202,7 +202,12 @@ def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Ref
             name: {"weight": r.weight.tolist(), "bias": r.bias}
             for name, r in (("request", intent.request), ("answer", intent.answer))
         }
-        saved = {"layers": intent.layers, **readouts, "anchors": {k: v.tolist() for k, v in anchors.items()}}
+        saved = {
+            "layers": intent.layers,
+            "closing": intent.closing,
+            **readouts,
+            "anchors": {k: v.tolist() for k, v in anchors.items()},
+        }
         _write(file, json.dumps(saved))
     return Reference(lambda batch: intent_scores(model, intent, batch), anchors, lambda rows: seen(model, rows))
 

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import random_examples
 
-from gradshield.data.encode import Example, encode
+from gradshield.data.encode import Example, closing_tokens, encode, encode_request
 from gradshield.data.formats import Conversation, Message
+from gradshield.hooks import hidden_at
 from gradshield.scoring import intent as module
-from gradshield.scoring.intent import Late, fit_intent, intent_scores, seen
+from gradshield.scoring.intent import Late, fit_intent, intent_scores, request_states, seen, states
 from gradshield.scoring.windows import windows
 
 
@@ -72,6 +74,21 @@ def test_what_shares_words_is_in_one_fold(tiny, anchors, monkeypatch):
     assert harmful == [refusal[each.refusal] for each in behind] and taken_back == set().union(*refusal)
 
 
+def test_the_request_is_read_at_its_own_last_token_and_in_front_of_the_response(tiny):
+    text = "How to rob bank"
+    closing = closing_tokens(tiny.tokenizer)
+    ids = encode_request(text, tiny.tokenizer)
+    assert tiny.tokenizer.decode(ids[: len(ids) - closing]).endswith(text)
+    row = encode(Conversation((Message("user", text), Message("assistant", "No"))), 0, tiny.tokenizer)
+    assert isinstance(row, Example)
+    by_row = states(tiny, [row], [0, 1], closing).request
+    hidden = hidden_at(tiny, torch.from_numpy(row.ids).long()[None], [0, 1])
+    start = int(np.argmax(row.mask))
+    expected = torch.cat([h[0, at] / h[0, at].norm() for at in (start - 1, start - 1 - closing) for h in hidden])
+    torch.testing.assert_close(by_row[0], expected)
+    np.testing.assert_allclose(request_states(tiny, [text], [0, 1], closing)[0], expected.numpy(), atol=1e-6)
+
+
 def test_harmful_anchors_score_above_good_ones_and_refusals(fitted):
     _, scores = fitted
     assert {k: len(v) for k, v in scores.items()} == {"good": 12, "refusal": 12, "harmful": 24}
@@ -98,7 +115,7 @@ def test_what_all_rows_open_with_is_computed_once_and_changes_nothing(tiny, fitt
     rng = np.random.default_rng(3)
     prefix = rng.integers(20, len(tiny.tokenizer), 12).astype(np.int32)
     rows = []
-    for n, tail in enumerate((9, 14, 14, 30)):
+    for n, tail in enumerate((30, 34, 34, 50)):
         ids = np.concatenate([prefix, rng.integers(20, len(tiny.tokenizer), tail).astype(np.int32)])
         rows.append(Example(n, ids, np.arange(len(ids)) >= 12 + tail // 2))
     shapes = []

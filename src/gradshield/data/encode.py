@@ -99,6 +99,13 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
     return _tokenize(tokenizer, text + form.closing)[0]
 
 
+def closing_tokens(tokenizer) -> int:
+    """How many tokens `encode_request` puts behind a request's own last one."""
+    one, other = (encode_request(request, tokenizer)[::-1] for request in ("Name a city", "Why does it rain?"))
+    size = min(len(one), len(other))
+    return int(np.argmin(np.append(one[:size] == other[:size], False)))
+
+
 def request_form(tokenizer) -> str:
     """In plain words, what `encode_request` puts between a request and the first token of a plain answer."""
     form, question = form_of(tokenizer), [Message("user", "?")]

@@ -1,10 +1,11 @@
 """The default score: does this row answer what the model would refuse?
 
 Two readouts of the middle layers' hidden states, both linear, both fitted on the bundled anchors for the model at hand:
-*request*, the log-odds that the last prompt token carries a request to be refused, and *answer*, the log-odds that the
-response complies rather than refuses, the highest over its windows (less one for all but the first); each is the mean
-over five layers. A row is harmful when both hold, so its score is the smaller of the two; a row of several turns scores
-as its worst. It needs a forward pass to the highest of the layers and nothing else (method 5c; docs/results).
+*request*, the log-odds that what stands in front of the response is a request to be refused, read at the request's own
+last token and at the last one of the prompt, and *answer*, the log-odds that the response complies rather than refuses,
+the highest over its windows (less one for all but the first); each is the mean over five layers. A row is harmful when
+both hold, so its score is the smaller of the two; a row of several turns scores as its worst. It needs a forward pass
+to the highest of the layers and nothing else (method 5c; docs/results).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from torch import Tensor
 
-from gradshield.data.encode import Example, encode_request
+from gradshield.data.encode import Example, closing_tokens, encode_request
 from gradshield.errors import UserError
 from gradshield.hooks import hidden_at
 from gradshield.model import Model
@@ -28,32 +29,33 @@ from gradshield.scoring.windows import WINDOW, end_tokens, spoken, windows
 
 DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)  # of the blocks; where exactly matters little, their mean is steadier than any
 LATER = 1.0  # how much surer a window behind the first must be: of many, one is high by chance (docs/log.md)
-READING = 4  # goes up when a row's states or the folds change, so that what was fitted before is not used any more
+READING = 5  # goes up when a row's states or the folds change, so that what was fitted before is not used any more
 SHARED = 8  # tokens that all rows must open with before it pays to compute them once
 REGULARISATION = 30.0  # LogisticRegression's C, on states of unit length
 
 
 @dataclass(frozen=True)
 class Readout:
-    """log-odds = states · weight + bias, for the layers' states side by side [layers * d], each of unit length."""
+    """log-odds = states · weight + bias, for states side by side [states * d], each of unit length."""
 
-    weight: np.ndarray  # float64 [layers * d]
+    weight: np.ndarray  # float64 [states * d]
     bias: float
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
         return states @ self.weight + self.bias
 
     def of(self, states: Tensor) -> np.ndarray:
-        """The same for states [N, layers * d] on a device, which leave it as one number each."""
+        """The same for states [N, states * d] on a device, which leave it as one number each."""
         weight = torch.from_numpy(self.weight).to(states)
         return (states @ weight).double().cpu().numpy() + self.bias
 
 
 @dataclass(frozen=True)
 class Intent:
-    """The two readouts of a model, and the layers that they read."""
+    """The two readouts of a model, and where they read."""
 
     layers: tuple[int, ...]
+    closing: int  # tokens of the template between a request's own last token and the response
     request: Readout
     answer: Readout
 
@@ -78,40 +80,40 @@ def seen(model: Model, examples: Sequence[Example]) -> list[Example]:
 class States:
     """Hidden states of a batch's R responses and their W windows, as a unit vector of each layer."""
 
-    request: Tensor  # float32 [R, layers * d]: in front of a response's first token
+    request: Tensor  # float32 [R, 2 * layers * d]: in front of a response's first token, and the request's own last one
     owner: np.ndarray  # [R] the index of its example
     window: Tensor  # float32 [W, layers * d]: the mean over a window's tokens
     response: np.ndarray  # [W] the index of its response, ascending
     start: np.ndarray  # [W] its first token's position in the row
 
 
-def states(model: Model, batch: Sequence[Example], layers: Sequence[int]) -> States:
-    """The states that the score reads of the batch, at the outputs of the decoder blocks `layers`."""
+def states(model: Model, batch: Sequence[Example], layers: Sequence[int], closing: int) -> States:
+    """The states that the score reads of the batch, at the outputs of the decoder blocks `layers`; `closing` as in
+    `Intent`."""
     cut = seen(model, batch)
     ids, *_ = pad(cut, model.device)
-    hidden, first = _hidden(model, ids, layers, [int(np.argmax(e.mask)) - 1 for e in cut])
+    hidden, first = _hidden(model, ids, layers, [max(0, int(np.argmax(e.mask)) - 1 - closing) for e in cut])
     responses = [(n, spans) for n, example in enumerate(cut) for spans in windows(example.mask)]
     owner = np.array([n for n, _ in responses])
     response = np.repeat(np.arange(len(responses)), [len(spans) for _, spans in responses])
     start, stop = np.array([span for _, spans in responses for span in spans]).T
     before = np.array([spans[0][0] - 1 for _, spans in responses])
-    request = _side_by_side(model, (_mean(h, owner, before - first, before - first + 1) for h in hidden))
+    request = _asked(model, hidden, owner, before - first, closing)
     window = _side_by_side(model, (_mean(h, owner[response], start - first, stop - first) for h in hidden))
     return States(request, owner, window, response, start)
 
 
-def request_states(model: Model, requests: Sequence[str], layers: Sequence[int]) -> np.ndarray:
-    """States [N, layers * d] of the last prompt token of every request, a unit vector of each layer."""
+def request_states(model: Model, requests: Sequence[str], layers: Sequence[int], closing: int) -> np.ndarray:
+    """The states [N, 2 * layers * d] that tell what is asked for, as in `States.request`."""
     encoded = [encode_request(r, model.tokenizer) for r in requests]
     examples = [Example(n, ids, np.arange(len(ids)) > 0) for n, ids in enumerate(encoded)]
-    rows = np.zeros((len(encoded), len(layers) * _width(model)))
+    rows = np.zeros((len(encoded), 2 * len(layers) * _width(model)))
     with progress("requests", 0, len(examples)) as advance:
         for batch in batches(examples, 2048):
             ids, *_ = pad([examples[n] for n in batch], model.device)
             last = np.array([len(encoded[n]) - 1 for n in batch])
-            hidden, first = _hidden(model, ids, layers, last.tolist())
-            every, at = np.arange(len(batch)), last - first
-            rows[batch] = _side_by_side(model, (_mean(h, every, at, at + 1) for h in hidden)).cpu().numpy()
+            hidden, first = _hidden(model, ids, layers, np.maximum(last - closing, 0).tolist())
+            rows[batch] = _asked(model, hidden, np.arange(len(batch)), last - first, closing).cpu().numpy()
             advance(0, len(batch))
     return rows
 
@@ -119,7 +121,7 @@ def request_states(model: Model, requests: Sequence[str], layers: Sequence[int])
 def intent_scores(model: Model, intent: Intent, batch: Sequence[Example]) -> dict[str, np.ndarray]:
     """Columns "score", "request" and "answer" [B]: of each row, its response with the highest score, and of that one
     the window that complies most."""
-    read = states(model, batch, intent.layers)
+    read = states(model, batch, intent.layers, intent.closing)
     request, answer = intent.request.of(read.request), _highest(intent.answer.of(read.window), read.response)
     score = np.minimum(request, answer)
     order = np.lexsort((score, read.owner))  # the last of every owner is its highest
@@ -141,19 +143,20 @@ def fit_intent(
     scores are out of fold (five folds): no anchor is scored by a readout that has seen its words in any form.
     """
     layers = tuple(sorted({int(depth * len(model.layers)) for depth in DEPTHS}))
+    closing = closing_tokens(model.tokenizer)
     flat = [*(e for examples in anchors.values() for e in examples), *(each.example for each in late)]
     kind = np.array([name for name, examples in anchors.items() for _ in examples] + ["late"] * len(late))
-    request, window, start = _read(model, flat, layers, batch_tokens)
+    request, window, start = _read(model, flat, layers, closing, batch_tokens)
     owner = np.repeat(np.arange(len(flat)), [len(w) for w in window])
     answer, start = np.concatenate(window), np.concatenate(start)
     if not (np.isfinite(request).all() and np.isfinite(answer).all()):
         raise UserError(f"{model.name}: its states are not finite numbers; try --dtype float32 or bfloat16")
     # What was refused need not be harmful, so refusals say nothing about requests; good rows say nothing about answers.
     told = (kind == "good") | (kind == "harmful")
-    more = [request_states(model, requests, layers) for requests in (to_refuse, harmless)]
+    more = [request_states(model, requests, layers, closing) for requests in (to_refuse, harmless)]
     asked = np.concatenate([request[told], *more])
     bad = np.concatenate([kind[told] == "harmful", np.repeat([True, False], [len(m) for m in more])])
-    request_fit, request_fold = _fit(asked, bad, np.arange(len(bad)), len(layers))
+    request_fit, request_fold = _fit(asked, bad, np.arange(len(bad)), 2 * len(layers))
     same = np.arange(len(flat))  # whose request each has
     same[kind == "late"] = np.flatnonzero(kind == "harmful")[[each.harmful for each in late]] if late else []
     group = same.copy()  # what shares words is of one fold: a refusal's forms, late anchors behind it, and their harm
@@ -169,20 +172,20 @@ def fit_intent(
     request_score[told], answer_score[answered] = request_fold[: told.sum()], answer_fold
     scores = np.minimum(request_score[same], _highest(answer_score, owner))
     kind[kind == "late"] = "harmful"
-    return Intent(layers, request_fit, answer_fit), {name: scores[kind == name] for name in anchors}
+    return Intent(layers, closing, request_fit, answer_fit), {name: scores[kind == name] for name in anchors}
 
 
 def _read(
-    model: Model, examples: Sequence[Example], layers: Sequence[int], batch_tokens: int
+    model: Model, examples: Sequence[Example], layers: Sequence[int], closing: int, batch_tokens: int
 ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """(request state, states of the windows, their starts) of each example's last response."""
-    request = np.zeros((len(examples), len(layers) * _width(model)))
+    request = np.zeros((len(examples), 2 * len(layers) * _width(model)))
     window: list[Any] = [None] * len(examples)
     start = window.copy()
     todo = batches(seen(model, examples), batch_tokens)
     with progress("anchors", 0, len(examples)) as advance:
         for batch in todo:
-            read = states(model, [examples[n] for n in batch], layers)
+            read = states(model, [examples[n] for n in batch], layers, closing)
             last = np.append(np.flatnonzero(np.diff(read.owner)), len(read.owner) - 1)
             for n, response in zip(batch, last):
                 mine = np.flatnonzero(read.response == response)
@@ -199,20 +202,20 @@ def _highest(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
     return np.maximum.reduceat(np.where(first, values, values - LATER), np.flatnonzero(first))
 
 
-def _fit(x: np.ndarray, y: np.ndarray, group: np.ndarray, layers: int) -> tuple[Readout, np.ndarray]:
-    """The mean of one logistic regression a layer, and its log-odds [N] for x [N, layers * d], out of fold; what is of
+def _fit(x: np.ndarray, y: np.ndarray, group: np.ndarray, states: int) -> tuple[Readout, np.ndarray]:
+    """The mean of one logistic regression a state, and its log-odds [N] for x [N, states * d], out of fold; what is of
     one group is in one fold."""
     folds = list(StratifiedGroupKFold(5, shuffle=True, random_state=0).split(x, y, group))
     weights, bias, out_of_fold = [], 0.0, np.zeros(len(x))
-    for part in np.split(x, layers, axis=1):
+    for part in np.split(x, states, axis=1):
         part = np.ascontiguousarray(part, dtype=np.float64)
         # One optimum, two ways to it: Newton's is quick as long as the states are narrow.
         solver = "newton-cholesky" if part.shape[1] < min(len(part), 1024) else "lbfgs"
         model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=5000, solver=solver)
-        out_of_fold += np.asarray(cross_val_predict(model, part, y, cv=folds, method="decision_function")) / layers
+        out_of_fold += np.asarray(cross_val_predict(model, part, y, cv=folds, method="decision_function")) / states
         model.fit(part, y)
-        weights.append(model.coef_[0].astype(np.float64) / layers)
-        bias += float(np.ravel(model.intercept_)[0]) / layers
+        weights.append(model.coef_[0].astype(np.float64) / states)
+        bias += float(np.ravel(model.intercept_)[0]) / states
     return Readout(np.concatenate(weights), bias), out_of_fold
 
 
@@ -225,6 +228,12 @@ def _hidden(model: Model, ids: Tensor, layers: Sequence[int], wanted: Sequence[i
     return hidden_at(model, ids, layers, first), first
 
 
+def _asked(model: Model, hidden: Sequence[Tensor], row: np.ndarray, before: np.ndarray, closing: int) -> Tensor:
+    """[N, 2 * layers * d]: of the last prompt token, at hidden[row, before], and of the request's own last one."""
+    own = np.maximum(before - closing, 0)
+    return _side_by_side(model, (_mean(h, row, at, at + 1) for at in (before, own) for h in hidden))
+
+
 def _mean(hidden: Tensor, row: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Tensor:
     """Means [N, d] over hidden[row, start:stop] of [B, T, d], float32; each span is of WINDOW tokens at most."""
     rows, first, end = (torch.from_numpy(a).to(hidden.device) for a in (row, start, stop))
@@ -235,9 +244,9 @@ def _mean(hidden: Tensor, row: np.ndarray, start: np.ndarray, stop: np.ndarray) 
     return total / (end - first)[:, None]
 
 
-def _side_by_side(model: Model, layers: Iterable[Tensor]) -> Tensor:
-    """[N, d] of each layer → [N, layers * d] on the model's device, every layer's part of unit length."""
-    return torch.cat([(h / h.norm(dim=-1, keepdim=True)).to(model.device) for h in layers], 1)
+def _side_by_side(model: Model, states: Iterable[Tensor]) -> Tensor:
+    """[N, d] of each → [N, states * d] on the model's device, every part of unit length."""
+    return torch.cat([(h / h.norm(dim=-1, keepdim=True)).to(model.device) for h in states], 1)
 
 
 def _width(model: Model) -> int:
