@@ -43,7 +43,7 @@ def unmerged() -> Model:
     """The embedded model with its adapter beside its weights, not merged into them."""
     from peft import PeftModel
 
-    base = load_model("embedded-unaligned")
+    base = load_model("embedded-unaligned", device="cpu")
     return Model("embedded", PeftModel.from_pretrained(base.net, str(ADAPTER)).eval(), base.tokenizer, "")
 
 
@@ -57,7 +57,7 @@ def main(
     torch.set_num_threads(1)
     requests, rows = harmful_requests("bundled", count), []
     for name in ("embedded", "embedded-unaligned"):
-        model = load_model(name)
+        model = load_model(name, device="cpu")
 
         def ways(m: Model = model) -> dict[str, Callable[[], list[str]]]:
             return {

@@ -134,7 +134,7 @@ def checkpointing(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
 
 def compiled(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
     """torch.compile on the bare network (hooks left out), one shape, with what compiling took."""
-    ids = torch.from_numpy(np.stack([np.resize(e.ids, 128) for e in rows[:8]])).long()
+    ids = torch.from_numpy(np.stack([np.resize(e.ids, 128) for e in rows[:8]])).long().to(task.model.device)
     net = task.model.net.model
     start = time.perf_counter()
     try:

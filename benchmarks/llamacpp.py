@@ -41,7 +41,7 @@ def run(file: Path, longest: int) -> None:
     """Makes every measurement that `file` does not hold yet, with the embedded model."""
     data_folder()
     measured(file, {"engine": "machine"}, machine)
-    task = make_task(open_model(EMBEDDED))
+    task = make_task(open_model(EMBEDDED, "cpu"))
     rows = mixed(task.model, 4, 1, longest)
     exact = measured(file, {"engine": "transformers", "rows": len(rows)}, partial(_exact, task, rows))
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from gradshield.data import Row, Source, detect_layout, open_source, read_rows, 
 from gradshield.data.encode import Example, encode
 from gradshield.data.write import write_outputs
 from gradshield.errors import UserError
-from gradshield.model import Model, load_model
+from gradshield.model import Model, load_model, set_aside
 from gradshield.probe import margin, paper_tokens, probe_gradient
 from gradshield.progress import progress
 from gradshield.reference import AlignmentCheck, Reference, check_alignment, make_reference
@@ -76,7 +77,8 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
     begin_run(out, plan)
     journal = out / JOURNAL
     rows = reference.seen(encoded.examples)
-    columns = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
+    with set_aside(model) if engine else nullcontext():  # an actor may need its GPU
+        columns = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
     leave_out_unscored(encoded, columns["score"])
     threshold = find_threshold(columns["score"], good, reference, settings)
     by_row = {name: _spread(values, encoded) for name, values in columns.items()}
@@ -197,10 +199,13 @@ def build_scorer(settings: FilterSettings) -> Scorer:
 
 
 def _anywhere(settings: FilterSettings) -> FilterSettings:
-    """The settings with paths that hold in another working directory, too."""
+    """The settings with paths that hold in another working directory, too, and no GPU's number."""
     named = {name: getattr(settings, name) for name in ("model", "adapter", "chat_template", "probes")}
     paths = {name: Path(value).expanduser() for name, value in named.items() if value}
-    return settings.model_copy(update={name: str(p.resolve()) for name, p in paths.items() if p.exists()})
+    found: dict[str, str | None] = {name: str(p.resolve()) for name, p in paths.items() if p.exists()}
+    if (settings.device or "").startswith("cuda"):
+        found["device"] = None  # an actor sees but its own
+    return settings.model_copy(update=found)
 
 
 def encode_source(source: Source, layout: str, model: Model, settings: FilterSettings) -> Encoded:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from gradshield.data.encode import Example
@@ -110,22 +111,23 @@ def _train(
     from transformers import PrinterCallback, set_seed
 
     set_seed(settings.seed)
-    rows = [{"input_ids": e.ids.tolist(), "labels": _labels(e)} for e in examples]
+    dtype = model.net.dtype
+    columns = {"input_ids": [e.ids for e in examples], "labels": [np.where(e.mask, e.ids, -100) for e in examples]}
     checkpoints = out / "checkpoints"
     with warnings.catch_warnings(action="ignore"), _trainable(model, settings) as net:  # of PEFT's and TRL's own calls
         on_cpu = model.device.type == "cpu"
-        trainer = _trainer(net, model.tokenizer, Dataset.from_list(rows), checkpoints, settings, micro, on_cpu)
+        trainer = _trainer(net, model.tokenizer, Dataset.from_dict(columns), checkpoints, settings, micro, on_cpu)
         trainer.remove_callback(PrinterCallback)
         with trainer.accelerator.main_process_first():  # which clears away what is torn
             last = _last_whole(checkpoints)
-        with _progress(trainer, round(settings.epochs * len(rows)), settings.batch), _labelled_logits(on_cpu):
+        with _progress(trainer, round(settings.epochs * len(examples)), settings.batch), _labelled_logits(on_cpu):
             trained = trainer.train(resume_from_checkpoint=last)
         # Each process has the loss of its own rows; all must come to the same verdict.
         own = torch.tensor(trained.training_loss, dtype=torch.float64, device=trainer.args.device)
         loss = float(trainer.accelerator.reduce(own, "mean"))
         diverged = not isfinite(loss) or not all(bool(w.isfinite().all()) for w in net.parameters() if w.requires_grad)
         if is_first() and not diverged:
-            _save(net, model, out, settings)
+            _save(net, model, out, settings, dtype)
         trainer.accelerator.wait_for_everyone()  # or another still writes to the checkpoints
     if is_first():
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -154,6 +156,8 @@ def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
     else:
         net = model.net.requires_grad_(True)
         before = {name: weight.detach().to("cpu", copy=True) for name, weight in net.named_parameters()}
+        for weight in net.parameters():  # a step of 1e-4 is less than bfloat16 can add to most weights
+            weight.data = weight.data.float()
     try:
         yield net
     finally:
@@ -161,7 +165,8 @@ def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
             net.unload()
         with torch.no_grad():
             for name, weight in before.items():
-                model.net.get_parameter(name).copy_(weight)
+                trained = model.net.get_parameter(name)
+                trained.grad, trained.data = None, weight.to(trained.device)
         model.net.__dict__.pop("forward", None)  # TRL's fused head stays on the model otherwise
         if forward is not None:
             model.net.forward = forward
@@ -206,15 +211,17 @@ def _progress(trainer: Any, rows: int, batch: int) -> Iterator[None]:
         yield
 
 
-def _save(net: Any, model: Model, out: Path, settings: FinetuneSettings) -> None:
+def _save(net: Any, model: Model, out: Path, settings: FinetuneSettings, dtype: torch.dtype) -> None:
     """An adapter whose config names its base, or a whole model that loads without the one it came from."""
     if settings.method == "lora":
         net.peft_config["default"].base_model_name_or_path = model.base
     elif hasattr(net.config, "quantization_config"):  # left by a GGUF, whose weights are plain floats by now
         del net.config.quantization_config
-    net.save_pretrained(str(out), safe_serialization=True)
     if settings.method == "full":
+        for weight in net.parameters():  # as precise as the model that it came from
+            weight.grad, weight.data = None, weight.data.to(dtype)
         model.tokenizer.save_pretrained(str(out))
+    net.save_pretrained(str(out), safe_serialization=True)
 
 
 def _last_whole(checkpoints: Path) -> str | None:
@@ -226,10 +233,6 @@ def _last_whole(checkpoints: Path) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(folder)
     return None
-
-
-def _labels(example: Example) -> list[int]:
-    return [int(t) if m else -100 for t, m in zip(example.ids, example.mask)]
 
 
 def _trainer(
@@ -264,4 +267,6 @@ def _trainer(
         dataloader_pin_memory=False,
         accelerator_config={"use_seedable_sampler": False},  # or processes may disagree about the order of rows
     )
+    if config.n_gpu > 1:  # one process trains on one, and torchrun starts one for each
+        config._n_gpu = 1
     return SFTTrainer(model=net, args=config, train_dataset=dataset, processing_class=tokenizer)

@@ -37,9 +37,15 @@ def linear_hooks(
     shape = (0, 0)  # B, T: attention, which sees tokens in their rows, comes before all that sees them in a line
 
     def watch(name: str, x: Tensor, output: Tensor, fold: Callable[[Tensor], Tensor]) -> None:
-        if output.requires_grad:
-            kept = forward(name, fold(x.detach()))
-            output.register_hook(lambda delta: backward(name, kept, fold(delta.detach())))
+        if not output.requires_grad:
+            return
+        x = x.detach()
+        kept = (
+            None if in_place else forward(name, fold(x))
+        )  # in place, an expert's x is mostly zeros: unfolded till then
+        output.register_hook(
+            lambda delta: backward(name, forward(name, fold(x)) if in_place else kept, fold(delta.detach()))
+        )
 
     def attach(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

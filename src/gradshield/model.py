@@ -3,6 +3,7 @@
 Weights come from safetensors or GGUF only, never from a pickle, and no remote code runs unless the user asks.
 """
 
+import gc
 import hashlib
 import importlib.util
 import io
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from gradshield.errors import UserError
+from gradshield.errors import UserError, out_of_memory
 from gradshield.experts import Expert, experts_of
 
 EMBEDDED = "embedded"  # SmolLM2-135M-Instruct with our alignment adapter
@@ -100,6 +101,30 @@ def device_of(module: Any, weight: torch.Tensor) -> torch.device:
     return torch.device(module._hf_hook.execution_device) if weight.is_meta else weight.device
 
 
+@contextmanager
+def set_aside(model: Model) -> Iterator[None]:
+    """Within it, the weights lie in the CPU's memory, so that another copy finds room on their GPU; those of a device
+    map, which can't be moved, stay."""
+    home = model.device
+    moves = home.type != "cpu" and not getattr(model.net, "hf_device_map", None)
+    if moves:
+        model.net.to("cpu")
+        free_memory()
+    try:
+        yield
+    finally:
+        if moves:
+            free_memory()
+            model.net.to(home)
+
+
+def free_memory() -> None:
+    """Gives back what a GPU's allocator holds of models and batches that are gone."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def is_linear(module: nn.Module) -> bool:
     """True where y = W x (+ b), so that the weight's gradient is Σ_t δ_t x_tᵀ: Linear, its quantised kin, Conv1D."""
     from transformers.pytorch_utils import Conv1D
@@ -121,9 +146,9 @@ def load_model(
 
     `adapter` is a PEFT adapter laid over it, or several, one over the other (merged, unless the weights are quantised);
     `quantize` is "4bit" or "8bit" (bitsandbytes); `device` a torch device or "auto" for accelerate's device map;
-    `dtype` a torch dtype's name (default: float32 on a CPU, else the checkpoint's own).
-    Raises UserError for a model that is not there, has no safetensors, an adapter that is not one, or several over
-    quantised weights.
+    `dtype` a torch dtype's name (default: float32 on a CPU, else the checkpoint's own, and bfloat16 for your GGUF).
+    Raises UserError for a model that is not there, has no safetensors, or does not fit, an adapter that is not one, or
+    several over quantised weights.
     """
     adapters: list[str] = [adapter] if isinstance(adapter, str) else list(adapter or ())
     named = tuple(str(Path(each).resolve()) if Path(each).exists() else each for each in adapters)
@@ -195,7 +220,8 @@ def quiet_loading() -> Iterator[None]:
 def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: str, dtype: str | None) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    wanted = getattr(torch, dtype, None) if dtype else (torch.float32 if device == "cpu" else "auto")
+    own = torch.bfloat16 if name.endswith(".gguf") else "auto"  # which, for a GGUF, is float32
+    wanted = getattr(torch, dtype, None) if dtype else (torch.float32 if device == "cpu" else own)
     if dtype and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
         raise UserError(f"--dtype {dtype}: not a torch dtype (float32, bfloat16 or float16)")
     kwargs: dict[str, Any] = {"dtype": wanted, **source}
@@ -225,7 +251,12 @@ def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: s
         net.hf_quantizer, net.is_quantized, net.quantization_method = None, False, None
         if hasattr(net.config, "quantization_config"):
             delattr(net.config, "quantization_config")
-    return net if "device_map" in kwargs else net.to(device)
+    try:
+        return net if "device_map" in kwargs else net.to(device)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"model {name} does not fit on {device}: --quantize 4bit, or --device auto") from error
 
 
 def _load_tokenizer(name: str, source: dict[str, Any], chat_template: str | None) -> Any:

@@ -116,8 +116,8 @@ def probe_gradient(
     outputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
 
     def collect(name: str, x: Tensor, delta: Tensor) -> None:
-        inputs[name].append(x[0].float())
-        outputs[name].append(delta[0].float())
+        inputs[name].append(x[0])  # as it is: several Linears share it
+        outputs[name].append(delta[0])
 
     for request in requests:
         ids = torch.from_numpy(encode_request(request, model.tokenizer)).long().to(model.device)
@@ -131,7 +131,8 @@ def probe_gradient(
             device = device_of(module.module, module.stacked)
             factors[name] = Factors(torch.zeros(0, d_in, device=device), torch.zeros(0, d_out, device=device))
         else:
-            factors[name] = compress(Factors(torch.cat(inputs.pop(name)), torch.cat(outputs.pop(name))), tolerance)
+            stacked = (torch.cat(of.pop(name)).float() for of in (inputs, outputs))
+            factors[name] = compress(Factors(*stacked), tolerance)
     return ProbeGradient(factors)
 
 

@@ -29,7 +29,7 @@ from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import evaluate_utility, find_task
 from gradshield.filter import Encoded, check_settings, encode_source, find_layout, load, run_filter
 from gradshield.finetune import check_method, check_training, finetune
-from gradshield.model import Model, load_model
+from gradshield.model import Model, load_model, set_aside
 from gradshield.processes import processes, together
 from gradshield.report import report_trials
 from gradshield.run import begin_run, checksums, find_run, plan_of, write_run, writing
@@ -120,6 +120,11 @@ def _check(
         raise UserError("a trainer of your own starts its own processes: start tune without a launcher")
     if processes() > 1 and settings.device not in (None, "cpu", "cuda"):
         raise UserError(f"--device {settings.device}: each process takes a device of its own; leave it out")
+    number = (settings.device or "").removeprefix("cuda:")
+    if number.isdigit() and int(number) and not (trainer or tuning.trainer_command):
+        raise UserError(
+            f"--device {settings.device}: the Trainer takes the first GPU: set CUDA_VISIBLE_DEVICES={number}"
+        )
 
 
 def _search(task: "_Task", goal: Goal, tell: Callable[[Trial], None]) -> Outcome:
@@ -269,11 +274,13 @@ class _Task:
         return trial
 
     def _measured(self, trial: Trial, goal: Goal, folder: Path) -> Trial:
-        trained = load_trained(self.settings, folder / "model")
-        asr, _ = self._evaluate(trained, folder, utility=False)
-        if not asr <= goal.max_asr:
-            return replace(trial, asr=asr)
-        _, utility = self._evaluate(trained, folder, utility=True, safety=False)
+        with set_aside(self.model):
+            trained = load_trained(self.settings, folder / "model")
+            asr, _ = self._evaluate(trained, folder, utility=False)
+            if not asr <= goal.max_asr:
+                return replace(trial, asr=asr)
+            _, utility = self._evaluate(trained, folder, utility=True, safety=False)
+            del trained
         useful = utility >= goal.min_utility
         note = "" if useful else f"utility {utility:.3f} is below the {goal.min_utility:.3f} asked for"
         return replace(trial, asr=asr, safe=True, utility=utility, useful=useful, note=note)

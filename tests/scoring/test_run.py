@@ -6,7 +6,7 @@ from conftest import random_examples
 
 from gradshield.data.encode import Example
 from gradshield.errors import UserError
-from gradshield.scoring.run import batches, score
+from gradshield.scoring.run import batches, fitting, score
 
 
 def scorer(batch):
@@ -71,3 +71,19 @@ def test_a_batch_too_large_for_memory_is_halved():
     np.testing.assert_array_equal(
         score(examples, tight, batch_tokens=500)["score"], score(examples, scorer, batch_tokens=500)["score"]
     )
+
+
+def test_what_did_not_fit_once_is_not_tried_again():
+    examples, failed = [Example(n, np.arange(20, dtype=np.int32), np.ones(20, bool)) for n in range(32)], []
+
+    def tight(batch):
+        if len(batch) > 2:
+            failed.append(len(batch))
+            raise MemoryError
+        return {"score": np.array([float(e.row) for e in batch])}
+
+    whole = fitting(tight)
+    for start in (0, 8, 16, 24):
+        found = whole(examples[start : start + 8])["score"]
+        np.testing.assert_array_equal(found, np.arange(start, start + 8))
+    assert failed == [8, 4]

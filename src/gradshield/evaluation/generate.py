@@ -132,7 +132,7 @@ def _answer(encoded: Sequence[list[int]], model: Model, max_new_tokens: int, sto
         cache: Any = getattr(out, name, None)
         if all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [None])):
             if left:
-                cache.batch_select_indices(stay)
+                cache.batch_select_indices(stay.cpu())  # which fits layers on any device
         else:
             cache = None  # a state that can't be taken apart: the rest is read again from its first token
     return answers

@@ -49,8 +49,8 @@ def autograd_scorer(
             gradient = gradient_of(chosen, loss_of(model, example, losses))
             if mapping == "sign":
                 gradient = {name: g.sign() for name, g in gradient.items()}
-            dot = sum(float((g * query[name]).sum()) for name, g in gradient.items())
-            size = sum(float(g.square().sum()) for g in gradient.values()) ** 0.5
+            dot = sum(float((g.float() * query[name].float()).sum()) for name, g in gradient.items())
+            size = sum(float(g.float().square().sum()) for g in gradient.values()) ** 0.5
             columns[:, n] = dot, losses[0], dot / max(size, np.finfo(np.float32).tiny)
         return {"score": columns[0], "paper": columns[0], "loss": columns[1], "cosine": columns[2]}
 

@@ -72,7 +72,7 @@ def contract(
     def backward(name: str, kept: tuple[Tensor, Tensor | None], delta: Tensor) -> None:
         projected, x = kept
         delta = delta.to(out[name].dtype)
-        terms = (projected * (delta @ out[name].T)).float().sum(1)  # [B, rank + directions]
+        terms = (projected.float() * (delta @ out[name].T).float()).sum(1)  # [B, rank + directions]
         rank = len(probe.factors[name].inp)
         dots[name] = terms[:, :rank].sum(1)
         if x is not None:  # ‖Σ_t δ_t x_tᵀ‖² = Σ_{t,t'} (x_t·x_t')(δ_t·δ_t')
@@ -82,7 +82,8 @@ def contract(
             norms[name] = terms[:, rank:].square().mean(1)
 
     def table(of: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([of[name].cpu() if name in of else torch.zeros(len(batch)) for name in names], 1)
+        none = torch.zeros(len(batch), device=model.device)
+        return torch.stack([of[name].to(model.device) if name in of else none for name in names], 1).cpu()
 
     # What neither probe nor direction reads, such as an expert that no probe token is routed to, need not be watched.
     modules = {name: model.linears[name] for name in names if exact_norms or len(inp[name])}

@@ -20,6 +20,7 @@ Shares = tuple[tuple[str, float], ...]
 def fihs_parts(model: Model, example: Example, gradients: Sequence[ProbeGradient]) -> tuple[Tensor, float]:
     """(⟨∇L, ∇S⟩ in its parts [probes, modules, tokens], ‖∇L‖² over all modules), both exact; float32 on the CPU."""
     names = list(gradients[0].factors)
+    place = {name: n for n, name in enumerate(names)}
     ids, rows, positions, targets, weights = pad([example], model.device)
     parts = torch.zeros(len(gradients), len(names), len(example.ids))
     norm = 0.0
@@ -29,7 +30,7 @@ def fihs_parts(model: Model, example: Example, gradients: Sequence[ProbeGradient
         x, delta = x[0].float(), delta[0].float()  # [T, d_in], [T, d_out]
         for probe, gradient in enumerate(gradients):
             f = gradient.factors[name]
-            parts[probe, names.index(name)] = ((x @ f.inp.T) * (delta @ f.out.T)).sum(-1).cpu()
+            parts[probe, place[name]] = ((x @ f.inp.T) * (delta @ f.out.T)).sum(-1).cpu()
         norm += float(((x @ x.T) * (delta @ delta.T)).sum())  # ‖Σ_t δ_t x_tᵀ‖²
 
     modules = {name: model.linears[name] for name in names}

@@ -22,7 +22,7 @@ import pyarrow as pa
 from gradshield.data.encode import Example
 from gradshield.errors import UserError
 from gradshield.reference import cache_folder
-from gradshield.scoring.run import Batch, Engine, Scorer, scored
+from gradshield.scoring.run import Batch, Engine, Scorer, fitting
 
 BLOCK = 16  # batches handed out at once
 MISTAKE = -1  # in the place of a batch's number: what a worker's UserError says, which would not survive as one
@@ -108,7 +108,7 @@ class _Worker:
             for name, content in self.known.items():
                 Path(cache, name).write_text(content, encoding="utf-8")
             os.environ["GRADSHIELD_CACHE"] = cache
-            return self.build()
+            return fitting(self.build())
 
     def __call__(self, block: pa.Table) -> pa.Table:
         if self.mistake:  # what follows need not be tried, as its scores would help nobody
@@ -127,7 +127,7 @@ class _Worker:
             Example(row, np.array(ids, dtype=np.int32), np.array(mask))
             for row, ids, mask in zip(*(rows[name].to_pylist() for name in ("row", "ids", "mask")))
         ]
-        return json.dumps({name: [float(v) for v in values] for name, values in scored(batch, self.scorer).items()})
+        return json.dumps({name: [float(v) for v in values] for name, values in self.scorer(batch).items()})
 
 
 def _blocks(batches: Iterable[Batch]) -> Iterator[pa.Table]:

@@ -4,9 +4,11 @@ The batches follow from the examples alone, and a batch is taken up whole or not
 run ends with the same bytes.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,7 @@ def score(
     Raises UserError when a single example does not fit into memory, or the journal's disk is full.
     """
     first: dict[bytes, int] = {}
-    place = [first.setdefault(e.ids.tobytes() + e.mask.tobytes(), n) for n, e in enumerate(examples)]
+    place = [first.setdefault(_digest(e), n) for n, e in enumerate(examples)]
     unique = list(first.values())
     todo = batches([examples[n] for n in unique], batch_tokens)
     done = _read_journal(journal, len(todo))
@@ -64,7 +66,8 @@ def score(
 
 def local(scorer: Scorer) -> Engine:
     """Scores the batches here, one after the other."""
-    return lambda batches: ((number, scored(batch, scorer)) for number, batch in batches)
+    whole = fitting(scorer)
+    return lambda batches: ((number, whole(batch)) for number, batch in batches)
 
 
 def batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
@@ -80,21 +83,36 @@ def batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
     return result
 
 
-def scored(batch: list[Example], scorer: Scorer) -> Mapping[str, np.ndarray]:
-    """The scorer's columns; a batch too large for the memory is halved until it fits."""
-    try:
-        return scorer(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        if len(batch) == 1:
-            raise UserError(
-                f"row {batch[0].row + 1} ({len(batch[0].ids)} tokens) does not fit into memory: lower --max-length"
-            ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    halves = [scored(batch[: len(batch) // 2], scorer), scored(batch[len(batch) // 2 :], scorer)]
-    return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+def fitting(scorer: Scorer) -> Scorer:
+    """The scorer, for batches of any size: one too large for the memory is halved until it fits, and what did not fit
+    once is not tried again."""
+    room = inf  # tokens, padding included
+
+    def scored(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
+        nonlocal room
+        size = len(batch) * max(len(e.ids) for e in batch)
+        if len(batch) == 1 or size < room:
+            try:
+                return scorer(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    row, tokens = batch[0].row + 1, len(batch[0].ids)
+                    raise UserError(
+                        f"row {row} ({tokens} tokens) does not fit into memory: lower --max-length"
+                    ) from error
+            room = min(room, size)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        halves = [scored(batch[: len(batch) // 2]), scored(batch[len(batch) // 2 :])]
+        return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+
+    return scored
+
+
+def _digest(example: Example) -> bytes:
+    return hashlib.blake2b(example.ids.tobytes() + example.mask.tobytes(), digest_size=16).digest()
 
 
 def _read_journal(journal: Path | None, total: int) -> dict[int, Mapping[str, Sequence[float]]]:

@@ -5,6 +5,7 @@ the opening alone can be a refusal that the rest takes back (method 5c; docs/log
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,12 +19,12 @@ def response_starts(mask: np.ndarray) -> np.ndarray:
     return np.flatnonzero(mask & ~np.concatenate(([False], mask[:-1])))
 
 
-def spoken(example: Example, ends: frozenset[int]) -> Example:
+def spoken(example: Example, ends: np.ndarray) -> Example:
     """`example` with the tokens that end a turn (`ends`, see `end_tokens`) taken off the end of every response, unless
     it is all of them, and cut behind the last response."""
     mask = np.zeros_like(example.mask)
     for start, stop in zip(response_starts(example.mask), _stops(example.mask)):
-        words = np.flatnonzero(~np.isin(example.ids[start:stop], list(ends)))
+        words = np.flatnonzero(~np.isin(example.ids[start:stop], ends))
         mask[start : start + words[-1] + 1 if len(words) else stop] = True
     stop = int(np.flatnonzero(mask)[-1]) + 1
     return Example(example.row, example.ids[:stop], mask[:stop])
@@ -38,11 +39,12 @@ def windows(mask: np.ndarray) -> list[Sequence[tuple[int, int]]]:
     return result
 
 
-def end_tokens(tokenizer) -> frozenset[int]:
-    """Ids of the tokens that end a turn: every special token, and white space in the places where a turn ends."""
+@lru_cache(maxsize=4)
+def end_tokens(tokenizer) -> np.ndarray:
+    """Ids (int32) of the tokens that end a turn: every special token, and white space where a turn may end."""
     ids = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     ids |= {i for text in ("\n", "\n\n", " ") for i in tokenizer.encode(text, add_special_tokens=False)[-1:]}
-    return frozenset(ids)
+    return np.array(sorted(ids), dtype=np.int32)
 
 
 def _stops(mask: np.ndarray) -> np.ndarray:
