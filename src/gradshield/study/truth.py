@@ -113,7 +113,7 @@ def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:
         lines.append(f"| {kind} | {figures} | " + " | ".join(means) + " |")
     agreement = {v: [_agreement(cells, measured, v, seed) for seed in range(seeds)] for v in variants}
     lines.append(
-        "\nSpearman with −log p over the kinds but those that refuse first (mean, and range over the seeds): "
+        "\nSpearman with −log p over the kinds but those that take a refusal back (mean, and range over the seeds): "
         + ", ".join(f"{v} {_spread(found)}" for v, found in agreement.items())
     )
     return "\n".join(lines) + "\n"
