@@ -40,12 +40,11 @@ def linear_hooks(
         if not output.requires_grad:
             return
         x = x.detach()
-        kept = (
-            None if in_place else forward(name, fold(x))
-        )  # in place, an expert's x is mostly zeros: unfolded till then
-        output.register_hook(
-            lambda delta: backward(name, forward(name, fold(x)) if in_place else kept, fold(delta.detach()))
-        )
+        if in_place:  # where an expert's x is mostly zeros: they are made when they are needed, one module at a time
+            output.register_hook(lambda delta: backward(name, forward(name, fold(x)), fold(delta.detach())))
+        else:
+            kept = forward(name, fold(x))
+            output.register_hook(lambda delta: backward(name, kept, fold(delta.detach())))
 
     def attach(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

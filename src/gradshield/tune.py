@@ -275,15 +275,20 @@ class _Task:
 
     def _measured(self, trial: Trial, goal: Goal, folder: Path) -> Trial:
         with set_aside(self.model):
-            trained = load_trained(self.settings, folder / "model")
-            asr, _ = self._evaluate(trained, folder, utility=False)
-            if not asr <= goal.max_asr:
-                return replace(trial, asr=asr)
-            _, utility = self._evaluate(trained, folder, utility=True, safety=False)
-            del trained
+            asr, utility = self._figures(goal, folder)
+        if utility is None:
+            return replace(trial, asr=asr)
         useful = utility >= goal.min_utility
         note = "" if useful else f"utility {utility:.3f} is below the {goal.min_utility:.3f} asked for"
         return replace(trial, asr=asr, safe=True, utility=utility, useful=useful, note=note)
+
+    def _figures(self, goal: Goal, folder: Path) -> tuple[float, float | None]:
+        """(ASR, utility) of a trial's model, which is gone afterwards; no utility where it is not safe."""
+        trained = load_trained(self.settings, folder / "model")
+        asr, _ = self._evaluate(trained, folder, utility=False)
+        if not asr <= goal.max_asr:
+            return asr, None
+        return asr, self._evaluate(trained, folder, utility=True, safety=False)[1]
 
     def _train(self, chosen: np.ndarray, folder: Path) -> Mapping[str, float]:
         if (folder / "figures.json").exists():
