@@ -236,8 +236,8 @@ def test_a_metric_of_lm_eval_where_lower_is_better_is_turned_round():
 
 
 @pytest.mark.slow
-def test_a_task_of_lm_eval_is_run_by_its_own_api(tiny, tmp_path):
-    pytest.importorskip("lm_eval")
+def test_a_task_of_lm_eval_is_run_by_its_own_api(tiny, tmp_path, monkeypatch):
+    HFLM = pytest.importorskip("lm_eval.models.huggingface").HFLM
     rows = [{"q": f"{n} is", "c": [" a", " b"], "a": n % 2} for n in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (tmp_path / "own.yaml").write_text(
@@ -249,6 +249,18 @@ def test_a_task_of_lm_eval_is_run_by_its_own_api(tiny, tmp_path):
     assert report.task == "lm-eval:own" and report.metric == "acc" and report.n == len(report.answers) == 6
     assert report.value == sum(report.scores) / 6
     assert all(re.search(r'"q": "\d is"', prompt) for prompt in report.prompts)
+    real, asked = HFLM._model_call, []
+
+    def tight(self, inps, *args, **kwargs):
+        asked.append(len(inps))
+        if len(inps) > 2:
+            raise MemoryError
+        return real(self, inps, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HFLM, "_model_call", tight)
+        again = evaluate_utility(tiny, str(tmp_path / "own.yaml"), EvaluationSettings(cases=6))
+    assert max(asked) > 2 and again.value == report.value
     for name in ("no-such-task", "lm-eval:no-such-task"):
         with pytest.raises(UserError, match=r"no-such-task: none of samsum.*no task of lm-eval"):
             evaluate_utility(tiny, name, EvaluationSettings())

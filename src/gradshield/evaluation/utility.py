@@ -20,7 +20,7 @@ from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.sources import choose
 from gradshield.evaluation.tasks import TASKS, Task, make_task
 from gradshield.hooks import logits_at
-from gradshield.model import Model, quiet_loading
+from gradshield.model import Model, free_memory, quiet_loading
 from gradshield.progress import progress
 from gradshield.scoring.contraction import pad
 
@@ -154,15 +154,23 @@ def _lm_eval(model: Model, name: str, settings: EvaluationSettings) -> UtilityRe
     from lm_eval.models.huggingface import HFLM
 
     manager = _lm_eval_tasks(name)
-    with quiet_loading():
-        wrap: Any = HFLM
-        wrapped = wrap(pretrained=model.net, tokenizer=model.tokenizer, batch_size=settings.at_once)
-    try:
-        evaluate: Any = simple_evaluate  # its decorator hides its parameters
-        found = evaluate(model=wrapped, tasks=[name], limit=settings.cases, task_manager=manager, bootstrap_iters=1000)
-    except Exception as error:  # its tasks load data sets and run code of their own: all kinds are raised
-        raise UserError(f"task {name} of lm-eval can't be run ({' '.join(str(error).split())[:200]})") from error
-    return _of_lm_eval(name, found)
+    wrap: Any = HFLM
+    evaluate: Any = simple_evaluate  # its decorator hides its parameters
+    at_once = settings.at_once
+    while True:
+        with quiet_loading():
+            wrapped = wrap(pretrained=model.net, tokenizer=model.tokenizer, batch_size=at_once)
+        try:
+            found = evaluate(
+                model=wrapped, tasks=[name], limit=settings.cases, task_manager=manager, bootstrap_iters=1000
+            )
+            return _of_lm_eval(name, found)
+        except Exception as error:  # its tasks load data sets and run code of their own: all kinds are raised
+            if at_once == 1 or not out_of_memory(error):
+                why = " ".join(str(error).split())[:200]
+                raise UserError(f"task {name} of lm-eval can't be run ({why})") from error
+        at_once //= 2
+        free_memory()
 
 
 def _of_lm_eval(name: str, found: dict[str, Any]) -> UtilityReport:
