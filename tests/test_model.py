@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from gradshield.errors import UserError
 from gradshield.finetune import finetune
-from gradshield.model import load_model
+from gradshield.model import load_model, set_aside
 from gradshield.settings import FinetuneSettings
 
 FAST = FinetuneSettings(learning_rate=1e-2, epochs=1, batch=4)
@@ -123,3 +124,15 @@ def test_torn_files_and_odd_names_are_one_line(tiny_folder, lower, tmp_path):
     (Path(lower) / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match=r"adapter_config\.json: can't be read"):
         load_model(lower)
+
+
+def test_a_model_is_set_aside_where_it_can_be_moved():
+    def away(device: str, **more) -> list[str]:
+        seen: list[str] = []
+        net = SimpleNamespace(to=lambda where: seen.append(str(where)), **more)
+        with set_aside(SimpleNamespace(device=torch.device(device), net=net)):
+            seen.append("within")
+        return seen
+
+    assert away("cuda") == ["cpu", "within", "cuda"]
+    assert away("cpu") == ["within"] == away("cuda", hf_device_map={"": 0})

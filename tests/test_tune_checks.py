@@ -77,6 +77,12 @@ def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(trai
     assert not (tmp_path / "run").exists()
 
 
+def test_a_gpu_that_the_trainer_does_not_take_is_said_before_a_model_is_loaded(train, tmp_path):  # noqa: F811
+    settings = FilterSettings(model="no model", device="cuda:1")
+    with pytest.raises(UserError, match="set CUDA_VISIBLE_DEVICES=1"):
+        run_tune(train, tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
+
+
 def test_what_a_trainers_command_can_not_be_filled_with_is_said(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
     answer_with(monkeypatch, 0.0, 0.1)
     for n, (more, words) in enumerate(
