@@ -133,10 +133,10 @@ def _line(conversation: Conversation, source: str) -> str:
 def _table(cells: list[dict]) -> str:
     """A line for what only the seed tells apart, with every seed's figures."""
     lines = [
-        "| task | rows | attack | rate, epochs | searches | defense | ASR | utility | task rows kept | poison kept |"
+        "| task | rows | attack | rate, epochs | searches | defense | seeds | ASR | utility | task rows kept | poison kept |"
     ]
     lines[0] += " trainings | verdict |"
-    lines.append("|---" * 12 + "|")
+    lines.append("|---" * 13 + "|")
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for cell in cells:
         groups[tuple(cell[k] for k in KEYS if k != "seed")].append(cell)
@@ -150,7 +150,7 @@ def _table(cells: list[dict]) -> str:
         verdict = ", ".join("accepted" if c.get("accepted") else "rejected" for c in found)
         lines.append(
             f"| {task} | {rows} + {harmful} | {attack} | {rate:g}, {epochs:g} | {searches} | {defense} | "
-            f"{each('asr')} | {each('utility')} | {each('kept_task')} | {each('kept_poison')} | {trainings} | "
+            f"{each('seed')} | {each('asr')} | {each('utility')} | {each('kept_task')} | {each('kept_poison')} | {trainings} | "
             f"{verdict if defense != 'none' else ''} |"
         )
     return "\n".join(lines) + "\n"
