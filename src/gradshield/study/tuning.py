@@ -133,10 +133,10 @@ def _line(conversation: Conversation, source: str) -> str:
 def _table(cells: list[dict]) -> str:
     """A line for what only the seed tells apart, with every seed's figures."""
     lines = [
-        "| task | rows | attack | rate, epochs | searches | defense | seeds | ASR | utility | task rows kept | poison kept |"
+        "| task | rows | attack | rate, epochs | searches | defense | seeds | ASR | utility | task rows kept "
+        "| poison kept | trainings | verdict |",
+        "|---" * 13 + "|",
     ]
-    lines[0] += " trainings | verdict |"
-    lines.append("|---" * 13 + "|")
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for cell in cells:
         groups[tuple(cell[k] for k in KEYS if k != "seed")].append(cell)
@@ -150,8 +150,8 @@ def _table(cells: list[dict]) -> str:
         verdict = ", ".join("accepted" if c.get("accepted") else "rejected" for c in found)
         lines.append(
             f"| {task} | {rows} + {harmful} | {attack} | {rate:g}, {epochs:g} | {searches} | {defense} | "
-            f"{each('seed')} | {each('asr')} | {each('utility')} | {each('kept_task')} | {each('kept_poison')} | {trainings} | "
-            f"{verdict if defense != 'none' else ''} |"
+            f"{each('seed')} | {each('asr')} | {each('utility')} | {each('kept_task')} | {each('kept_poison')} | "
+            f"{trainings} | {verdict if defense != 'none' else ''} |"
         )
     return "\n".join(lines) + "\n"
 
