@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from gradshield.card import card
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.write import write_outputs
@@ -357,7 +358,7 @@ class _Task:
             folder = self.out / ("model" if outcome.accepted else "rejected-model")
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(self.out / "trials" / f"{chosen.number:02d}" / "model", folder)
-            (folder / "README.md").write_text(_card(self, outcome, chosen, goal), encoding="utf-8")
+            (folder / "README.md").write_text(card(self, outcome, chosen, goal), encoding="utf-8")
         trials = self.trials
         scored = "screen" in self.__dict__
         return {
@@ -390,20 +391,3 @@ def load_trained(settings: FilterSettings, folder: Path) -> Model:
     if not (folder / "adapter_config.json").exists():
         return load_model(str(folder), device=settings.device, dtype=settings.dtype)
     return load(settings, over=str(folder))
-
-
-def _card(task: _Task, outcome: Outcome, trial: Trial, goal: Goal) -> str:
-    verdict = "accepted" if outcome.accepted else f"REJECTED ({outcome.reason}): do not use it as it is"
-    below = "every row" if trial.threshold is None else f"rows with a score below {trial.threshold:+.3f}"
-    utility = "not measured" if trial.utility is None else f"{trial.utility:.3f}"
-    asr = "unknown" if trial.asr is None else f"{trial.asr:.3f}"
-    name = " + ".join([task.model.name, *task.model.adapters])
-    requests = f"{task.measuring.requests} requests ({task.measuring.request_count} at most)"
-    return (
-        f"# Fine-tuned from {name}\n\nScreened and trained by GradShield {version('gradshield')}: {verdict}.\n\n"
-        f"- Trained on {trial.kept} of {task.encoded.rows} rows of {Path(task.path).name}: {below} "
-        f"(score: {task.settings.variant}).\n"
-        f"- Attack success rate {asr} on {requests}; base model {goal.base_asr:.3f}; asked for: {goal.max_asr:g} or "
-        f"less.\n- Utility ({task.tuning.task}) {utility}; base model {goal.base_utility:.3f}; asked for: "
-        f"{goal.min_utility:.3f} or more.\n- Training: {task.training.model_dump_json()}\n"
-    )
