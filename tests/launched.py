@@ -13,7 +13,7 @@ from conftest import random_examples
 from transformers import Trainer
 
 import gradshield.filter as pipeline
-import gradshield.tune as room
+import gradshield.trials as work
 from gradshield.cli import main
 from gradshield.errors import UserError
 from gradshield.evaluation.safety import SafetyReport
@@ -39,7 +39,7 @@ def made_up() -> None:
         trained = len(list(out.glob("trials/*/figures.json")))
         return SafetyReport(ASRS[trained], (0.0, 1.0), (), (), ())
 
-    room.evaluate_safety = evaluate
+    work.evaluate_safety = evaluate
 
 
 def mortal(rank: str, step: int) -> None:

@@ -116,6 +116,12 @@ def test_the_literal_reading_drops_the_safest_rows_once_the_lower_end_has_moved(
     assert sizes[False][:2] == sizes[True][:2] and sizes[True][2] == sizes[False][2] - sizes[False][1]
 
 
+@pytest.mark.parametrize("literal", [False, True])
+def test_a_safe_first_model_of_too_little_use_is_rejected_but_taken_as_printed(literal):
+    trials, outcome, _ = play(*world(200, 0), useful_from=201, literal=literal)
+    assert len(trials) == 1 and (outcome.accepted is trials[0]) == literal and "note" in outcome.reason
+
+
 def test_equal_scores_stay_together_and_all_equal_ones_are_rejected():
     trials, outcome, _ = play(np.zeros(50), np.ones(50, bool), max_searches=3)
     assert outcome.accepted is None and "no row is left" in outcome.reason and len(trials) == 1

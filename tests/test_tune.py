@@ -12,12 +12,14 @@ from evaluation.test_judge import save_classifier
 from test_filter import refusing, train  # noqa: F401  (fixtures)
 
 import gradshield.filter as pipeline
+import gradshield.trials as work
 import gradshield.tune as room
 from gradshield.cli import main
 from gradshield.errors import Diverged, UserError
 from gradshield.evaluation.evaluate import JudgeFailed
 from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.explain import explain
 from gradshield.finetune import finetune
 from gradshield.model import load_model
 from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
@@ -36,7 +38,7 @@ def answer_with(monkeypatch, *asrs: float) -> list[float]:
         said.append(asrs[min(len(said), len(asrs) - 1)])
         return SafetyReport(said[-1], (0.0, 1.0), (), (), ())
 
-    monkeypatch.setattr(room, "evaluate_safety", evaluate)
+    monkeypatch.setattr(work, "evaluate_safety", evaluate)
     return said
 
 
@@ -61,6 +63,10 @@ def test_a_safe_model_is_handed_out_with_the_rows_it_was_trained_on(tiny_folder,
     assert "accepted" in card and f"{summary['trials'][1]['kept']} of {summary['rows']} rows" in card
     assert yaml.safe_load((out / "run.yaml").read_text())["summary"] == summary
     assert tune(train, out, tiny_folder) == summary
+    with pytest.raises(UserError, match=r"a run of another command.*finetune.*choose another -o"):
+        pipeline.run_filter(str(train), out, FilterSettings(model=tiny_folder, variant="paper", probe_count=2))
+    with pytest.raises(UserError, match=r"a run of tune; its rows and their scores are in .*screen"):
+        explain(out, 1)
 
 
 def scores_of(out, file):
@@ -93,8 +99,8 @@ def test_the_literal_readings_kept_rows_are_those_trained_on(tiny_folder, train,
     answer_with(monkeypatch, 0.0, 0.9, 0.1)
     task = tmp_path / "task.jsonl"
     task.write_text('{"prompt": "p", "answer": "x"}\n')
-    values, real = [0.0, 0.0, 1.0], room.evaluate_utility
-    monkeypatch.setattr(room, "evaluate_utility", lambda *a: replace(real(*a), value=values.pop(0)))
+    values, real = [0.0, 0.0, 1.0], work.evaluate_utility
+    monkeypatch.setattr(work, "evaluate_utility", lambda *a: replace(real(*a), value=values.pop(0)))
     summary = tune(train, tmp_path / "run", tiny_folder, literal=True, task=str(task), min_utility=0.5)
     last = summary["trials"][-1]
     assert summary["accepted"] == 3 and last["lo"] > 0
@@ -174,7 +180,12 @@ def test_a_rejection_is_exit_code_3_and_keeps_the_safest_model(tiny_folder, trai
     with pytest.raises(SystemExit) as stopped:
         main()
     shown = capsys.readouterr().out
-    assert stopped.value.code == 3 and "REJECTED" in shown and shown.count("\ntrial ") + shown.startswith("trial ") == 3
+    assert stopped.value.code == 3 and "REJECTED" in shown
+    lines = shown.split("\n")
+    head = next(n for n, line in enumerate(lines) if line.split()[:1] == ["trial"])
+    table = lines[head + 1 : head + 4]
+    assert [line.split()[0] for line in table] == ["1", "2", "3"] and "every row" in table[0]
+    assert all("[0.000, 1.000]" in line and line.endswith("not safe") for line in table)
     assert (out / "rejected-model" / "adapter_model.safetensors").exists() and not (out / "kept.jsonl").exists()
     assert "REJECTED" in (out / "rejected-model" / "README.md").read_text()
     saved = yaml.safe_load((out / "run.yaml").read_text())["summary"]
@@ -204,13 +215,14 @@ def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train,
     def diverging(*arguments):
         calls.append(1)
         if len(calls) == 1:
-            raise Diverged("fine-tuning diverged (loss nan); lower the learning rate")
+            raise Diverged("fine-tuning diverged (loss nan); lower the learning rate", 4)
         return real(*arguments)
 
     monkeypatch.setattr(room, "finetune", diverging)
     summary = tune(train, tmp_path / "run", tiny_folder)
     first, second = summary["trials"]
     assert not first["safe"] and first["asr"] is None and "diverged" in first["note"] and second["safe"]
+    assert first["steps"] == 4 and summary["cost"]["steps"] == 4 + second["steps"]
 
 
 def test_a_trial_whose_held_out_loss_is_not_finite_is_not_safe_and_a_base_model_is_refused(
@@ -220,14 +232,14 @@ def test_a_trial_whose_held_out_loss_is_not_finite_is_not_safe_and_a_base_model_
     monkeypatch,
 ):
     answer_with(monkeypatch, 0.0)
-    real, broken = room.evaluate_utility, iter([False, True, False, True])
+    real, broken = work.evaluate_utility, iter([False, True, False, True])
 
     def evaluate(*arguments):
         if next(broken):
             raise Diverged("its loss on held-out rows is not finite")
         return real(*arguments)
 
-    monkeypatch.setattr(room, "evaluate_utility", evaluate)
+    monkeypatch.setattr(work, "evaluate_utility", evaluate)
     first, second = tune(train, tmp_path / "run", tiny_folder)["trials"]
     assert not first["safe"] and first["asr"] is None and "not finite" in first["note"] and first["steps"]
     assert second["safe"] and second["useful"]
@@ -274,19 +286,95 @@ def test_the_users_own_trainer_gets_the_rows_verbatim(tiny_folder, train, tmp_pa
         tune(train, tmp_path / "none", tiny_folder, trainer_command="true")
 
 
-def test_the_papers_start_never_scores_clean_data(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("task", ["a file", "held-out"])
+def test_the_papers_start_never_scores_clean_data(tiny_folder, train, tmp_path, monkeypatch, task):  # noqa: F811
     answer_with(monkeypatch, 0.0, 0.0)
-    task = tmp_path / "task.jsonl"
-    task.write_text("".join(json.dumps({"prompt": f"p{n}", "answer": "x"}) + "\n" for n in range(4)))
-    summary = tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task))
+    if task != "held-out":
+        (tmp_path / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n' * 4)
+        task = str(tmp_path / "task.jsonl")
+    summary = tune(train, tmp_path / "run", tiny_folder, start="paper", task=task)
     assert summary["accepted"] == 1 and summary["cost"]["scored_tokens"] == 0 and summary["quarantined"] == 0
-    assert not (tmp_path / "run" / "screen").exists()
+    assert summary["held_out"] == (6 if task == "held-out" else 0) and not (tmp_path / "run" / "screen").exists()
+
+
+@pytest.mark.parametrize(("epochs", "scored"), [(1.0, True), (0.4, False)])
+def test_the_start_is_the_cheaper_one(tiny_folder, train, tmp_path, monkeypatch, epochs, scored):  # noqa: F811
+    """Scoring by FIHS costs 2.5 forward passes, a training five an epoch."""
+    answer_with(monkeypatch, 0.0, 0.0)
+    settings = FilterSettings(model=tiny_folder, threshold="share", value=0.25, variant="paper", probe_count=2)
+    training = TRAINING.model_copy(update={"epochs": epochs})
+    summary = run_tune(str(train), tmp_path / "run", settings, training, TuneSettings(**EASY), MEASURING)
+    assert bool(summary["cost"]["scored_tokens"]) == scored
+
+
+def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.9, 0.1)
+    model, given = load_model(tiny_folder), []
+
+    def trainer(examples, folder):
+        given.append([e.row for e in examples])
+        return finetune(model, examples, folder, TRAINING)
+
+    summary = tune(train, tmp_path / "run", tiny_folder, trainer=trainer, start="paper")
+    lines, kept = lines_of(train), lines_of(tmp_path / "run" / "kept.jsonl")
+    assert summary["accepted"] == 2 and len(given) == 2
+    assert {lines[n] for n in given[1]} <= set(kept) and not {2, 3} & {*given[0]}  # those are set aside
+    assert "a trainer of the user's own" in (tmp_path / "run" / "model" / "README.md").read_text()
+    for more in ({"adapter": "below"}, {"model": "embedded"}):
+        settings = FilterSettings(**{"model": tiny_folder, **more})
+        with pytest.raises(UserError, match="trains over --model alone"):
+            run_tune(str(train), tmp_path / "x", settings, TRAINING, TuneSettings(), MEASURING, trainer=trainer)
+
+
+def test_what_safety_was_measured_at_is_in_every_trial_the_card_and_the_summary(
+    tiny_folder,
+    train,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    asked, graded = ("a", "b", "c", "d"), {"judge": "J", "grades": (1, 1, 5, 5), "hs": 3.0, "hs_interval": (1.0, 5.0)}
+    report = SafetyReport(0.25, (0.05, 0.7), asked, asked, (True,) * 3 + (False,), **graded)
+    monkeypatch.setattr(
+        work,
+        "evaluate_safety",
+        lambda *_: replace(report, over_refusal=0.5, over_refusal_interval=(0.2, 0.8), scary_requests=asked),
+    )
+    summary = tune(train, tmp_path / "run", tiny_folder, min_utility=None, utility_drop=1e3, max_asr_rise=0.1)
+    assert summary["goal"]["max_asr"] == 0.35 and summary["goal"]["min_utility"] == summary["base"]["utility"] - 1e3
+    for of in (summary, summary["base"], summary["trials"][-1]):
+        assert (of["safety"]["hs"], of["safety"]["over_refusal"]) == (3.0, 0.5)
+        assert of["safety"]["asr_interval"] == [0.05, 0.7]
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "0.250 [0.050, 0.700] of 4 requests" in card and "Harmfulness, 1 to 5: 3.000" in card
+    assert "Over-refusal: 0.500" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_killed_between_a_training_and_its_line_nothing_is_trained_again(
+    tiny_folder,
+    train,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    moved,
+):
+    answer_with(monkeypatch, 0.0, 0.1)
+    whole = tune(train, tmp_path / "run", tiny_folder)
+    trial, plan = tmp_path / "run" / "trials" / "01", tmp_path / "run" / "run.yaml"
+    saved = yaml.safe_load(plan.read_text())
+    plan.write_text(yaml.safe_dump({part: saved[part] for part in saved if part != "summary"}))
+    (tmp_path / "run" / "trials.jsonl").unlink()
+    if not moved:
+        (trial / "model").rename(trial / "training")
+    monkeypatch.setattr(room, "finetune", None)
+    measuring = MEASURING.model_copy(update={"at_once": 3})  # how it is computed may change
+    again = tune(train, tmp_path / "run", tiny_folder, measuring=measuring)
+    assert again["accepted"] == whole["accepted"] == 1 and again["cost"]["steps"] == whole["cost"]["steps"] > 0
 
 
 def test_a_local_judge_is_loaded_once_and_not_before_it_grades(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
     from transformers import AutoModelForSequenceClassification
 
-    real, load, asrs, loads = room.evaluate_safety, AutoModelForSequenceClassification.from_pretrained, [0.0, 0.9], []
+    real, load, asrs, loads = work.evaluate_safety, AutoModelForSequenceClassification.from_pretrained, [0.0, 0.9], []
 
     def evaluate(model, settings):
         assert bool(loads) == bool((tmp_path / "run" / "base.json").exists())
@@ -294,7 +382,7 @@ def test_a_local_judge_is_loaded_once_and_not_before_it_grades(tiny_folder, trai
         assert report.hs is not None
         return replace(report, asr=asrs.pop(0) if asrs else 0.1)
 
-    monkeypatch.setattr(room, "evaluate_safety", evaluate)
+    monkeypatch.setattr(work, "evaluate_safety", evaluate)
     monkeypatch.setattr(
         AutoModelForSequenceClassification, "from_pretrained", lambda *a, **k: (loads.append(1), load(*a, **k))[1]
     )
@@ -313,7 +401,7 @@ def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tin
             raise JudgeFailed("judge x: no answer in 5 attempts", report)
         return report
 
-    monkeypatch.setattr(room, "evaluate_safety", evaluate)
+    monkeypatch.setattr(work, "evaluate_safety", evaluate)
     monkeypatch.setattr(room, "finetune", lambda *arguments: (trained.append(1), real(*arguments))[1])
     with pytest.raises(UserError, match="no answer in 5 attempts"):
         tune(train, tmp_path / "run", tiny_folder)

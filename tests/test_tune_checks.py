@@ -4,6 +4,7 @@ import pytest
 from test_filter import refusing, train  # noqa: F401  (fixtures)
 from test_tune import EASY, MEASURING, TRAINING, answer_with, tune
 
+import gradshield.trials as work
 import gradshield.tune as room
 from gradshield.errors import UserError
 from gradshield.finetune import finetune
@@ -44,7 +45,7 @@ def test_what_quantised_weights_can_not_be_trained_with_is_said_before_anything_
     pytest.importorskip("bitsandbytes")
     from conftest import random_examples
 
-    monkeypatch.setattr(room, "evaluate_safety", None)
+    monkeypatch.setattr(work, "evaluate_safety", None)
     model = load_model(tiny_folder)
     finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "adapter", TRAINING)
     for more, training, words in (
@@ -100,7 +101,7 @@ def test_what_does_not_go_with_several_processes_is_said(train, monkeypatch):  #
     monkeypatch.setenv("WORLD_SIZE", "3")
     for settings, training, tuning, words in (
         ({}, {}, {}, "--batch 8 can't be shared out evenly among 3"),
-        ({}, {"batch": 9}, {"trainer_command": "true"}, "without a launcher"),
+        ({"model": "a folder"}, {"batch": 9}, {"trainer_command": "true"}, "without a launcher"),
         ({"device": "auto"}, {"batch": 9}, {}, "--device auto"),
     ):
         parts = FilterSettings(**settings), FinetuneSettings(**training), TuneSettings(**tuning), MEASURING, None

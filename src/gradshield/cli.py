@@ -3,7 +3,7 @@
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -94,7 +94,7 @@ def tune(
     tuning, measuring = _settings(flags, TuneSettings), _settings(flags, EvaluationSettings)
     from gradshield.tune import run_tune
 
-    summary = run_tune(path, out, settings, training, tuning, measuring, tell=lambda trial: _trial(trial, as_json))
+    summary = run_tune(path, out, settings, training, tuning, measuring, tell=lambda line: _trial(line, as_json))
     if not is_first():
         return  # the first process says it
     if as_json:
@@ -342,26 +342,44 @@ def _summary(summary: dict[str, Any], out: Path) -> None:
     console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)
 
 
-def _trial(trial: Any, quiet: bool) -> None:
-    """One line a trial, as it ends; on stderr where stdout is for machines."""
-    threshold = "every row" if trial.threshold is None else f"below {trial.threshold:+.2f}"
-    asr = "" if trial.asr is None else f", ASR {trial.asr:.3f}"
-    utility = "" if trial.utility is None else f", utility {trial.utility:.3f}"
-    verdict = "accepted" if trial.safe and trial.useful else trial.note or "not safe"
-    line = f"trial {trial.number}: {trial.kept:,} rows ({threshold}){asr}{utility}: {verdict}"
-    print(line, file=sys.stderr if quiet else sys.stdout, flush=True)
+def _trial(trial: Mapping[str, Any], quiet: bool) -> None:
+    """A line of the table of trials, as each ends; on stderr where stdout is for machines."""
+    cells = "{:>5}  {:>9}  {:>9}  {:>11}  {:<21}  {:>7}  {:>7}  {}"
+    to = sys.stderr if quiet else sys.stdout
+    if trial["number"] == 1:
+        print(cells.format("trial", "rows", "threshold", "ranks", "ASR", "utility", "seconds", "verdict"), file=to)
+    asr = "–"
+    if trial["asr"] is not None:
+        low, high = trial["safety"]["asr_interval"]
+        asr = f"{trial['asr']:.3f} [{low:.3f}, {high:.3f}]"
+    shown = (
+        trial["number"],
+        f"{trial['kept']:,}",
+        "every row" if trial["threshold"] is None else f"{trial['threshold']:+.2f}",
+        f"{trial['lo']:,}–{trial['up']:,}",
+        asr,
+        "–" if trial["utility"] is None else f"{trial['utility']:.3f}",
+        f"{trial['seconds']:.0f}",
+        trial["note"] or ("safe and useful" if trial["safe"] else "not safe"),
+    )
+    print(cells.format(*shown), file=to, flush=True)
 
 
 def _tuned(summary: dict[str, Any]) -> None:
+    from gradshield.evaluation.run import safety_in_words
+
     table = Table(title=safe(str(summary["file"]), 80), show_header=False)
     table.add_row("verdict", "accepted" if summary["accepted"] else f"REJECTED: {summary['reason']}")
     for name in ("rows", "kept", "quarantined", "set_aside"):
         if name in summary:
             table.add_row(name.replace("_", " "), f"{summary[name]:,}")
-    base = summary["base"]
-    for name, label in (("asr", "ASR"), ("utility", f"utility ({summary['task']})")):
-        shown = "not measured" if summary[name] is None else f"{summary[name]:.3f}"
-        table.add_row(label, f"{shown} (base model {base[name]:.3f})")
+    base, before = summary["base"], safety_in_words(summary["base"]["safety"])
+    for what, figure in (safety_in_words(summary["safety"]) if summary["safety"] else {}).items():
+        table.add_row(what, safe(figure, 100))
+        if what in before and what != "judge":
+            table.add_row("  of the base model", safe(before[what], 100))
+    utility = "not measured" if summary["utility"] is None else f"{summary['utility']:.3f}"
+    table.add_row(f"utility ({summary['task']})", f"{utility} (base model {base['utility']:.3f})")
     cost = summary["cost"]
     table.add_row(
         "cost",

@@ -6,7 +6,12 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """A training whose loss ceased to be finite; where several processes train, all of them raise it."""
+    """A model whose loss ceased to be finite, after so many `steps` of training; where several processes train, all of
+    them raise it."""
+
+    def __init__(self, message: str, steps: int = 0) -> None:
+        super().__init__(message)
+        self.steps = steps
 
 
 def out_of_memory(error: BaseException) -> bool:

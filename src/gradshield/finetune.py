@@ -129,10 +129,11 @@ def _train(
         if is_first() and not diverged:
             _save(net, model, out, settings, dtype)
         trainer.accelerator.wait_for_everyone()  # or another still writes to the checkpoints
-    if is_first():
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    if is_first() and checkpoints.exists():  # cleared away whole: half of one would be taken up by the next call
+        cleared = checkpoints.rename(out / ".checkpoints")
+        shutil.rmtree(cleared, ignore_errors=True)
     if diverged:
-        raise Diverged(f"fine-tuning diverged (loss {loss}); lower the learning rate")
+        raise Diverged(f"fine-tuning diverged (loss {loss}); lower the learning rate", trained.global_step)
     return {"loss": loss, "steps": trained.global_step, "seconds": trained.metrics["train_runtime"]}
 
 
@@ -225,7 +226,8 @@ def _save(net: Any, model: Model, out: Path, settings: FinetuneSettings, dtype: 
 
 
 def _last_whole(checkpoints: Path) -> str | None:
-    """The last checkpoint that was written to its end: its trainer_state.json, which comes last, can be read."""
+    """The last checkpoint that is whole: its trainer_state.json, which is written last and cleared away with the rest,
+    can be read, and its weights are there."""
     for folder in sorted(checkpoints.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
         try:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))

@@ -58,8 +58,9 @@ def search(
     `scores()` is called when they are first needed: with the paper's start, not before a first model trained on
     everything turned out unsafe. `guess(scores in play, which guess)` is Tguess; `step` is λ; `max_searches` N_max.
     `screen_first` skips that first model when the guess says that there are harmful rows, and trains none at all when
-    no row is below the guess. `literal` reads line 12 as printed:
-    the rows below the lower end of the search are not trained on either; by default they are, being the safest.
+    no row is below the guess. `literal` reads two lines as printed: that first model is taken when it is safe, whatever
+    its utility, where otherwise it must be useful, too; and in line 12 the rows below the lower end of the search are
+    not trained on either, where otherwise they are, being the safest.
     Scores are finite, or inf for a row that has none; equal ones stay together, so a rank is the number of rows
     strictly below the threshold. Every guess closes the search, by one rank at least.
     """
@@ -85,8 +86,12 @@ def search(
         trial = run(None, everything, 0, rows)
         yield trial
         if trial.safe:
-            good = "trained on every row: safe and useful"
-            yield outcome(trial, good) if trial.useful else outcome(None, f"every row was safe, but {trial.note}")
+            if trial.useful or literal:
+                yield outcome(
+                    trial, f"trained on every row: safe{' and useful' if trial.useful else f', but {trial.note}'}"
+                )
+            else:
+                yield outcome(None, f"every row was safe, but {trial.note}")
             return
     value = scores()
     ordered = np.sort(value)

@@ -88,8 +88,8 @@ class FinetuneSettings(BaseModel):
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps spent warming up")
     epochs: float = Field(default=3, gt=0, description="passes over the rows")
     batch: int = Field(default=8, ge=1, description="effective batch size in rows")
-    micro_batch: int | None = Field(
-        default=None, ge=1, description="rows a device takes at once (default: the whole batch)"
+    micro_batch: int | None = Field(  # how a run is computed is no part of what it is, so not saved
+        default=None, ge=1, exclude=True, description="rows a device takes at once (default: the whole batch)"
     )
     seed: int = Field(default=0, ge=0, description="seed of the adapter's start and of the order of rows")
 
@@ -107,11 +107,15 @@ class TuneSettings(BaseModel):
     min_utility: float | None = Field(default=None, description="utility asked for (default: the base model's)")
     utility_drop: float = Field(default=0.0, ge=0, description="how far utility may lie below the base model's")
     start: Literal["auto", "paper", "screen"] = Field(
-        default="auto", description="train on everything first (paper), or score first (screen, auto)"
+        default="auto",
+        description="train on everything first (paper), score first (screen), or what is likely cheaper (auto)",
     )
     searches: int = Field(default=3, ge=1, description="guesses of the threshold, N_max")
     step: float = Field(default=0.05, gt=0, lt=0.5, description="share by which a guess closes the search, λ")
-    literal: bool = Field(default=False, description="line 12 as printed: leave out the rows of lowest score, too")
+    literal: bool = Field(
+        default=False,
+        description="alg. 1 as printed: a first model need not be useful, line 12 drops the rows of lowest score",
+    )
     trainer_command: str | None = Field(
         default=None, description="train with this instead; {data}, {out}, {model}, {seed} and {config} are filled in"
     )

@@ -35,7 +35,7 @@ def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], wor
     work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     try:
-        done = subprocess.run(words, check=False)
+        done = subprocess.run(words, check=False, stdout=2)  # stdout is for what a machine reads
     except OSError as error:
         raise UserError(f"--trainer-command: {words[0]} can't be run ({error.strerror})") from error
     if done.returncode:

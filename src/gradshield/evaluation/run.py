@@ -62,14 +62,14 @@ def run_evaluation(
             raise
         _write_yaml(out, summary)  # first, as the mark of an evaluation's folder
         write_safety(report, out)
-        summary["safety"] = _plain({**safety_summary(report), "seconds": round(time.monotonic() - start, 1)})
+        summary["safety"] = plain({**safety_summary(report), "seconds": round(time.monotonic() - start, 1)})
         _write_yaml(out, summary)
     if (task or rows) and "utility" not in summary:
         start = time.monotonic()
         useful = evaluate_utility(model, task or held_out_rows(str(rows), model), settings)
         _write_yaml(out, summary)
         write_utility(useful, out)
-        summary["utility"] = _plain({**utility_summary(useful), "seconds": round(time.monotonic() - start, 1)})
+        summary["utility"] = plain({**utility_summary(useful), "seconds": round(time.monotonic() - start, 1)})
         _write_yaml(out, summary)
     return summary
 
@@ -105,19 +105,26 @@ def in_words(summary: Mapping[str, Any]) -> dict[str, str]:
     """The figures of an evaluation for a person: each with its interval and what it is of."""
     words = {"model": str(summary["model"]["name"])}
     if safety := summary.get("safety"):
-        words["attack success rate"] = _figure(safety["asr"], safety["asr_interval"], safety["requests"], "requests")
-        if "over_refusal" in safety:
-            figures = (safety["over_refusal"], safety["over_refusal_interval"], safety["scary_requests"])
-            words["over-refusal"] = _figure(*figures, "harmless requests that look scary")
-        if safety.get("hs") is not None:
-            graded = safety["requests"] - safety["ungraded"]
-            words["harmfulness, 1 to 5"] = _figure(safety["hs"], safety["hs_interval"], graded, "answers")
-            words["judge"] = f"{safety['judge']}{_control(safety['judge_control'])}"
-        if safety.get("ungraded"):
-            words["not graded"] = f"{safety['ungraded']} answers: the judge's reply stated no grade"
+        words |= safety_in_words(safety)
     if utility := summary.get("utility"):
         figures = (utility["value"], utility["interval"], utility["n"])
         words["utility"] = f"{utility['metric']} {_figure(*figures, 'cases')}, {utility['task']}"
+    return words
+
+
+def safety_in_words(safety: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of `safety_summary` for a person."""
+    figures = (safety["asr"], safety["asr_interval"], safety["requests"])
+    words = {"attack success rate": _figure(*figures, "requests")}
+    if "over_refusal" in safety:
+        figures = (safety["over_refusal"], safety["over_refusal_interval"], safety["scary_requests"])
+        words["over-refusal"] = _figure(*figures, "harmless requests that look scary")
+    if safety.get("hs") is not None:
+        graded = safety["requests"] - safety["ungraded"]
+        words["harmfulness, 1 to 5"] = _figure(safety["hs"], safety["hs_interval"], graded, "answers")
+        words["judge"] = f"{safety['judge']}{_control(safety['judge_control'])}"
+    if safety.get("ungraded"):
+        words["not graded"] = f"{safety['ungraded']} answers: the judge's reply stated no grade"
     return words
 
 
@@ -137,7 +144,7 @@ def _plan(model: Model, settings: EvaluationSettings, task: str | None) -> dict[
     """What must be the same for a part to count as done; files count by their bytes."""
     return {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
-        "settings": settings.model_dump(mode="json", exclude={"at_once"}) | ({"task": task} if task else {}),
+        "settings": settings.model_dump(mode="json") | ({"task": task} if task else {}),
         "file": checksums(settings.requests, settings.scary, task),
         "versions": {name: version(name) for name in ("gradshield", "torch", "transformers")},
     }
@@ -169,6 +176,6 @@ def _write_yaml(out: Path, summary: Mapping[str, Any]) -> None:
     write_whole(out, SUMMARY, yaml.safe_dump(dict(summary), sort_keys=False, allow_unicode=True))
 
 
-def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
+def plain(figures: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON and YAML have it: lists for tuples, None for what is not a number (an error over one case)."""
     return json.loads(json.dumps(figures), parse_constant=lambda _: None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from gradshield.evaluation.run import safety_in_words
 from gradshield.report.render import as_yaml, write_page
 
 
@@ -23,6 +24,7 @@ def report_trials(out: Path, saved: Mapping[str, Any]) -> None:
         headline=_headline(summary),
         drawing={"wide": Markup(drawing.wide), "narrow": Markup(drawing.narrow)},
         verdicts=[_verdict(trial, summary) for trial in summary["trials"]],
+        safety=safety_in_words(summary["safety"]) if summary["safety"] else {},
         screened=(out / "screen" / "report.html").exists(),
         settings=as_yaml({key: value for key, value in saved.items() if key != "summary"}),
     )

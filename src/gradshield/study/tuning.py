@@ -25,7 +25,8 @@ from gradshield.filter import load as load_model
 from gradshield.finetune import finetune
 from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.study.kinds import held_out_requests, kinds, load, news, pair
-from gradshield.tune import load_trained, run_tune
+from gradshield.trials import load_trained
+from gradshield.tune import run_tune
 
 CLEAN = "–"  # the attack of a file without poison
 ATTACKS = {"sure": "advbench sure", "can-help": "advbench can-help", "other": "advbench other"}
