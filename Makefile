@@ -17,7 +17,10 @@ setup: $(VENV)/ready
 # torch comes first and alone, so that nothing else pulls in the CUDA build: a wheel at hand (PIP_FIND_LINKS) wins,
 # then the CPU index, then the default index.
 $(VENV)/ready: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is too old: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12 (3.11 or later)"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) \
+	  || { echo "no virtual environment can be made; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "setting up $(VENV) (log: $(VENV)/setup.log)"
 ifeq ($(HAS_GPU),)
 	@$(BIN)/python -c "import torch" 2>/dev/null \

@@ -58,6 +58,9 @@ def find_run(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
     if not begun:
         return None
     saved = _load(file)
+    other = saved.keys() ^ plan.keys()
+    if other - {"summary", "review"}:
+        raise UserError(f"{out}: a run of another command ({', '.join(sorted(other))}); choose another -o")
     for part, wanted in plan.items():
         for key, value in wanted.items():
             there = (saved.get(part) or {}).get(key)
@@ -99,6 +102,8 @@ def read_run(out: Path) -> dict[str, Any]:
     saved = _load(file)
     if "summary" not in saved:
         raise UserError(f"{out}: the run is not finished; give the same filter command again")
+    if "threshold" not in saved["summary"]:
+        raise UserError(f"{out}: a run of tune; its rows and their scores are in {out / 'screen'}")
     return saved
 
 

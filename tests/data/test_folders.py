@@ -1,7 +1,7 @@
 """Many files as one source: folders, saved datasets, and datasets under a Hub id."""
 
+import hashlib
 import json
-import subprocess
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,9 +35,17 @@ def test_mixed_formats_are_refused_unless_one_is_named(tmp_path):
 def test_checksum_follows_bytes_and_names(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     one, folder = open_source(tmp_path / "a.jsonl").sha256, open_source(tmp_path).sha256
-    assert one == subprocess.check_output(["sha256sum", tmp_path / "a.jsonl"], text=True).split()[0]
+    assert one == hashlib.sha256(GOOD).hexdigest()
     (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
     assert open_source(tmp_path).sha256 != folder
+
+
+def test_a_file_of_rows_that_can_not_be_unpacked_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    (tmp_path / "README.md").write_text("rows")
+    (tmp_path / "b.jsonl.bz2").write_bytes(b"BZh9")
+    with pytest.raises(UserError, match=r"b\.jsonl\.bz2: packed in a way"):
+        open_source(tmp_path)
 
 
 def test_a_folder_without_data_is_refused(tmp_path):

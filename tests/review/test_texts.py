@@ -7,6 +7,7 @@ from report.test_report import PAYLOADS
 from review.made import chat, make_run, write_jsonl
 
 from gradshield.data import open_source, read_rows
+from gradshield.data.formats import Conversation, Message
 from gradshield.errors import UserError
 from gradshield.review import texts
 from gradshield.review.likeness import Likeness
@@ -41,6 +42,14 @@ def test_every_row_comes_back_as_it_was_read(run):
         assert (again.index, again.source, again.line, again.record) == (row.index, row.source, row.line, row.record)
         assert bool(again.problem) == bool(row.problem)
     assert texts.row_of(run, len(rows(run)) + 1) is None
+
+
+def test_what_is_nested_deeper_than_can_be_written_does_not_stop_the_rest():
+    deep: list = []
+    for _ in range(3000):
+        deep = [deep]
+    turn = Message("user", "q", extra={"x": deep})
+    assert texts.turns(Conversation((turn,)))[1] == ("user, more", "nested too deeply to be shown")
 
 
 def test_search_finds_every_text_whatever_the_case_and_wherever_it_stands(run):

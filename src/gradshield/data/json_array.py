@@ -5,7 +5,7 @@ import re
 from pathlib import PurePath
 from typing import NamedTuple
 
-from gradshield.data.sniff import holds_rows, open_bytes
+from gradshield.data.sniff import ROW, holds_rows, open_bytes
 from gradshield.errors import UserError
 
 MAX_ARRAY = 2_000_000_000  # bytes of a JSON array, which is read whole; no other format has such a bound
@@ -87,8 +87,12 @@ def _spans(text: str, start: int) -> Array:
 
 
 def _find_rows(text: str, start: int, name: str) -> int:
-    """The place of the `[` of the only list of rows in the object that opens at `start`."""
+    """The place of the `[` of the only list of rows in the object that opens at `start`.
+
+    What stands around it is written into every output, so nothing there may be rows to a reader of another mind.
+    """
     found: dict[str, int] = {}
+    others: dict[str, bool] = {}  # whether what is there may be rows, too
     at = _skip(text, start + 1)
     while _expect(text, at, '"}') == '"':
         key, end = _DECODER.raw_decode(text, at)
@@ -96,8 +100,12 @@ def _find_rows(text: str, start: int, name: str) -> int:
         _expect(text, at, ":")
         at = _skip(text, at + 1)
         value, end = _DECODER.raw_decode(text, at)
+        if key in found or key in others:
+            raise UserError(f"{name}: key {key!r} appears twice in the object around the rows; mend it")
         if holds_rows(key, value):
             found[key] = at
+        else:
+            others[key] = key in ROW or (isinstance(value, list) and bool(value))
         at = _skip(text, end)
         if _expect(text, at, ",}") == "}":
             break
@@ -107,4 +115,6 @@ def _find_rows(text: str, start: int, name: str) -> int:
     if len(found) != 1:
         what = f"lists of rows under several keys ({', '.join(found)})" if found else "no list of rows in it"
         raise UserError(f"{name}: one JSON object with {what}; give an array of rows, or one row a line (jsonl)")
+    if doubtful := next((key for key, may_be in others.items() if may_be), None):
+        raise UserError(f"{name}: {doubtful!r} beside a list of rows may be rows, too; give an array of rows alone")
     return next(iter(found.values()))

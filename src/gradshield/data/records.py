@@ -94,7 +94,8 @@ def read_parquet(path: PurePath, name: str) -> Iterator[Record]:
     """One record a Parquet row as Python values; `raw` is its JSON, for display."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    # Opened here, since pyarrow takes no name that is not UTF-8.
+    with open(path, "rb") as stream, pyarrow.parquet.ParquetFile(stream) as file:
         columns = file.schema_arrow.names
         if len(set(columns)) < len(columns):
             twice = next(column for column in columns if columns.count(column) > 1)

@@ -173,6 +173,10 @@ def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Sour
     text = [file for file in found if suffix(file.name) in SUFFIXES["text"]]
     data = [file for file in found if any(suffix(file.name) in SUFFIXES[kind] for kind in FORMATS if kind != "text")]
     files = text if wanted == "text" else data or text  # a README beside data is no data
+    known = {*data, *text}
+    packed = [f for f in found if f not in known and re.search(r"\.(jsonl?|csv|tsv|parquet|txt)\.\w+$", f.name)]
+    if packed:
+        raise UserError(f"{packed[0]}: packed in a way that can't be read; unpack it, or take it out of the folder")
     files.sort(key=lambda file: file.relative_to(place).as_posix())
     files = _of_split(path, files, split)
     formats = {file: detect_format(file, str(file)) if wanted != "text" else "text" for file in files}

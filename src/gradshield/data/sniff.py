@@ -28,8 +28,9 @@ _FOREIGN = {
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8, e.g. with iconv",
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8, e.g. with iconv",
 }
-# Lists of objects under these keys are of one row, not the rows of a file.
-_ROW = {"messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "tools", "functions"}
+# What is under these keys is of one row: a list of objects there is not the rows of a file.
+ROW = {"messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "tools", "functions"}
+ROW |= {"instruction", "input", "output", "question", "query", "response", "answer", "text", "content", "transcript"}
 
 
 def open_bytes(path: str | PurePath) -> BinaryIO:
@@ -41,7 +42,8 @@ def open_bytes(path: str | PurePath) -> BinaryIO:
     stream.close()
     import pyarrow
 
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression=codec))
+    # Opened here, since pyarrow takes no name that is not UTF-8.
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(open(path, "rb")), codec))
 
 
 def plain_name(name: str) -> str:
@@ -93,7 +95,7 @@ def is_object(line: bytes) -> bool:
 
 def holds_rows(key: str, value: Any) -> bool:
     """Whether `{key: value}` wraps a file's rows: a list of objects that are not of one row."""
-    if key in _ROW or not isinstance(value, list):
+    if key in ROW or not isinstance(value, list):
         return False
     return bool(value) and all(isinstance(item, dict) for item in value)
 
@@ -120,9 +122,17 @@ def _is_one_object(path: str | PurePath) -> bool:
         rest = stream.read(_HEAD)
     first = first.removeprefix(BOM)
     if is_object(first):
-        return not rest.strip() and any(holds_rows(key, value) for key, value in json.loads(first).items())
-    # A broken first line of JSON lines is followed by other objects; an object spread over lines is not.
-    return bool(rest.strip()) and not any(line.startswith(b'{"') for line in rest.split(b"\n"))
+        around = json.loads(first)
+        return not rest.strip() and not ROW & set(around) and any(map(holds_rows, around, around.values()))
+    # A broken first line of JSON lines is followed by other objects; an object spread over lines is not, or only by
+    # those in its list, with a comma behind each but the last.
+    lines = [line.rstrip() for line in rest.split(b"\n") if line.strip()]
+    objects = [line for line in lines if line.startswith(b'{"')]
+    closed = len(rest) == _HEAD or lines[-1:] != objects[-1:]
+    inside = (
+        closed and first.rstrip().endswith((b"{", b"[", b",")) and all(line.endswith(b",") for line in objects[:-1])
+    )
+    return bool(lines) and (not objects or inside)
 
 
 def _looks_like_csv(head: bytes) -> bool:

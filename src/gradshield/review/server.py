@@ -139,7 +139,7 @@ def _move(review: Review, form: dict[str, str]) -> dict:
     try:
         value = float(form["value"]) if form.get("value") else None
         value = None if value == review.own else value
-        if value is not None and math.isnan(value):
+        if value is not None and (math.isnan(value) or value == -math.inf):
             raise ValueError
     except ValueError:
         raise HTTPException(400, "The threshold is a number.") from None

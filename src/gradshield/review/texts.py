@@ -114,15 +114,20 @@ def turns(conversation: Conversation | str) -> list[tuple[str, str]]:
         return []
     if conversation.text is not None:
         return [("text", conversation.text)]
-    shown = [("tools", json.dumps(conversation.tools, ensure_ascii=False, indent=1))] if conversation.tools else []
+    shown = [("tools", _json(conversation.tools))] if conversation.tools else []
     for message in conversation.messages:
         if message.content or not message.extra:
             shown.append((message.role, message.content))
         if message.extra:
-            shown.append(
-                (f"{message.role}, more", json.dumps(message.extra, ensure_ascii=False, default=str, indent=1))
-            )
+            shown.append((f"{message.role}, more", _json(message.extra)))
     return shown
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, indent=1)
+    except RecursionError:  # it could be read, but what writes it with line breaks does not go as deep
+        return "nested too deeply to be shown"
 
 
 def _lines(rows: Iterator[Row], saved: Mapping[str, Any]) -> Iterator[tuple]:
