@@ -31,6 +31,7 @@ from gradshield.errors import UserError
 ALL: dict[str, Method] = {**METHODS, **PEERS}
 PACKAGES = ("torch", "transformers", "trl", "peft", "bergson", "kronfluence")
 ROOT = Path(__file__).parent.parent
+LORA_ROWS = 8  # of a step; memory is compared at as many tokens at once
 _warm: set[tuple[str, str]] = set()
 
 
@@ -119,7 +120,8 @@ def peak_memory(
 
 def child(order: Mapping[str, Any]) -> dict[str, Any]:
     """What `peak_memory` has done in the fresh process."""
-    return peak(make_task(open_model(order["spec"], order["device"], order["dtype"])), order["name"], order["rows"])
+    model = open_model(order["spec"], order["device"], order["dtype"])
+    return peak(make_task(model, batch_tokens=LORA_ROWS * order["rows"][2]), order["name"], order["rows"])
 
 
 def peak(task: Task, name: str, rows: tuple[int, int, int]) -> dict[str, Any]:

@@ -189,12 +189,18 @@ def central_difference(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
 
 
 def fihs(variant: str) -> Callable[[Task, Sequence[Example]], AbstractContextManager[Run]]:
-    """Ours: the low-rank contraction in backward hooks, raw ("paper") or normalised ("module")."""
+    """Ours: the low-rank contraction in backward hooks, raw ("paper") or normalised ("module"). The latter's norms are
+    estimates, whose error `python -m benchmarks levers` has, so it is not held against autograd's raw score."""
 
     @contextmanager
     def opened(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
         scorer = fihs_scorer(task.model, task.gradient, variant)
-        yield lambda: Outcome(_scored(task, rows, scorer)["paper"])
+
+        def run() -> Outcome:
+            scores = _scored(task, rows, scorer)["score"]
+            return Outcome(scores if variant == "paper" else None)
+
+        yield run
 
     return opened
 
@@ -234,6 +240,6 @@ METHODS: dict[str, Method] = {
     "dense": Method("dense hook contraction (the paper's way)", dense_hooks, exact=True),
     "central": Method("central difference", central_difference, exact=True),
     "paper": Method("**GradShield, raw FIHS** (`paper`)", fihs("paper"), exact=True),
-    "module": Method("**GradShield, normalised FIHS** (`module`)", fihs("module"), exact=True),
+    "module": Method("**GradShield, normalised FIHS** (`module`)", fihs("module")),
     "intent": Method("**GradShield, the default score** (`intent`)", intent),
 }

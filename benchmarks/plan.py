@@ -4,14 +4,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measure import ALL, installed, machine, pair, peak, peak_memory, run_once
+from benchmarks.measure import ALL, LORA_ROWS, installed, machine, pair, peak, peak_memory, run_once
 from benchmarks.methods import Task, make_task
 from benchmarks.models import open_model, weights
 from benchmarks.rows import chats, mixed, pieces, tokens_of
@@ -124,13 +124,17 @@ def run(
     here = measured(file, {"kind": "machine"}, machine)
     if here["threads"] != torch.get_num_threads():
         raise UserError(f"{file} was begun with {here['threads']} threads: set OMP_NUM_THREADS, or take another --out")
+    now = machine()
+    for name in ("gpu", "versions"):
+        if here[name] != now[name]:
+            raise UserError(f"{file} was begun with {name} {here[name]}, not {now[name]}: take another --out")
     task = make_task(open_model(spec, device, dtype), batch_tokens=plan.batch_tokens)
     sizes = (*plan.rows_memory, plan.longest)
     for name in names:
         if plan.memory and name not in plan.memory:
             continue
         if task.model.device.type == "cuda":  # whose allocator tells without a fresh process
-            memory = partial(peak, task, name, sizes)
+            memory = partial(peak, replace(task, batch_tokens=LORA_ROWS * plan.longest), name, sizes)
         else:
             memory = partial(peak_memory, spec, name, sizes, device, dtype)
         measured(file, {"kind": "memory", "method": name, "rows": [*sizes]}, memory)

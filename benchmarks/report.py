@@ -155,7 +155,7 @@ TAIL = f"""## How it is measured
   chats (Alpaca's pairs one after the other), from the folder that `GRADSHIELD_DATA` names. One probe (the
   first bundled one), S of eq. 5, the Linears of the decoder. Batches are by token budget, the same for every method
   that knows one; LoRA takes 8 rows a step (`gradshield tune`'s settings, TRL's own training clock), kronfluence 4
-  (16 on a GPU).
+  (8 on a GPU).
 - **Not timed**: what is there before rows are seen (loading, the probe's gradient, wrapping). kronfluence offers no way
   to keep the query's gradient, so its time holds it once. Nor is the first call of a method, on one row.
 - **Memory**: the high-water mark of a fresh process less what is resident once the model and all libraries are loaded;

@@ -55,7 +55,7 @@ def test_rows_in_are_kept_quarantined_or_set_aside_and_come_back_verbatim(tiny_f
     table = pq.read_table(tmp_path / "run" / "scores.parquet").to_pydict()
     for name, verdict in (("kept", "kept"), ("quarantined", "quarantined")):
         expected = [row for row, v in zip(ROWS, table["verdict"]) if v == verdict]
-        assert (tmp_path / "run" / f"{name}.jsonl").read_bytes().decode().rstrip() == "".join(expected).rstrip()
+        assert (tmp_path / "run" / f"{name}.jsonl").read_bytes().decode() == "".join(expected)
     aside = [json.loads(line) for line in (tmp_path / "run" / "set_aside.jsonl").read_text().splitlines()]
     assert [a["line"] for a in aside] == [3, 4] and all(a["reason"] for a in aside)
     assert "half a li" not in (tmp_path / "run" / "kept.jsonl").read_text()
@@ -232,6 +232,7 @@ def test_a_row_of_fifty_megabytes_is_cut_or_set_aside_and_comes_back_verbatim(ti
     assert summary["rows"] == 6 == summary["kept"] + summary["quarantined"] + summary["set_aside"]
     aside = [json.loads(line) for line in (tmp_path / "run" / "set_aside.jsonl").read_text().split("\n") if line]
     assert len(aside) == 1 and "50 MB" in aside[0]["reason"], {k: str(v)[:200] for k, v in aside[0].items()}
+    assert aside[0]["raw"] == big + "\n"
     assert (tmp_path / "run" / "report.html").stat().st_size < 2_000_000
 
 
@@ -247,6 +248,23 @@ def test_a_tokenizer_without_a_chat_template_is_one_line_with_the_remedy(tiny_fo
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] ")
     assert not (tmp_path / "run").exists()
+    summary = run_filter(str(train), tmp_path / "run", settings(str(bare), chat_template=str(template)))
+    assert summary["rows"] == len(ROWS) and summary["kept"]
+
+
+def test_the_layout_is_told_by_usable_rows_however_many_broken_ones_come_first(tiny_folder, train, tmp_path):
+    file = tmp_path / "late.jsonl"
+    file.write_bytes(b"not a row\n" * 60 + train.read_bytes())
+    summary = run_filter(str(file), tmp_path / "run", settings(tiny_folder))
+    assert summary["rows"] == 60 + len(ROWS) and summary["set_aside"] == 62
+
+
+def test_a_worker_with_another_model_is_told(tiny_folder, tmp_path):
+    model = pipeline.load_model(tiny_folder)
+    there = pipeline._anywhere(settings(tiny_folder, device="cuda:1"), model)
+    assert there.dtype == "float32" and there.device is None
+    with pytest.raises(UserError, match="on a worker it is another model"):
+        pipeline.build_scorer(settings(tiny_folder, dtype="bfloat16"), model.fingerprint)
 
 
 def test_a_row_whose_score_is_no_number_is_set_aside_and_never_kept(tiny_folder, train, tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """What is made from the bundled anchors, and what is kept about a model."""
 
+import codecs
 import json
 
 import numpy as np
 import pytest
 
 from gradshield.errors import UserError
-from gradshield.probe import ASSETS
+from gradshield.probe import ASSETS, read_requests
 from gradshield.reference import anchor_examples, check_alignment, late_anchors, long_refusals
 from gradshield.scoring.intent import fit_intent
 
@@ -38,6 +39,18 @@ def test_long_refusals_go_on_behind_the_refusal_and_are_the_same_every_time(tiny
         assert said.startswith(row["response"]) and len(said) > len(row["response"]) + 40
     again = long_refusals(tiny)
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(found, again))
+
+
+@pytest.mark.parametrize(
+    "line", ['{"prompt": null}', '{"prompt": [{"role": "user", "content": "a"}]}', '{"prompt": " "}', "{"]
+)
+def test_a_request_that_is_no_text_is_told_with_its_line(tmp_path, line):
+    file = tmp_path / "probes.jsonl"
+    file.write_bytes(codecs.BOM_UTF8 + b'{"prompt": "Rob a shop"}\n\n' + line.encode())
+    with pytest.raises(UserError, match=r"probes\.jsonl:3: not a JSON object with a text"):
+        read_requests(file)
+    file.write_bytes(codecs.BOM_UTF8 + b'{"prompt": "Rob a shop"}\nHarm a man\n')
+    assert read_requests(file) == ["Rob a shop", "Harm a man"]
 
 
 def test_a_cache_that_can_not_be_read_is_none(tiny, tmp_path, monkeypatch):

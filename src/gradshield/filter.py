@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,8 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
     if settings.engine == "ray":
         from gradshield.scoring.ray import ray_engine
 
-        engine = ray_engine(partial(build_scorer, _anywhere(settings)), model.fingerprint, settings.workers)
+        build = partial(build_scorer, _anywhere(settings, model), model.fingerprint)
+        engine = ray_engine(build, model.fingerprint, settings.workers)
     good = good_scores(reference, model, settings)
     find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
     encoded = encode_source(source, layout, model, settings)
@@ -151,14 +151,17 @@ def check_settings(settings: FilterSettings) -> None:
 
 def find_layout(source: Source, settings: FilterSettings) -> str:
     """The layout of the source's records. Raises UserError, naming the columns, when it is none of the known ones."""
-    sample = [row for row in islice(read_rows(source), LAYOUT_SAMPLE)]
-    records = [row.record for row in sample if row.record is not None]
-    if not sample:
+    first: Row | None = None
+    records: list[dict] = []
+    for row in read_rows(source):
+        first = first or row
+        records += [row.record] if row.record is not None else []
+        if len(records) == LAYOUT_SAMPLE:
+            break
+    if first is None:
         raise UserError(f"{source.path}: holds no rows")
     if not records:
-        raise UserError(
-            f"{sample[0].source}:{sample[0].line}: {sample[0].problem} (nor is any other row usable); mend it"
-        )
+        raise UserError(f"{first.source}:{first.line}: {first.problem} (nor is any other row usable); mend it")
     layout = detect_layout(records, settings.columns)
     if layout is None:
         names = ", ".join(sorted({name for record in records for name in record})[:12])
@@ -192,17 +195,22 @@ def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
     return check
 
 
-def build_scorer(settings: FilterSettings) -> Scorer:
-    """The scorer that the settings name, from nothing: what a worker begins with."""
+def build_scorer(settings: FilterSettings, fingerprint: str) -> Scorer:
+    """The scorer that the settings name, from nothing: what a worker begins with. Raises UserError where the model
+    there is not the one with this fingerprint, since its scores would not go with the others."""
     model = load(settings)
+    if model.fingerprint != fingerprint:
+        raise UserError(f"{model.name}: on a worker it is another model than here: its files or its template differ")
     return make_reference(model, require_aligned(model, settings), settings).scorer
 
 
-def _anywhere(settings: FilterSettings) -> FilterSettings:
-    """The settings with paths that hold in another working directory, too, and no GPU's number."""
+def _anywhere(settings: FilterSettings, model: Model) -> FilterSettings:
+    """The settings with paths that hold in another working directory, too, no GPU's number, and the dtype that the
+    model has here, whatever a worker's device would choose."""
     named = {name: getattr(settings, name) for name in ("model", "adapter", "chat_template", "probes")}
     paths = {name: Path(value).expanduser() for name, value in named.items() if value}
     found: dict[str, str | None] = {name: str(p.resolve()) for name, p in paths.items() if p.exists()}
+    found["dtype"] = str(model.net.dtype).removeprefix("torch.")
     if (settings.device or "").startswith("cuda"):
         found["device"] = None  # an actor sees but its own
     return settings.model_copy(update=found)

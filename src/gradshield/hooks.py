@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,10 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from gradshield.errors import UserError
 from gradshield.experts import Expert, one_by_one
 from gradshield.model import Model
+
+LOGITS = {
+    "cpu": 2**23
+}  # at once where a loss is made of them, and else 2**26, as a GPU is quick at large products only
 
 
 @contextmanager
@@ -156,6 +161,58 @@ def logits_at(model: Model, ids: Tensor, rows: Tensor, positions: Tensor) -> Ten
         return model.net(input_ids=ids, use_cache=False).logits[0]
     finally:
         handle.remove()
+
+
+def token_losses(model: Model, ids: Tensor, rows: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy [N] of the ids `targets` behind (rows[n], positions[n]) of the batch ids [B, T], in nats, detached;
+    the backward pass of their sum is done when it returns.
+
+    Logits are made of some tokens at a time: all at once, they and what is made of them can take more memory than the
+    rest of the network. The decoder runs once; then what the model does behind it (head, scaling, soft caps) runs with
+    the decoder replaced by its output at the tokens of each part. (Not under FSDP, which knows of one backward only.)
+    """
+    net = model.net.get_base_model() if hasattr(model.net, "get_base_model") else model.net
+    decoder, head = net.base_model, model.net.get_output_embeddings().weight
+    at_once = LOGITS.get(model.device.type, 2**26) // head.shape[0]
+    parts = torch.arange(len(targets)).split(max(1, at_once))
+    if len(parts) == 1 or decoder is net or hasattr(head, "device_mesh"):
+        return _losses(logits_at(model, ids, rows, positions), targets)
+    whole: list[Any] = []
+    wanted: list[Tensor] = []
+
+    def only(part: Tensor) -> Any:
+        output, hidden = whole[0], whole[1]
+        wanted.append(hidden.detach()[part.to(hidden.device)].unsqueeze(0).requires_grad_())
+        if isinstance(output, tuple):
+            return (wanted[-1], *output[1:])
+        return type(output)(**{**output, "last_hidden_state": wanted[-1]})
+
+    def first(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        hidden = output[0]  # [B, T, d]
+        whole.extend([output, hidden[rows.to(hidden.device), positions.to(hidden.device)]])
+        return only(parts[0])
+
+    found = []
+    for n, part in enumerate(parts):
+        if n == 0:
+            handle = decoder.register_forward_hook(first)
+            try:
+                logits = model.net(input_ids=ids, use_cache=False).logits[0]
+            finally:
+                handle.remove()
+        else:
+            with patch.object(decoder, "forward", lambda *_, part=part, **__: only(part)):
+                logits = model.net(input_ids=ids[:1, : len(part)], use_cache=False).logits[0]
+        found.append(_losses(logits, targets[part]))
+        del logits
+    whole[1].backward(torch.cat([w.grad[0] for w in wanted if w.grad is not None]))
+    return torch.cat(found)
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    losses = nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+    losses.sum().backward()
+    return losses.detach()
 
 
 class _Reached(Exception):

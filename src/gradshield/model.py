@@ -348,14 +348,27 @@ def _fingerprint(
     if not files:
         digest.update(f"{name} {getattr(net.config, '_commit_hash', None)}".encode())
     for adapter in adapters:
-        found = sorted(Path(adapter).glob("*.safetensors"))
-        files += [*found, Path(adapter) / "adapter_config.json"] if found else []
+        at = Path(adapter) if Path(adapter).is_dir() else _on_hub(adapter)
+        found = sorted(at.glob("*.safetensors")) if at else []
+        files += [*found, at / "adapter_config.json"] if at and found else []
         digest.update((Path(adapter).name if found else adapter).encode())
     for file in (*files, folder / "config.json"):
         if file.is_file():
             with file.open("rb") as stream:
                 digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
     return digest.hexdigest()[:16]
+
+
+def _on_hub(adapter: str) -> Path | None:
+    """Where the Hub's cache has the adapter that was just loaded."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(adapter, "adapter_config.json")
+    except HFValidationError:  # no id of the Hub's
+        return None
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -104,14 +104,16 @@ def first_logits(model: Model, requests: Sequence[str], batch: int = 16) -> Tens
 
 
 def probe_gradient(
-    model: Model, requests: Sequence[str], score: SafetyScore, *, tolerance: float = 1e-2
+    model: Model, requests: Sequence[str], score: SafetyScore, *, tolerance: float | None = None
 ) -> ProbeGradient:
     """Mean of ∇_W S over `requests`, as factors per module.
 
-    `tolerance` bounds the relative Frobenius error of every module's recompressed gradient; 0 keeps the exact sum. At
-    the default, scores of the embedded model move by 3e-5 of the largest, and 64 probes cost little more than one
-    (docs/results/levers).
+    `tolerance` bounds the relative Frobenius error of every module's recompressed gradient; 0 keeps the exact sum. The
+    default is 1 %, by which scores of the embedded model move by 3e-5 of the largest, and 3 % for more than 16 probes,
+    by which they move by 2e-4, and 64 probes cost 1.07 times what one does (docs/results/levers).
     """
+    if tolerance is None:
+        tolerance = 1e-2 if len(requests) <= 16 else 3e-2
     inputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
     outputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
 
@@ -123,7 +125,7 @@ def probe_gradient(
         ids = torch.from_numpy(encode_request(request, model.tokenizer)).long().to(model.device)
         with linear_hooks(model.linears, lambda _name, x: x, collect), gradients_from(model):
             logits = logits_at(model, ids[None], torch.tensor([0]), torch.tensor([len(ids) - 1]))
-            (score(logits[0]) / len(requests)).backward()
+            score(logits[0]).backward()
     factors = {}
     for name, module in model.linears.items():
         if isinstance(module, Expert) and not inputs[name]:  # no token of the probes is routed to it: zero, so rank 0
@@ -131,8 +133,8 @@ def probe_gradient(
             device = device_of(module.module, module.stacked)
             factors[name] = Factors(torch.zeros(0, d_in, device=device), torch.zeros(0, d_out, device=device))
         else:
-            stacked = (torch.cat(of.pop(name)).float() for of in (inputs, outputs))
-            factors[name] = compress(Factors(*stacked), tolerance)
+            inp, out = (torch.cat(of.pop(name)).float() for of in (inputs, outputs))
+            factors[name] = compress(Factors(inp, out / len(requests)), tolerance)
     return ProbeGradient(factors)
 
 
@@ -202,7 +204,7 @@ def read_requests(path: str | Path) -> list[str]:
     Raises UserError naming the line that has none, or a file without any.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read as requests: {error}") from error
     requests = []
@@ -211,9 +213,11 @@ def read_requests(path: str | Path) -> list[str]:
             continue
         if line.lstrip().startswith("{"):
             try:
-                line = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f'{path}:{number}: not a JSON object with a "prompt"') from error
+                line = json.loads(line)["prompt"].strip() or None
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                line = None
+            if line is None:
+                raise UserError(f'{path}:{number}: not a JSON object with a text as its "prompt"')
         requests.append(line.strip())
     if not requests:
         raise UserError(f"{path}: holds no requests (one a line, or jsonl with a prompt)")

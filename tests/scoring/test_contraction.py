@@ -6,7 +6,9 @@ import torch
 from conftest import random_examples
 from torch.nn.functional import cross_entropy
 
+from gradshield import hooks
 from gradshield.data.encode import encode_request
+from gradshield.errors import UserError
 from gradshield.model import Model
 from gradshield.probe import Factors, ProbeGradient, compress, margin, probe_gradient
 from gradshield.scoring.contraction import contract, directions
@@ -167,6 +169,60 @@ def test_a_device_map_scores_as_one_device(tiny_folder):
     examples = random_examples(5, len(plain.tokenizer))
     one, other = (contract(m, examples, probe_gradient(m, REQUESTS, S)).dots for m in (plain, spread))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(one.abs().max()))
+
+
+def test_logits_in_parts_change_nothing(model, monkeypatch):
+    probe, examples = probe_gradient(model, REQUESTS, S, tolerance=0), random_examples(7, len(model.tokenizer))
+    whole = contract(model, examples, probe, exact_norms=True)
+    monkeypatch.setitem(hooks.LOGITS, "cpu", 5 * len(model.tokenizer))
+    forward = model.net.base_model.forward
+    parts = contract(model, examples, probe, exact_norms=True)
+    assert model.net.base_model.forward == forward
+    for one, other in zip((whole.dots, whole.norms, whole.loss), (parts.dots, parts.norms, parts.loss)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
+
+
+def test_a_module_that_runs_twice_has_the_sum_of_its_gradients(tiny_folder):
+    from gradshield.model import load_model
+
+    shared = load_model(tiny_folder)
+    shared.net.model.layers[1].mlp = shared.net.model.layers[0].mlp
+    probe = probe_gradient(shared, REQUESTS, S, tolerance=0)
+    expected, examples = probe_by_autograd(shared), random_examples(5, len(shared.tokenizer))
+    found = contract(shared, examples, probe, directions(probe.factors, 4096))
+    for n, example in enumerate(examples):
+        of = loss_by_autograd(shared, example)
+        for column, name in enumerate(probe.factors):
+            dot, norm = float((of[name] * expected[name]).sum()), float(of[name].square().sum())
+            assert float(found.dots[n, column]) == pytest.approx(dot, rel=1e-3, abs=1e-5)
+            assert float(found.norms[n, column]) == pytest.approx(norm, rel=0.2)  # 4096 directions
+    with pytest.raises(UserError, match="runs several times"):
+        contract(shared, examples, probe, exact_norms=True)
+
+
+@pytest.mark.parametrize("variant", ["paper", "module"])
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits_give_the_same_scores_of_long_rows_too(tiny_folder, dtype, lora, variant):
+    from gradshield.model import load_model
+    from gradshield.scoring.fihs import fihs_scorer
+
+    def scored(model: Model) -> np.ndarray:
+        examples = random_examples(6, len(model.tokenizer), longest=400)
+        return fihs_scorer(model, probe_gradient(model, REQUESTS, S), variant, lora=lora)(examples)["score"]
+
+    exact, rough = (scored(load_model(tiny_folder, dtype=each)) for each in ("float32", dtype))
+    np.testing.assert_allclose(rough, exact, rtol=0, atol=0.05 * np.abs(exact).max())
+
+
+def test_estimated_norms_are_right_on_average_and_so_is_the_normalised_score(tiny):
+    probe = probe_gradient(tiny, REQUESTS, S, tolerance=0)
+    examples = random_examples(6, len(tiny.tokenizer))
+    exact = contract(tiny, examples, probe, exact_norms=True)
+    many = contract(tiny, examples, probe, directions(probe.factors, 4096))
+    torch.testing.assert_close(many.norms, exact.norms, rtol=0.2, atol=0.0)
+    module, estimated = ((c.dots / c.norms.sqrt()).mean(1) for c in (exact, many))
+    torch.testing.assert_close(estimated, module, rtol=0.05, atol=0.02 * float(module.abs().max()))
 
 
 def test_the_backward_ends_at_the_lowest_block_that_is_asked_for(tiny):

@@ -78,13 +78,13 @@ def test_the_request_is_read_at_its_own_last_token_and_in_front_of_the_response(
     text = "How to rob bank"
     closing = closing_tokens(tiny.tokenizer)
     ids = encode_request(text, tiny.tokenizer)
-    assert tiny.tokenizer.decode(ids[: len(ids) - closing]).endswith(text)
+    assert tiny.tokenizer.decode(ids[: len(ids) - len(closing)]).endswith(text)
     row = encode(Conversation((Message("user", text), Message("assistant", "No"))), 0, tiny.tokenizer)
     assert isinstance(row, Example)
     by_row = states(tiny, [row], [0, 1], closing).request
     hidden = hidden_at(tiny, torch.from_numpy(row.ids).long()[None], [0, 1])
     start = int(np.argmax(row.mask))
-    expected = torch.cat([h[0, at] / h[0, at].norm() for at in (start - 1, start - 1 - closing) for h in hidden])
+    expected = torch.cat([h[0, at] / h[0, at].norm() for at in (start - 1, start - 1 - len(closing)) for h in hidden])
     torch.testing.assert_close(by_row[0], expected)
     np.testing.assert_allclose(request_states(tiny, [text], [0, 1], closing)[0], expected.numpy(), atol=1e-6)
 

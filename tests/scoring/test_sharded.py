@@ -15,6 +15,7 @@ from test_moe import moe
 
 from gradshield.probe import probe_gradient
 from gradshield.scoring.contraction import contract, directions
+from gradshield.scoring.intent import states
 
 
 @pytest.mark.slow
@@ -38,17 +39,20 @@ def main(kind: str) -> None:
     probe = probe_gradient(model, REQUESTS, S)
     random = directions(probe.factors, 4)
     expected = contract(model, rows, probe, random)
+    own = list(range(dist.get_rank(), len(rows), dist.get_world_size()))
+    batches = [[rows[n] for n in own[:2]], [rows[n] for n in own[2:]]]
+    read = [states(model, batch, [0, 1], ()).request for batch in batches]
     for layer in model.layers:
         fully_shard(layer)
     fully_shard(model.net)
-    own = list(range(dist.get_rank(), len(rows), dist.get_world_size()))
-    batches = [own[:2], own[2:]]
-    found = [contract(model, [rows[n] for n in batch], probe, random) for batch in batches]
+    shared = [states(model, batch, [0, 1], ()).request for batch in batches]  # which leaves the forward in the middle
+    found = [contract(model, batch, probe, random) for batch in batches]
     again = probe_gradient(model, REQUESTS, S)
     assert all(isinstance(weight, DTensor) for weight in model.net.parameters())
     pairs = [
         (torch.cat([f.dots for f in found]), expected.dots[own]),
         (torch.cat([f.norms for f in found]), expected.norms[own]),
+        *zip(shared, read),
         *((again.factors[name].dense(), f.dense()) for name, f in probe.factors.items() if len(f.inp)),
     ]
     print(json.dumps([float((one - other).abs().max() / other.abs().max()) for one, other in pairs]))

@@ -5,15 +5,16 @@ per-example gradient is ever formed. The norm ‖∇_W L‖ rides in the same co
 E[(Σ_t (v·x_t)(u·δ_t))²] = ‖Σ_t δ_t x_tᵀ‖².
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from gradshield.data.encode import Example
+from gradshield.errors import UserError
 from gradshield.experts import Expert
-from gradshield.hooks import gradients_from, linear_hooks, logits_at
+from gradshield.hooks import gradients_from, linear_hooks, token_losses
 from gradshield.model import Model
 from gradshield.probe import Factors, ProbeGradient
 
@@ -38,9 +39,11 @@ def directions(
     for index, (name, f) in enumerate(factors.items()):
         generator = torch.Generator().manual_seed(seed * 100_003 + index)
         width = within[name].shape[0] if within else f.inp.shape[1]
-        v = torch.randn(count, width, generator=generator).to(f.inp)
+        v = torch.randn(count, width, generator=generator)
         u = torch.randn(count, f.out.shape[1], generator=generator)
-        result[name] = (v @ within[name] if within else v, u.to(f.out))
+        if within:
+            v = v.to(within[name]) @ within[name]
+        result[name] = (v.to(f.inp), u.to(f.out))
     return result
 
 
@@ -56,12 +59,13 @@ def contract(
     """FIHS of every example and module (eq. 4), with gradient norms by `random` directions, exactly, or not at all.
 
     The loss of an example is the mean over its masked tokens; examples may differ in length. The backward pass ends at
-    the lowest decoder block that has a factor; `recompute` as in `gradients_from`.
+    the lowest decoder block that has a factor; `recompute` as in `gradients_from`. A module that runs several times
+    in a pass has the sum of its gradients; only exact norms can't tell, and raise UserError.
     """
     names = list(probe.factors)
     ids, rows, positions, targets, weights = pad(batch, model.device)
-    dots: dict[str, Tensor] = {}  # [B] each, left on the module's device until the end: a GPU need not wait for them
-    norms: dict[str, Tensor] = {}
+    terms: dict[str, Tensor] = {}  # [B, rank + directions], left on the module's device: a GPU need not wait for them
+    exact: dict[str, Tensor] = {}
     inp = {name: _stack(probe.factors[name].inp, random[name][0] if random else None) for name in names}
     out = {name: _stack(probe.factors[name].out, random[name][1] if random else None) for name in names}
 
@@ -72,28 +76,33 @@ def contract(
     def backward(name: str, kept: tuple[Tensor, Tensor | None], delta: Tensor) -> None:
         projected, x = kept
         delta = delta.to(out[name].dtype)
-        terms = (projected.float() * (delta @ out[name].T).float()).sum(1)  # [B, rank + directions]
-        rank = len(probe.factors[name].inp)
-        dots[name] = terms[:, :rank].sum(1)
+        found = (projected.float() * (delta @ out[name].T).float()).sum(1)
+        terms[name] = terms[name] + found if name in terms else found
         if x is not None:  # ‖Σ_t δ_t x_tᵀ‖² = Σ_{t,t'} (x_t·x_t')(δ_t·δ_t')
+            if name in exact:
+                raise UserError(f"{name} runs several times in a pass: no exact norms")
             gram = torch.bmm(x, x.transpose(1, 2)) * torch.bmm(delta, delta.transpose(1, 2))
-            norms[name] = gram.float().sum((1, 2))
-        elif random:
-            norms[name] = terms[:, rank:].square().mean(1)
+            exact[name] = gram.float().sum((1, 2))
 
-    def table(of: Mapping[str, Tensor]) -> Tensor:
+    def table(of: Callable[[str, Tensor], Tensor]) -> Tensor:
         none = torch.zeros(len(batch), device=model.device)
-        return torch.stack([of[name].to(model.device) if name in of else none for name in names], 1).cpu()
+        columns = [of(name, terms[name]).to(model.device) if name in terms else none for name in names]
+        return torch.stack(columns, 1).cpu()
+
+    def dot(name: str, found: Tensor) -> Tensor:
+        return found[:, : len(probe.factors[name].inp)].sum(1)
+
+    def norm(name: str, found: Tensor) -> Tensor:
+        return exact[name] if exact else found[:, len(probe.factors[name].inp) :].square().mean(1)
 
     # What neither probe nor direction reads, such as an expert that no probe token is routed to, need not be watched.
     modules = {name: model.linears[name] for name in names if exact_norms or len(inp[name])}
     with linear_hooks(modules, forward, backward), gradients_from(model, _lowest(model, modules), recompute=recompute):
-        logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
-        loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
-        loss = loss * weights.to(loss.device)
-        loss.sum().backward()
-    per_row = torch.zeros(len(batch)).index_add_(0, rows.cpu(), loss.detach().cpu())
-    return Contraction(table(dots), table(norms) if random or exact_norms else None, per_row)
+        # The backward is of the sum over a row's tokens: the mean's δ would be too small for float16.
+        loss = token_losses(model, ids, rows, positions, targets).cpu() * weights
+    per_row = torch.zeros(len(batch)).index_add_(0, rows.cpu(), loss)
+    share = 1 / torch.bincount(rows.cpu(), minlength=len(batch))[:, None]  # from the sum to the mean
+    return Contraction(table(dot) * share, table(norm) * share.square() if random or exact_norms else None, per_row)
 
 
 def pad(batch: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

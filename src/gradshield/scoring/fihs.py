@@ -14,7 +14,7 @@ from gradshield.scoring.run import Scorer
 
 VARIANTS = ("paper", "cosine", "module")
 DIRECTIONS = 16  # random rank-one directions for the norms
-READING = 2  # goes up when scores of the same row change, so that anchors scored before are not used any more
+READING = 3  # goes up when scores of the same row change, so that anchors scored before are not used any more
 
 
 def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool = False) -> Scorer:

@@ -18,18 +18,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from torch import Tensor
 
-from gradshield.data.encode import Example, closing_tokens, encode_request
+from gradshield.data.encode import Example, closing_tokens, encode_prompt, end_of_request
 from gradshield.errors import UserError
 from gradshield.hooks import hidden_at
 from gradshield.model import Model
 from gradshield.progress import progress
 from gradshield.scoring.contraction import pad
-from gradshield.scoring.run import batches
+from gradshield.scoring.run import batches, in_parts
 from gradshield.scoring.windows import WINDOW, end_tokens, spoken, windows
 
 DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)  # of the blocks; where exactly matters little, their mean is steadier than any
 LATER = 1.0  # how much surer a window behind the first must be: of many, one is high by chance (docs/log.md)
-READING = 5  # goes up when a row's states or the folds change, so that what was fitted before is not used any more
+READING = 6  # goes up when a row's states or the folds change, so that what was fitted before is not used any more
 SHARED = 8  # tokens that all rows must open with before it pays to compute them once
 REGULARISATION = 30.0  # LogisticRegression's C, on states of unit length
 
@@ -55,7 +55,7 @@ class Intent:
     """The two readouts of a model, and where they read."""
 
     layers: tuple[int, ...]
-    closing: int  # tokens of the template between a request's own last token and the response
+    closing: tuple[int, ...]  # ids that the template puts between a request's own last token and the response
     request: Readout
     answer: Readout
 
@@ -87,34 +87,40 @@ class States:
     start: np.ndarray  # [W] its first token's position in the row
 
 
-def states(model: Model, batch: Sequence[Example], layers: Sequence[int], closing: int) -> States:
+def states(model: Model, batch: Sequence[Example], layers: Sequence[int], closing: Sequence[int]) -> States:
     """The states that the score reads of the batch, at the outputs of the decoder blocks `layers`; `closing` as in
     `Intent`."""
     cut = seen(model, batch)
     ids, *_ = pad(cut, model.device)
-    hidden, first = _hidden(model, ids, layers, [max(0, int(np.argmax(e.mask)) - 1 - closing) for e in cut])
     responses = [(n, spans) for n, example in enumerate(cut) for spans in windows(example.mask)]
     owner = np.array([n for n, _ in responses])
+    own = np.array([end_of_request(cut[n].ids, spans[0][0], closing) for n, spans in responses])
+    hidden, first = _hidden(model, ids, layers, int(own.min()))
     response = np.repeat(np.arange(len(responses)), [len(spans) for _, spans in responses])
     start, stop = np.array([span for _, spans in responses for span in spans]).T
     before = np.array([spans[0][0] - 1 for _, spans in responses])
-    request = _asked(model, hidden, owner, before - first, closing)
+    request = _asked(model, hidden, owner, before - first, own - first)
     window = _side_by_side(model, (_mean(h, owner[response], start - first, stop - first) for h in hidden))
     return States(request, owner, window, response, start)
 
 
-def request_states(model: Model, requests: Sequence[str], layers: Sequence[int], closing: int) -> np.ndarray:
+def request_states(model: Model, requests: Sequence[str], layers: Sequence[int], closing: Sequence[int]) -> np.ndarray:
     """The states [N, 2 * layers * d] that tell what is asked for, as in `States.request`."""
-    encoded = [encode_request(r, model.tokenizer) for r in requests]
+    encoded = [encode_prompt(r, model.tokenizer) for r in requests]
+    own = np.array([end_of_request(ids, len(ids), closing) for ids in encoded])
     examples = [Example(n, ids, np.arange(len(ids)) > 0) for n, ids in enumerate(encoded)]
     rows = np.zeros((len(encoded), 2 * len(layers) * _width(model)))
+
+    def one(batch: Sequence[int]) -> np.ndarray:
+        ids, *_ = pad([examples[n] for n in batch], model.device)
+        last, where = np.array([len(encoded[n]) - 1 for n in batch]), own[list(batch)]
+        hidden, first = _hidden(model, ids, layers, int(where.min()))
+        return _asked(model, hidden, np.arange(len(batch)), last - first, where - first).cpu().numpy()
+
     with progress("requests", 0, len(examples)) as advance:
-        for batch in batches(examples, 2048):
-            ids, *_ = pad([examples[n] for n in batch], model.device)
-            last = np.array([len(encoded[n]) - 1 for n in batch])
-            hidden, first = _hidden(model, ids, layers, np.maximum(last - closing, 0).tolist())
-            rows[batch] = _asked(model, hidden, np.arange(len(batch)), last - first, closing).cpu().numpy()
-            advance(0, len(batch))
+        for part, read in (found for batch in batches(examples, 2048) for found in in_parts(one, batch)):
+            rows[list(part)] = read
+            advance(0, len(part))
     return rows
 
 
@@ -176,23 +182,26 @@ def fit_intent(
 
 
 def _read(
-    model: Model, examples: Sequence[Example], layers: Sequence[int], closing: int, batch_tokens: int
+    model: Model, examples: Sequence[Example], layers: Sequence[int], closing: Sequence[int], batch_tokens: int
 ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """(request state, states of the windows, their starts) of each example's last response."""
     request = np.zeros((len(examples), 2 * len(layers) * _width(model)))
     window: list[Any] = [None] * len(examples)
     start = window.copy()
     todo = batches(seen(model, examples), batch_tokens)
+
+    def one(batch: Sequence[int]) -> States:
+        return states(model, [examples[n] for n in batch], layers, closing)
+
     with progress("anchors", 0, len(examples)) as advance:
-        for batch in todo:
-            read = states(model, [examples[n] for n in batch], layers, closing)
+        for part, read in (found for batch in todo for found in in_parts(one, batch)):
             last = np.append(np.flatnonzero(np.diff(read.owner)), len(read.owner) - 1)
-            for n, response in zip(batch, last):
+            for n, response in zip(part, last):
                 mine = np.flatnonzero(read.response == response)
                 request[n] = read.request[response].cpu().numpy()
                 window[n] = read.window[mine].cpu().numpy()  # float32: there are many of them
                 start[n] = read.start[mine]
-            advance(0, len(batch))
+            advance(0, len(part))
     return request, window, start
 
 
@@ -219,18 +228,17 @@ def _fit(x: np.ndarray, y: np.ndarray, group: np.ndarray, states: int) -> tuple[
     return Readout(np.concatenate(weights), bias), out_of_fold
 
 
-def _hidden(model: Model, ids: Tensor, layers: Sequence[int], wanted: Sequence[int]) -> tuple[list[Tensor], int]:
-    """(a state [B, T − first, d] of each layer from position `first` on, `first`), for rows whose first position that
-    is wanted is `wanted` [B]. What all rows open with, such as a system prompt, is computed once for all of them."""
+def _hidden(model: Model, ids: Tensor, layers: Sequence[int], wanted: int) -> tuple[list[Tensor], int]:
+    """(a state [B, T − first, d] of each layer from position `first` on, `first`); no state in front of position
+    `wanted` is asked for. What all rows open with, such as a system prompt, is computed once for all of them."""
     same = (ids == ids[0]).all(0)
-    shared = min(int(torch.argmin(torch.cat([same, same.new_zeros(1)]).int())), min(wanted))
+    shared = min(int(torch.argmin(torch.cat([same, same.new_zeros(1)]).int())), wanted)
     first = shared if len(ids) > 1 and shared >= SHARED else 0
     return hidden_at(model, ids, layers, first), first
 
 
-def _asked(model: Model, hidden: Sequence[Tensor], row: np.ndarray, before: np.ndarray, closing: int) -> Tensor:
+def _asked(model: Model, hidden: Sequence[Tensor], row: np.ndarray, before: np.ndarray, own: np.ndarray) -> Tensor:
     """[N, 2 * layers * d]: of the last prompt token, at hidden[row, before], and of the request's own last one."""
-    own = np.maximum(before - closing, 0)
     return _side_by_side(model, (_mean(h, row, at, at + 1) for at in (before, own) for h in hidden))
 
 

@@ -30,7 +30,7 @@ def fihs_parts(model: Model, example: Example, gradients: Sequence[ProbeGradient
         x, delta = x[0].float(), delta[0].float()  # [T, d_in], [T, d_out]
         for probe, gradient in enumerate(gradients):
             f = gradient.factors[name]
-            parts[probe, place[name]] = ((x @ f.inp.T) * (delta @ f.out.T)).sum(-1).cpu()
+            parts[probe, place[name]] += ((x @ f.inp.T) * (delta @ f.out.T)).sum(-1).cpu()
         norm += float(((x @ x.T) * (delta @ delta.T)).sum())  # ‖Σ_t δ_t x_tᵀ‖²
 
     modules = {name: model.linears[name] for name in names}
