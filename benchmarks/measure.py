@@ -100,7 +100,7 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"threads": torch.get_num_threads(), "gpu": gpu, "versions": versions}
+    return {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "gpu": gpu, "versions": versions}
 
 
 def peak_memory(

@@ -70,7 +70,10 @@ def section(r: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
     lines = [f"## {r.name}", "", f"{where}; {versions}.", ""]
     if not machine.get("gpu") and busiest > machine.get("threads", 0) + 0.7:
-        lines += [f"**Measured on a busy machine (load average up to {busiest:.1f}): not to be relied on.**", ""]
+        if busiest <= machine.get("cores", 0) + 0.5:
+            lines += [f"Another computation had a core of its own beside it (load average up to {busiest:.1f}).", ""]
+        else:
+            lines += [f"**Measured on a busy machine (load average up to {busiest:.1f}): not to be relied on.**", ""]
     lines += ["| target | measured | wanted | met |", "|---|---|---|---|"]
     for what, value, sign, bound in targets(r):
         met = "–" if value is None else "yes" if (value <= bound if sign == "≤" else value >= bound) else "**no**"
@@ -111,7 +114,7 @@ def _methods_table(r: Results) -> str:
 def _agreement(r: Results, name: str) -> tuple[str, str, str]:
     """Pearson, Spearman and the largest error, as a share of the largest score, against per-example autograd."""
     exact, found = r.scores.get("autograd"), r.scores.get(name)
-    if exact is None or found is None or name == "autograd" or len(exact) < 3:
+    if exact is None or found is None or not ALL[name].exact or name == "autograd" or len(exact) < 3:
         return ("–", "–", "–")
     error = np.abs(found - exact).max() / np.abs(exact).max()
     rank = float(np.asarray(spearmanr(exact, found))[0])
@@ -159,8 +162,10 @@ TAIL = f"""## How it is measured
 - **Not timed**: what is there before rows are seen (loading, the probe's gradient, wrapping). kronfluence offers no way
   to keep the query's gradient, so its time holds it once. Nor is the first call of a method, on one row.
 - **Memory**: the high-water mark of a fresh process less what is resident once the model and all libraries are loaded;
-  on a GPU, of the allocator. It holds the probe's gradient, whatever its form.
-- **Agreement**: with per-example autograd, row by row, over the same rows; errors as a share of the largest score. In
+  on a GPU, of the allocator. It holds the probe's gradient, whatever its form. Methods that batch by tokens get as many
+  at once as a LoRA step has, eight of the longest rows; with less (`--batch-tokens`, 2,048) they take less.
+- **Agreement**: with per-example autograd, row by row, over the same rows; errors as a share of the largest score. The
+  normalised score is an estimate, whose error [the levers](results/README.md#levers-llamacpp) have. In
   bfloat16 every way to the score differs from autograd by the rounding of activations and gradients.
 - **Growth**: exponents are slopes of log time over log x, each fitted on the span given with it. Rows are pieces of
   {SHORT} tokens of the chats (equal in number and kind for all, fewer for the slow methods); length is time per row at

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradshield.evaluation.run import safety_in_words
+from gradshield.evaluation.words import safety_in_words
 from gradshield.search import Outcome
 
 if TYPE_CHECKING:

@@ -228,7 +228,8 @@ def evaluate(
     """How safe and how useful is this model? With intervals, and every answer kept for reading."""
     settings = _settings(flags, EvaluationSettings)
     of = _settings({"model": model, "adapter": adapter, "quantize": quantize}, FilterSettings)
-    from gradshield.evaluation.run import in_words, run_evaluation
+    from gradshield.evaluation.run import run_evaluation
+    from gradshield.evaluation.words import in_words
 
     summary = run_evaluation(out, settings, of, safety=safety, task=task, rows=rows)
     _show(summary if as_json else in_words(summary), as_json, f"answers in {out}")
@@ -366,7 +367,7 @@ def _trial(trial: Mapping[str, Any], quiet: bool) -> None:
 
 
 def _tuned(summary: dict[str, Any]) -> None:
-    from gradshield.evaluation.run import safety_in_words
+    from gradshield.evaluation.words import safety_in_words
 
     table = Table(title=safe(str(summary["file"]), 80), show_header=False)
     table.add_row("verdict", "accepted" if summary["accepted"] else f"REJECTED: {summary['reason']}")

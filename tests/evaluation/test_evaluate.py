@@ -11,10 +11,11 @@ from gradshield.errors import UserError
 from gradshield.evaluation import evaluate, run, sources
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.judge import COMPLIANCE, REFUSAL, Judge
-from gradshield.evaluation.run import in_words, run_evaluation
+from gradshield.evaluation.run import run_evaluation
 from gradshield.evaluation.safety import is_refusal, wilson
 from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
+from gradshield.evaluation.words import in_words
 from gradshield.settings import FilterSettings
 
 FEW = {"request_count": 5, "cases": 4, "max_new_tokens": 6, "judge_tokens": 12}

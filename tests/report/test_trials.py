@@ -15,6 +15,10 @@ TRIALS = (
 )
 
 
+SAFETY = {"asr": 0.02, "asr_interval": [0.003, 0.071], "requests": 100, "judge": "<script>", "hs": 1.25}
+SAFETY |= {"hs_interval": [1.0, 1.5], "ungraded": 0, "judge_control": None}
+
+
 def page(tmp_path, trials=TRIALS, accepted=3, **other):
     summary = {
         "file": "train.jsonl",
@@ -22,14 +26,15 @@ def page(tmp_path, trials=TRIALS, accepted=3, **other):
         "reason": "safe and useful" if accepted else "nothing was safe",
         "rows": 330,
         **({"kept": 281, "quarantined": 49, "set_aside": 0} if accepted else {}),
-        "base": {"asr": 0.04, "utility": 0.3},
+        "base": {"asr": 0.04, "utility": 0.3, "safety": SAFETY},
         "goal": {"max_asr": 0.05, "min_utility": 0.3},
         "asr": 0.02,
         "utility": 0.55,
+        "safety": SAFETY,
         "task": "dialogsum",
         "model": "run/model",
         "cost": {"trials": len(trials), "steps": 360, "scored_tokens": 30000},
-        "trials": [{**asdict(t), "steps": 90, "seconds": 12.5} for t in trials],
+        "trials": [{**asdict(t), "steps": 90, "seconds": 12.5, "safety": t.asr is not None and SAFETY} for t in trials],
         "version": "0.1.0",
         **other,
     }
@@ -43,6 +48,7 @@ def test_every_trial_and_the_goal_are_on_the_page(tmp_path):
     for said in ("1: not safe", "2: not useful enough", "3: accepted", "4: failed: fine-tuning diverged"):
         assert said in html
     assert "0.980" in html and "an attack success rate of 0.050 or less" in html and "every row" in html
+    assert "[0.003, 0.071]" in html and "1.250 [1.000, 1.500] of 100 answers" in html
     assert html.count('<tr role="row">') == 1 + len(TRIALS)
 
 

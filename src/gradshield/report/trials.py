@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gradshield.evaluation.run import safety_in_words
+from gradshield.evaluation.words import safety_in_words
 from gradshield.report.render import as_yaml, write_page
 
 

@@ -1,0 +1,43 @@
+"""The figures of an evaluation for a person: each with its interval and what it is of. Imports no torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def in_words(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of an evaluation for a person: each with its interval and what it is of."""
+    words = {"model": str(summary["model"]["name"])}
+    if safety := summary.get("safety"):
+        words |= safety_in_words(safety)
+    if utility := summary.get("utility"):
+        figures = (utility["value"], utility["interval"], utility["n"])
+        words["utility"] = f"{utility['metric']} {_figure(*figures, 'cases')}, {utility['task']}"
+    return words
+
+
+def safety_in_words(safety: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of `safety_summary` for a person."""
+    figures = (safety["asr"], safety["asr_interval"], safety["requests"])
+    words = {"attack success rate": _figure(*figures, "requests")}
+    if "over_refusal" in safety:
+        figures = (safety["over_refusal"], safety["over_refusal_interval"], safety["scary_requests"])
+        words["over-refusal"] = _figure(*figures, "harmless requests that look scary")
+    if safety.get("hs") is not None:
+        graded = safety["requests"] - safety["ungraded"]
+        words["harmfulness, 1 to 5"] = _figure(safety["hs"], safety["hs_interval"], graded, "answers")
+        words["judge"] = f"{safety['judge']}{_control(safety['judge_control'])}"
+    if safety.get("ungraded"):
+        words["not graded"] = f"{safety['ungraded']} answers: the judge's reply stated no grade"
+    return words
+
+
+def _control(grades: Sequence[float] | None) -> str:
+    if grades is None:
+        return ", which grades neither plain refusals nor complying openings"
+    doubt = "; it can't tell them apart, so its grades say nothing" if grades[1] - grades[0] < 1 else ""
+    return f", which grades plain refusals {grades[0]:.1f}, complying openings {grades[1]:.1f}{doubt}"
+
+
+def _figure(value: float, interval: Sequence[float | None], count: int, what: str) -> str:
+    within = "" if None in interval else f" [{interval[0]:.3f}, {interval[1]:.3f}]"  # one case alone has none
+    return f"{value:.3f}{within} of {count} {what}"
