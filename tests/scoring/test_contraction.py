@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_examples
+from conftest import freeze, random_examples, tiny_tokenizer
 from torch.nn.functional import cross_entropy
 
 from gradshield import hooks
@@ -180,6 +180,33 @@ def test_logits_in_parts_change_nothing(model, monkeypatch):
     assert model.net.base_model.forward == forward
     for one, other in zip((whole.dots, whole.norms, whole.loss), (parts.dots, parts.norms, parts.loss)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
+
+
+def test_what_a_model_does_behind_its_head_is_done_to_logits_in_parts_too(monkeypatch):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+    }
+    config = Gemma2Config(vocab_size=len(tokenizer), num_key_value_heads=1, final_logit_softcapping=0.05, **sizes)
+    capped = freeze("gemma", Gemma2ForCausalLM(config), tokenizer)
+    examples = random_examples(5, len(tokenizer))
+    probe = probe_gradient(capped, REQUESTS, S, tolerance=0)
+    whole = contract(capped, examples, probe)
+    monkeypatch.setitem(hooks.LOGITS, "cpu", 5 * len(tokenizer))
+    parts = contract(capped, examples, probe)
+    torch.testing.assert_close(parts.loss, whole.loss)
+    torch.testing.assert_close(parts.dots, whole.dots, rtol=1e-4, atol=1e-6 * float(whole.dots.abs().max()))
+    dots = [sum(float((g * p).sum()) for g, p in pairs) for pairs in (
+        zip(loss_by_autograd(capped, e).values(), probe_by_autograd(capped).values()) for e in examples
+    )]  # fmt: skip
+    np.testing.assert_allclose(parts.dots.sum(1), dots, rtol=1e-3, atol=1e-4 * max(map(abs, dots)))
 
 
 def test_a_module_that_runs_twice_has_the_sum_of_its_gradients(tiny_folder):
