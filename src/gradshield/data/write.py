@@ -179,7 +179,7 @@ def _write_parquet(file: Path, verdicts: Sequence[str], outs: Mapping[str, Binar
     import pyarrow
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(file) as source, ExitStack() as stack:
+    with file.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as source, ExitStack() as stack:
         codec = source.metadata.row_group(0).column(0).compression if source.num_row_groups else "SNAPPY"
         writers = {
             verdict: stack.enter_context(
