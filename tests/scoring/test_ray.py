@@ -45,7 +45,9 @@ def train(tmp_path, tiny_folder, monkeypatch, one_thread) -> Path:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     probes = read_requests(ASSETS / "probes.jsonl")
     check = AlignmentCheck(tuple(probes), (True,) * len(probes), ("No",) * len(probes), (1.0,) * len(probes), ())
-    reference._write(reference._cache("check", load_model(tiny_folder), probes), json.dumps(asdict(check)))
+    reference._write(
+        reference._cache("check", load_model(tiny_folder), [probes, reference.CHECKING]), json.dumps(asdict(check))
+    )
     file = tmp_path / "train.jsonl"
     rows = [{"prompt": f"Question {n} " * (n % 5 + 1), "completion": f"Answer {n}" * (n % 3)} for n in range(ROWS)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
