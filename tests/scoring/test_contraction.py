@@ -242,6 +242,25 @@ def test_sixteen_bits_give_the_same_scores_of_long_rows_too(tiny_folder, dtype, 
     np.testing.assert_allclose(rough, exact, rtol=0, atol=0.05 * np.abs(exact).max())
 
 
+def test_float16_holds_the_gradients_of_a_long_row_in_a_model_whose_are_small(tiny_folder):
+    """Those of the mean over a row's tokens would be below what float16 can hold."""
+    from gradshield.model import load_model
+
+    def dots(dtype: str) -> torch.Tensor:
+        model = load_model(tiny_folder, dtype=dtype)
+        model.net.model.norm.weight.mul_(1e-4)
+        probe = probe_gradient(load_model(tiny_folder), REQUESTS, S)  # in float32, and of ordinary size
+        factors = {
+            name: Factors(f.inp.to(model.net.dtype), f.out.to(model.net.dtype)) for name, f in probe.factors.items()
+        }
+        return contract(model, random_examples(6, len(model.tokenizer), longest=400), ProbeGradient(factors)).dots.sum(
+            1
+        )
+
+    exact = dots("float32")
+    torch.testing.assert_close(dots("float16"), exact, rtol=0, atol=0.05 * float(exact.abs().max()))
+
+
 def test_estimated_norms_are_right_on_average_and_so_is_the_normalised_score(tiny):
     probe = probe_gradient(tiny, REQUESTS, S, tolerance=0)
     examples = random_examples(6, len(tiny.tokenizer))

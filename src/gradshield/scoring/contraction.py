@@ -101,7 +101,7 @@ def contract(
         # The backward is of the sum over a row's tokens: the mean's δ would be too small for float16.
         loss = token_losses(model, ids, rows, positions, targets).cpu() * weights
     per_row = torch.zeros(len(batch)).index_add_(0, rows.cpu(), loss)
-    share = 1 / torch.bincount(rows.cpu(), minlength=len(batch))[:, None]  # from the sum to the mean
+    share = 1 / torch.bincount(rows.cpu(), minlength=len(batch)).clamp_min(1)[:, None]  # from the sum to the mean
     return Contraction(table(dot) * share, table(norm) * share.square() if random or exact_norms else None, per_row)
 
 

@@ -10,7 +10,6 @@ to the highest of the layers and nothing else (method 5c; docs/results).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from gradshield.hooks import hidden_at
 from gradshield.model import Model
 from gradshield.progress import progress
 from gradshield.scoring.contraction import pad
-from gradshield.scoring.run import batches, in_parts
+from gradshield.scoring.run import batches, fitting
 from gradshield.scoring.windows import WINDOW, end_tokens, spoken, windows
 
 DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)  # of the blocks; where exactly matters little, their mean is steadier than any
@@ -111,16 +110,17 @@ def request_states(model: Model, requests: Sequence[str], layers: Sequence[int],
     examples = [Example(n, ids, np.arange(len(ids)) > 0) for n, ids in enumerate(encoded)]
     rows = np.zeros((len(encoded), 2 * len(layers) * _width(model)))
 
-    def one(batch: Sequence[int]) -> np.ndarray:
-        ids, *_ = pad([examples[n] for n in batch], model.device)
-        last, where = np.array([len(encoded[n]) - 1 for n in batch]), own[list(batch)]
+    @fitting
+    def read(batch: Sequence[Example]) -> dict[str, np.ndarray]:
+        ids, *_ = pad(batch, model.device)
+        last, where = np.array([len(e.ids) - 1 for e in batch]), own[[e.row for e in batch]]
         hidden, first = _hidden(model, ids, layers, int(where.min()))
-        return _asked(model, hidden, np.arange(len(batch)), last - first, where - first).cpu().numpy()
+        return {"states": _asked(model, hidden, np.arange(len(batch)), last - first, where - first).cpu().numpy()}
 
     with progress("requests", 0, len(examples)) as advance:
-        for part, read in (found for batch in batches(examples, 2048) for found in in_parts(one, batch)):
-            rows[list(part)] = read
-            advance(0, len(part))
+        for batch in batches(examples, 2048):
+            rows[batch] = read([examples[n] for n in batch])["states"]
+            advance(0, len(batch))
     return rows
 
 
@@ -186,23 +186,24 @@ def _read(
 ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """(request state, states of the windows, their starts) of each example's last response."""
     request = np.zeros((len(examples), 2 * len(layers) * _width(model)))
-    window: list[Any] = [None] * len(examples)
-    start = window.copy()
-    todo = batches(seen(model, examples), batch_tokens)
+    window, start = np.empty(len(examples), dtype=object), np.empty(len(examples), dtype=object)
 
-    def one(batch: Sequence[int]) -> States:
-        return states(model, [examples[n] for n in batch], layers, closing)
+    @fitting
+    def read(batch: Sequence[Example]) -> dict[str, np.ndarray]:
+        found = states(model, batch, layers, closing)
+        last = np.append(np.flatnonzero(np.diff(found.owner)), len(found.owner) - 1)
+        windows, starts = np.empty(len(batch), dtype=object), np.empty(len(batch), dtype=object)
+        for n, response in enumerate(last):
+            mine = np.flatnonzero(found.response == response)
+            windows[n], starts[n] = found.window[mine].cpu().numpy(), found.start[mine]  # float32: there are many
+        return {"request": found.request[last].cpu().numpy(), "window": windows, "start": starts}
 
     with progress("anchors", 0, len(examples)) as advance:
-        for part, read in (found for batch in todo for found in in_parts(one, batch)):
-            last = np.append(np.flatnonzero(np.diff(read.owner)), len(read.owner) - 1)
-            for n, response in zip(part, last):
-                mine = np.flatnonzero(read.response == response)
-                request[n] = read.request[response].cpu().numpy()
-                window[n] = read.window[mine].cpu().numpy()  # float32: there are many of them
-                start[n] = read.start[mine]
-            advance(0, len(part))
-    return request, window, start
+        for batch in batches(seen(model, examples), batch_tokens):
+            found = read([examples[n] for n in batch])
+            request[batch], window[batch], start[batch] = found["request"], found["window"], found["start"]
+            advance(0, len(batch))
+    return request, list(window), list(start)
 
 
 def _highest(values: np.ndarray, owner: np.ndarray) -> np.ndarray:

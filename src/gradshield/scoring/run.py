@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from gradshield.data.encode import Example
 from gradshield.errors import UserError, out_of_memory
 from gradshield.progress import progress
 
-R = TypeVar("R")
 Scorer = Callable[[Sequence[Example]], Mapping[str, np.ndarray]]
 """Examples → one number per example under each column's name; the column "score" decides (high = harmful)."""
 Batch = tuple[int, list[Example]]
@@ -111,23 +109,6 @@ def fitting(scorer: Scorer) -> Scorer:
         return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
 
     return scored
-
-
-def in_parts(work: Callable[[Sequence[int]], R], batch: Sequence[int]) -> Iterator[tuple[Sequence[int], R]]:
-    """(batch, work(batch)), or the same of its halves where it does not fit into memory."""
-    found = None
-    try:
-        found = work(batch)
-    except (RuntimeError, MemoryError) as error:
-        if len(batch) == 1 or not out_of_memory(error):
-            raise
-    if found is not None:
-        yield batch, found
-        return
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    yield from in_parts(work, batch[: len(batch) // 2])
-    yield from in_parts(work, batch[len(batch) // 2 :])
 
 
 def _digest(example: Example) -> bytes:
