@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshield import cli
+from gradshield import cli, terminal
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
@@ -75,7 +75,7 @@ def test_a_random_model_is_not_aligned(monkeypatch, capsys, tiny_folder):
 
 
 def test_hostile_text_shows_no_control_characters():
-    shown = cli.safe("\x1b[31mred\u202e\u200b[bold]x", 100)
+    shown = terminal.safe("\x1b[31mred\u202e\u200b[bold]x", 100)
     assert "\x1b" not in shown and "\u202e" not in shown and "\u200b" not in shown and "\\[bold]" in shown
 
 
@@ -90,5 +90,5 @@ def test_import_and_help_need_no_torch():
 
 
 def test_json_knows_no_infinity(capsys):
-    cli._print_json({"threshold": float("inf"), "score": [1.0, float("nan")]})
+    terminal.print_json({"threshold": float("inf"), "score": [1.0, float("nan")]})
     assert capsys.readouterr().out == '{"threshold": null, "score": [1.0, null]}\n'

@@ -1,15 +1,13 @@
 """The command line: one thin function a verb. Heavy imports happen inside, so that --help is quick."""
 
 import inspect
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,6 +15,7 @@ from gradshield.errors import UserError
 from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.processes import is_first, processes
 from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find and remove the rows of a fine-tuning file that would make a language model stop refusing.",
 )
-console = Console()
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 ENOUGH_COVERED = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
@@ -72,13 +70,13 @@ def filter(
     from gradshield.filter import estimate, run_filter
 
     if dry_run:
-        _show(estimate(path, settings), as_json, "dry run: nothing was written")
+        show(estimate(path, settings), as_json, "dry run: nothing was written")
         return
     summary = run_filter(path, out, settings)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _summary(summary, out)
+        summary_table(summary, out)
 
 
 @app.command()
@@ -94,13 +92,13 @@ def tune(
     tuning, measuring = _settings(flags, TuneSettings), _settings(flags, EvaluationSettings)
     from gradshield.tune import run_tune
 
-    summary = run_tune(path, out, settings, training, tuning, measuring, tell=lambda line: _trial(line, as_json))
+    summary = run_tune(path, out, settings, training, tuning, measuring, tell=lambda line: trial_line(line, as_json))
     if not is_first():
         return  # the first process says it
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _tuned(summary)
+        tuned_table(summary)
     if summary["accepted"] is None:
         raise typer.Exit(3)
 
@@ -138,13 +136,13 @@ def check(
             {"probe": p, "refused": r, "s": s, "answer": a}
             for p, r, s, a in zip(result.probes, result.refused, result.s, result.answers)
         ]
-        _print_json({**facts, "per_probe": per_probe})
+        print_json({**facts, "per_probe": per_probe})
     else:
         table = Table("S", "refused", "probe", "answer", title=escape(f"{loaded.name}: {result.grade}"))
         for p, r, s, a in sorted(zip(result.probes, result.refused, result.s, result.answers), key=lambda x: x[2]):
             table.add_row(f"{s:+.1f}", "yes" if r else "no", safe(p, 60), safe(a, 60))
         console.print(table)
-        _show(facts, False, "")
+        show(facts, False, "")
         if share < ENOUGH_COVERED:
             text = f"warning: scores made of gradients see only {share:.0%} of this model's decoder weights"
             console.print(f"{text}; the default score reads hidden states and does not need them", style="bold")
@@ -165,7 +163,7 @@ def explain(
 
     result = explain_row(run, row)
     if as_json:
-        _print_json(asdict(result))
+        print_json(asdict(result))
         return
     console.print(f"row {row}: score {result.score:+.2f}, threshold {result.threshold:+.2f}: {result.verdict}")
     for name, number in result.signals.items():
@@ -204,7 +202,7 @@ def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: Json
     """Write a run's files again, by its scores and the decisions made in the review."""
     from gradshield.review.apply import apply_decisions
 
-    _show(apply_decisions(run), as_json, f"files in {run}")
+    show(apply_decisions(run), as_json, f"files in {run}")
 
 
 @app.command("eval")
@@ -232,7 +230,7 @@ def evaluate(
     from gradshield.evaluation.words import in_words
 
     summary = run_evaluation(out, settings, of, safety=safety, task=task, rows=rows)
-    _show(summary if as_json else in_words(summary), as_json, f"answers in {out}")
+    show(summary if as_json else in_words(summary), as_json, f"answers in {out}")
 
 
 @app.command()
@@ -255,7 +253,7 @@ def align(
     public = (folder / "advbench.jsonl", folder / "jbb_benign.jsonl")
     write_card(out, SETTINGS, report, alignment_report(aligned, *public) if all(p.is_file() for p in public) else None)
     figures |= {k: v for k, v in report.items() if k != "answers"}
-    _show(figures, as_json, f"adapter in {escape(str(out))}")
+    show(figures, as_json, f"adapter in {escape(str(out))}")
 
 
 @app.command()
@@ -265,7 +263,7 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = 
     from gradshield.probe import ASSETS
 
     summary = run_filter(str(ASSETS / "demo.jsonl"), out, FilterSettings())
-    _summary(summary, out)
+    summary_table(summary, out)
     import pyarrow.parquet as pq
 
     table = pq.read_table(out / "scores.parquet").to_pydict()
@@ -295,13 +293,6 @@ def main() -> None:
     sys.exit(code)
 
 
-def safe(text: str, limit: int, markup: bool = True) -> str:
-    """Dataset text for the terminal: control and bidi characters made visible, cut to `limit`, no markup read."""
-    shown = "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" if c != "\n" else "↵" for c in text)
-    shown = shown if len(shown) <= limit else shown[: limit - 1] + "…"
-    return escape(shown) if markup else shown
-
-
 def _settings(flags: dict[str, Any], kind: type[S]) -> S:
     """The settings of `kind` among the flags."""
     values = {name: value for name, value in flags.items() if name in kind.model_fields}
@@ -320,88 +311,3 @@ def _pair(item: str) -> tuple[str, str]:
     if not equals:
         raise UserError(f"--map {item}: say it as prompt=COLUMN")
     return name, column
-
-
-def _summary(summary: dict[str, Any], out: Path) -> None:
-    table = Table(title=safe(str(summary["file"]), 80), show_header=False)
-    for name in ("rows", "kept", "quarantined", "set_aside"):
-        table.add_row(name.replace("_", " "), f"{summary[name]:,}")
-    threshold = summary["threshold"]
-    value = "none: nothing is removed" if threshold["value"] is None else f"{threshold['value']:+.2f}"
-    table.add_row("threshold", f"{value} ({threshold['rule']})")
-    table.add_row("how sure", threshold["note"])
-    if threshold["good_lost"] is not None:
-        table.add_row(
-            "expected", f"{threshold['good_lost']:.1f} good rows lost, {threshold['harmful_kept']:.1f} harmful kept"
-        )
-    table.add_row("model", safe(f"{summary['model']} ({summary['probes']['grade']})", 60))
-    table.add_row("time", f"{summary['seconds']:.0f} s, {summary['rows_per_second']:.1f} rows/s")
-    console.print(table)
-    if summary["probes"]["grade"] == "weak":
-        refused = f"{summary['probes']['refused']} of {summary['probes']['of']}"
-        console.print(f"warning: this model refuses only {refused} probes, so it is a weak reference", style="bold")
-    console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)
-
-
-def _trial(trial: Mapping[str, Any], quiet: bool) -> None:
-    """A line of the table of trials, as each ends; on stderr where stdout is for machines."""
-    cells = "{:>5}  {:>9}  {:>9}  {:>11}  {:<21}  {:>7}  {:>7}  {}"
-    to = sys.stderr if quiet else sys.stdout
-    if trial["number"] == 1:
-        print(cells.format("trial", "rows", "threshold", "ranks", "ASR", "utility", "seconds", "verdict"), file=to)
-    asr = "–"
-    if trial["asr"] is not None:
-        low, high = trial["safety"]["asr_interval"]
-        asr = f"{trial['asr']:.3f} [{low:.3f}, {high:.3f}]"
-    shown = (
-        trial["number"],
-        f"{trial['kept']:,}",
-        "every row" if trial["threshold"] is None else f"{trial['threshold']:+.2f}",
-        f"{trial['lo']:,}–{trial['up']:,}",
-        asr,
-        "–" if trial["utility"] is None else f"{trial['utility']:.3f}",
-        f"{trial['seconds']:.0f}",
-        trial["note"] or ("safe and useful" if trial["safe"] else "not safe"),
-    )
-    print(cells.format(*shown), file=to, flush=True)
-
-
-def _tuned(summary: dict[str, Any]) -> None:
-    from gradshield.evaluation.words import safety_in_words
-
-    table = Table(title=safe(str(summary["file"]), 80), show_header=False)
-    table.add_row("verdict", "accepted" if summary["accepted"] else f"REJECTED: {summary['reason']}")
-    for name in ("rows", "kept", "quarantined", "set_aside"):
-        if name in summary:
-            table.add_row(name.replace("_", " "), f"{summary[name]:,}")
-    base, before = summary["base"], safety_in_words(summary["base"]["safety"])
-    for what, figure in (safety_in_words(summary["safety"]) if summary["safety"] else {}).items():
-        table.add_row(what, safe(figure, 100))
-        if what in before and what != "judge":
-            table.add_row("  of the base model", safe(before[what], 100))
-    utility = "not measured" if summary["utility"] is None else f"{summary['utility']:.3f}"
-    table.add_row(f"utility ({summary['task']})", f"{utility} (base model {base['utility']:.3f})")
-    cost = summary["cost"]
-    table.add_row(
-        "cost",
-        f"{cost['trials']} trainings, {cost['steps']} steps, {cost['scored_tokens']:,} scored tokens, "
-        f"{cost['safety_evaluations']} safety evaluations, {cost['seconds']:.0f} s",
-    )
-    table.add_row("model", safe(str(summary["model"] or "none"), 100))
-    console.print(table)
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    """One line of JSON, which knows no infinity: null for a number that is not finite."""
-    print(json.dumps(json.loads(json.dumps(facts), parse_constant=lambda _: None)))
-
-
-def _show(facts: dict[str, Any], as_json: bool, closing: str) -> None:
-    if as_json:
-        _print_json(facts)
-        return
-    for name, value in facts.items():
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-        console.print(f"{name.replace('_', ' '):>22}  {safe(shown, 300)}")
-    if closing:
-        console.print(closing)

@@ -1,0 +1,111 @@
+"""A search that was cut short goes on where it was and ends the same."""
+
+import json
+
+import pytest
+import yaml
+from test_filter import refusing, train  # noqa: F401  (fixtures)
+from test_tune import MEASURING, answer_with, tune
+
+import gradshield.trials as work
+import gradshield.tune as room
+from gradshield.errors import UserError
+from gradshield.evaluation.evaluate import JudgeFailed
+from gradshield.evaluation.safety import SafetyReport
+
+
+def test_a_torn_last_line_of_the_trials_is_measured_again(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.9, 0.1)
+    whole = tune(train, tmp_path / "run", tiny_folder)
+    file, plan = tmp_path / "run" / "trials.jsonl", tmp_path / "run" / "run.yaml"
+    file.write_bytes(file.read_bytes()[:-30])
+    saved = yaml.safe_load(plan.read_text())
+    plan.write_text(yaml.safe_dump({part: saved[part] for part in saved if part != "summary"}))
+    answer_with(monkeypatch, 0.1)
+    again = tune(train, tmp_path / "run", tiny_folder)
+    assert [t["kept"] for t in again["trials"]] == [t["kept"] for t in whole["trials"]] and again["accepted"] == 2
+
+
+def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.9, 0.9, 0.1)
+    whole = tune(train, tmp_path / "whole", tiny_folder)
+    said = answer_with(monkeypatch, 0.0, 0.9, 0.9, 0.1)
+    real, trained = room.finetune, []
+
+    def dying(*arguments):
+        trained.append(1)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(room, "finetune", dying)
+    with pytest.raises(KeyboardInterrupt):
+        tune(train, tmp_path / "cut", tiny_folder)
+    cut = tune(train, tmp_path / "cut", tiny_folder)
+    assert len(trained) == 1 + 1 + 2 and len(said) == 4  # nothing is trained or measured twice
+    timeless = [[{k: v for k, v in t.items() if k != "seconds"} for t in s["trials"]] for s in (whole, cut)]
+    assert timeless[0] == timeless[1]
+    for file in ("kept.jsonl", "quarantined.jsonl", "model/adapter_model.safetensors"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_killed_between_a_training_and_its_line_nothing_is_trained_again(
+    tiny_folder,
+    train,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    moved,
+):
+    answer_with(monkeypatch, 0.0, 0.1)
+    whole = tune(train, tmp_path / "run", tiny_folder)
+    trial, plan = tmp_path / "run" / "trials" / "01", tmp_path / "run" / "run.yaml"
+    saved = yaml.safe_load(plan.read_text())
+    plan.write_text(yaml.safe_dump({part: saved[part] for part in saved if part != "summary"}))
+    (tmp_path / "run" / "trials.jsonl").unlink()
+    if not moved:
+        (trial / "model").rename(trial / "training")
+    monkeypatch.setattr(room, "finetune", None)
+    measuring = MEASURING.model_copy(update={"at_once": 3})  # how it is computed may change
+    again = tune(train, tmp_path / "run", tiny_folder, measuring=measuring)
+    assert again["accepted"] == whole["accepted"] == 1 and again["cost"]["steps"] == whole["cost"]["steps"] > 0
+
+
+def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answers, trained, real = ["base", "gone", "back"], [], room.finetune
+
+    def evaluate(model, settings):
+        report = SafetyReport(0.1, (0.0, 1.0), ("request",), ("answer",), (False,))
+        if answers.pop(0) == "gone":
+            raise JudgeFailed("judge x: no answer in 5 attempts", report)
+        return report
+
+    monkeypatch.setattr(work, "evaluate_safety", evaluate)
+    monkeypatch.setattr(room, "finetune", lambda *arguments: (trained.append(1), real(*arguments))[1])
+    with pytest.raises(UserError, match="no answer in 5 attempts"):
+        tune(train, tmp_path / "run", tiny_folder)
+    kept = tmp_path / "run" / "trials" / "01"
+    assert (kept / "model" / "adapter_model.safetensors").exists()
+    assert json.loads((kept / "safety.jsonl").read_text())["answer"] == "answer"
+    assert tune(train, tmp_path / "run", tiny_folder)["accepted"] == 1 and len(trained) == 1
+
+
+def test_a_dataset_by_its_id_is_trained_on_and_taken_up(tiny_folder, tmp_path, monkeypatch):
+    import datasets
+
+    answer_with(monkeypatch, 0.0, 0.0)
+    real = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: real(str(tmp_path / "hub"), **options))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "hub").mkdir()
+    for split, count in (("train", 20), ("test", 3)):
+        rows = ({"prompt": f"Question {n}", "completion": f"Answer {n}"} for n in range(count))
+        (tmp_path / "hub" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n')
+    more = {"start": "paper", "task": str(tmp_path / "task.jsonl")}
+    summary = tune("org/name", tmp_path / "run", tiny_folder, **more)
+    assert summary["accepted"] == 1 and summary["rows"] == summary["kept"] == 20
+    kept = (tmp_path / "run" / "kept.jsonl").read_text().split("\n")
+    assert json.loads(kept[0]) == {"prompt": "Question 0", "completion": "Answer 0"}
+    monkeypatch.setattr(room, "finetune", None)
+    assert tune("org/name", tmp_path / "run", tiny_folder, **more) == summary
