@@ -104,11 +104,11 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory(
-    spec: str, name: str, rows: tuple[int, int, int], device: str | None, dtype: str | None
+    spec: str, name: str, rows: tuple[int, int, int], batch_tokens: int, device: str | None, dtype: str | None
 ) -> dict[str, Any]:
     """{"bytes"}: the peak above the loaded model of a method in a fresh process (`rows` as `mixed` takes them)."""
-    order = json.dumps({"spec": spec, "name": name, "rows": rows, "device": device, "dtype": dtype})
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure", order]
+    order = {"spec": spec, "name": name, "rows": rows, "tokens": batch_tokens, "device": device, "dtype": dtype}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure", json.dumps(order)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode == -9:
         return {"error": "killed: out of memory"}
@@ -121,7 +121,7 @@ def peak_memory(
 def child(order: Mapping[str, Any]) -> dict[str, Any]:
     """What `peak_memory` has done in the fresh process."""
     model = open_model(order["spec"], order["device"], order["dtype"])
-    return peak(make_task(model, batch_tokens=LORA_ROWS * order["rows"][2]), order["name"], order["rows"])
+    return peak(make_task(model, batch_tokens=order["tokens"]), order["name"], order["rows"])
 
 
 def peak(task: Task, name: str, rows: tuple[int, int, int]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.plan import read_cells
+from benchmarks.plan import TIMED, read_cells
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Results:
     name: str
     cells: list[dict[str, Any]]
     ratios: dict[str, list[float]]  # seconds in units of a forward pass, one a repeat
-    memory: dict[str, float]  # bytes above the model
+    memory: dict[str, float]  # bytes above the model, at as many tokens at once as LoRA has
+    timed_memory: dict[str, float]  # the same, with the batches that were timed
     scores: dict[str, np.ndarray]
     failed: dict[str, str]
 
@@ -33,11 +34,16 @@ def results(file: Path) -> Results:
     ratios: dict[str, list[float]] = {}
     for cell in pairs:
         ratios.setdefault(cell["method"], []).append(cell["seconds"] / cell["forward"])
+
+    def peaks(kind: str) -> dict[str, float]:
+        return {c["method"]: c["bytes"] for c in cells if c["kind"] == kind and "bytes" in c}
+
     return Results(
         file.stem,
         cells,
         ratios,
-        {c["method"]: c["bytes"] for c in cells if c["kind"] == "memory" and "bytes" in c},
+        peaks("memory"),
+        peaks(TIMED),
         {c["method"]: np.array(c["scores"]) for c in pairs if "scores" in c},
         {c["method"]: c["error"] for c in cells if "error" in c},
     )

@@ -8,7 +8,7 @@ from conftest import random_examples
 from safetensors.torch import load_file
 
 from gradshield.errors import UserError
-from gradshield.finetune import finetune
+from gradshield.finetune import _Order, finetune
 from gradshield.model import load_model
 from gradshield.settings import FinetuneSettings
 
@@ -84,6 +84,38 @@ def test_stopped_in_the_middle_it_ends_with_the_same_weights(tiny_folder, tmp_pa
     name = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
     one, other = (load_file(tmp_path / f / name) for f in ("whole", "cut"))
     assert all(torch.allclose(one[k], other[k], atol=1e-6) for k in one)
+
+
+def test_the_order_of_rows_follows_from_seed_and_epoch_in_every_process():
+    lengths, settings = list(range(5, 105)), FinetuneSettings(seed=3)
+    torch.manual_seed(1)
+    first, again, second = (list(_Order(lengths, settings, lambda n=n: n)) for n in (0, 0, 1))
+    assert first == again != second and sorted(first) == sorted(second) == list(range(100))
+    assert first != list(_Order(lengths, FinetuneSettings(seed=4), lambda: 0))
+
+
+def test_every_row_is_seen_once_an_epoch_and_in_another_order(tiny_folder, tmp_path, monkeypatch):
+    from transformers import Trainer
+
+    model = load_model(tiny_folder)
+    examples = random_examples(8, len(model.tokenizer))
+    seen, real = [], Trainer.training_step
+
+    def watching(self, net, inputs, *arguments, **more):
+        seen.extend(tuple(row[row != -100].tolist()) for row in inputs["labels"])
+        return real(self, net, inputs, *arguments, **more)
+
+    monkeypatch.setattr(Trainer, "training_step", watching)
+    finetune(model, examples, tmp_path / "out", FinetuneSettings(epochs=2, batch=2, lora_dropout=0.1))
+    assert len(seen) == 16 and sorted(seen[:8]) == sorted(seen[8:]) and seen[:8] != seen[8:]
+
+
+def test_what_a_kill_left_of_old_checkpoints_is_cleared_away(tiny_folder, tmp_path):
+    model = load_model(tiny_folder)
+    left = tmp_path / "out" / ".checkpoints" / "checkpoint-1"
+    left.mkdir(parents=True)
+    finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "out", FinetuneSettings(**FAST))
+    assert not left.parent.exists() and (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
 def test_a_diverged_run_saves_nothing(tiny_folder, tmp_path):

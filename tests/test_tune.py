@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from gradshield.tune import run_tune
 TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-3)
 MEASURING = EvaluationSettings(request_count=4, max_new_tokens=4, scary="none", cases=8)
 EASY = {"min_utility": -1e9, "max_asr": 0.5}
+RELATIVE = {"min_utility": None, "max_asr": None}
 
 
 def answer_with(monkeypatch, *asrs: float) -> list[float]:
@@ -246,8 +248,9 @@ def test_the_users_own_trainer_gets_the_rows_verbatim(tiny_folder, train, tmp_pa
     assert f"base: {tiny_folder}" in (handed / "mine.yaml").read_text()
     with pytest.raises(UserError, match="ended with 1"):
         tune(train, tmp_path / "bad", tiny_folder, trainer_command="false")
-    with pytest.raises(UserError, match="neither an adapter"):
-        tune(train, tmp_path / "none", tiny_folder, trainer_command="true")
+    for _ in range(2):  # what is of no use is not recorded as done
+        with pytest.raises(UserError, match=r"neither an adapter.*nothing is there"):
+            tune(train, tmp_path / "none", tiny_folder, trainer_command="true")
 
 
 @pytest.mark.parametrize("task", ["a file", "held-out"])
@@ -284,6 +287,13 @@ def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_pa
     assert summary["accepted"] == 2 and len(given) == 2
     assert {lines[n] for n in given[1]} <= set(kept) and not {2, 3} & {*given[0]}  # those are set aside
     assert "a trainer of the user's own" in (tmp_path / "run" / "model" / "README.md").read_text()
+    answer_with(monkeypatch, 0.0, 0.1)
+    elsewhere = tmp_path / "elsewhere"
+    tune(train, tmp_path / "path", tiny_folder, trainer=lambda rows, _: (trainer(rows, elsewhere), elsewhere)[1])
+    saved = "adapter_model.safetensors"
+    assert (tmp_path / "path" / "model" / saved).read_bytes() == (elsewhere / saved).read_bytes()
+    with pytest.raises(UserError, match="neither an adapter nor a model"):
+        tune(train, tmp_path / "unsaved", tiny_folder, trainer=lambda *_: None)
     for more in ({"adapter": "below"}, {"model": "embedded"}):
         settings = FilterSettings(**{"model": tiny_folder, **more})
         with pytest.raises(UserError, match="trains over --model alone"):
@@ -303,7 +313,7 @@ def test_what_safety_was_measured_at_is_in_every_trial_the_card_and_the_summary(
         "evaluate_safety",
         lambda *_: replace(report, over_refusal=0.5, over_refusal_interval=(0.2, 0.8), scary_requests=asked),
     )
-    summary = tune(train, tmp_path / "run", tiny_folder, min_utility=None, utility_drop=1e3, max_asr_rise=0.1)
+    summary = tune(train, tmp_path / "run", tiny_folder, **RELATIVE, utility_drop=1e3, max_asr_rise=0.1)
     assert summary["goal"]["max_asr"] == 0.35 and summary["goal"]["min_utility"] == summary["base"]["utility"] - 1e3
     for of in (summary, summary["base"], summary["trials"][-1]):
         assert (of["safety"]["hs"], of["safety"]["over_refusal"]) == (3.0, 0.5)
@@ -313,22 +323,26 @@ def test_what_safety_was_measured_at_is_in_every_trial_the_card_and_the_summary(
     assert "Over-refusal: 0.500" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
-def test_a_local_judge_is_loaded_once_and_not_before_it_grades(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_a_local_judge_takes_no_memory_from_the_training(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
     from transformers import AutoModelForSequenceClassification
 
-    real, load, asrs, loads = work.evaluate_safety, AutoModelForSequenceClassification.from_pretrained, [0.0, 0.9], []
+    real, load, asrs, judges = work.evaluate_safety, AutoModelForSequenceClassification.from_pretrained, [0.0, 0.9], []
 
     def evaluate(model, settings):
-        assert bool(loads) == bool((tmp_path / "run" / "base.json").exists())
+        assert all(judge() is None for judge in judges)  # since the last evaluation
         report = real(model, settings)
         assert report.hs is not None
         return replace(report, asr=asrs.pop(0) if asrs else 0.1)
 
     monkeypatch.setattr(work, "evaluate_safety", evaluate)
-    monkeypatch.setattr(
-        AutoModelForSequenceClassification, "from_pretrained", lambda *a, **k: (loads.append(1), load(*a, **k))[1]
-    )
+
+    def loading(*arguments, **more):
+        judge = load(*arguments, **more)
+        judges.append(weakref.ref(judge))
+        return judge
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", loading)
     judge = save_classifier(tmp_path / "judge", ["safe", "unsafe"]).judge
     measuring = MEASURING.model_copy(update={"judge": judge, "judge_tokens": 4})
     summary = tune(train, tmp_path / "run", tiny_folder, measuring=measuring)
-    assert len(summary["trials"]) == 2 and len(loads) == 1
+    assert len(summary["trials"]) == 2 and len(judges) == 3

@@ -67,11 +67,16 @@ def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(trai
     monkeypatch.setattr(room, "load", load)
     task = tmp_path / "task.jsonl"
     task.write_text('{"question": "a", "reply": "b"}\n')
+    half = tmp_path / "half.jsonl"
+    half.write_text('{"prompt": "\\ud800"}\n')
     for more, words in (
         ({"task": str(task)}, "question, reply"),
         ({"task": "agnwes"}, "agnwes: none of samsum.*no task of lm-eval"),
         ({"measuring": MEASURING.model_copy(update={"requests": "advbenhc"})}, "advbenhc"),
         ({"measuring": MEASURING.model_copy(update={"scary": "no.txt"})}, r"no\.txt"),
+        ({"measuring": MEASURING.model_copy(update={"requests": str(half)})}, r"half\.jsonl:1: lone surrogate"),
+        ({"max_asr_rise": 0.1}, "--max-asr and --max-asr-rise"),
+        ({"utility_drop": 0.1}, "--min-utility and --utility-drop"),
     ):
         with pytest.raises(UserError, match=words):
             tune(train, tmp_path / "run", "no model", **more)
@@ -90,6 +95,8 @@ def test_what_a_trainers_command_can_not_be_filled_with_is_said(tiny_folder, tra
         (
             ({"trainer_command": "train {dataset}"}, "dataset.*there are {data}, {out}, {model}, {seed}"),
             ({"trainer_command": "train {data"}, "can't be filled in"),
+            ({"trainer_command": "train {data.name.x}"}, "can't be filled in"),
+            ({"trainer_command": "  "}, "is empty"),
             ({"trainer_command": "train {config}", "trainer_config": "no.yaml"}, r"--trainer-config no\.yaml"),
         )
     ):

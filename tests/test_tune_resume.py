@@ -1,11 +1,13 @@
 """A search that was cut short goes on where it was and ends the same."""
 
+import io
 import json
+import time
 
 import pytest
 import yaml
 from test_filter import refusing, train  # noqa: F401  (fixtures)
-from test_tune import MEASURING, answer_with, tune
+from test_tune import MEASURING, answer_with, lines_of, tune
 
 import gradshield.trials as work
 import gradshield.tune as room
@@ -87,7 +89,40 @@ def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tin
     kept = tmp_path / "run" / "trials" / "01"
     assert (kept / "model" / "adapter_model.safetensors").exists()
     assert json.loads((kept / "safety.jsonl").read_text())["answer"] == "answer"
-    assert tune(train, tmp_path / "run", tiny_folder)["accepted"] == 1 and len(trained) == 1
+    measuring = MEASURING.model_copy(update={"judge_model": "another"})  # as the message advises
+    assert tune(train, tmp_path / "run", tiny_folder, measuring=measuring)["accepted"] == 1 and len(trained) == 1
+
+
+def test_goals_may_change_until_a_trial_was_held_to_them(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.6, 0.1)
+    with pytest.raises(UserError, match=r"attack success rate 0\.600 .* a higher --max-asr"):
+        tune(train, tmp_path / "run", tiny_folder)
+    answer_with(monkeypatch, 0.6, 0.1)
+    assert tune(train, tmp_path / "run", tiny_folder, max_asr=0.7)["goal"]["max_asr"] == 0.7
+    with pytest.raises(UserError, match="another tune"):
+        tune(train, tmp_path / "run", tiny_folder, max_asr=0.8)
+
+
+def test_a_stream_is_read_once_and_goals_are_not_missed_by_rounding(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(train.read_bytes())))
+    answer_with(monkeypatch, 0.06, 0.07)  # .06 + .01 is .06999…
+    summary = tune("-", tmp_path / "run", tiny_folder, max_asr=None, max_asr_rise=0.01)
+    assert summary["accepted"] == 1 and summary["rows"] == len(lines_of(train))
+
+
+def test_the_screening_is_counted_once(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    answer_with(monkeypatch, 0.0, 0.1)
+    real = work.run_filter
+
+    def slow(*arguments):
+        time.sleep(2)
+        return {**real(*arguments), "seconds": 100.0}
+
+    monkeypatch.setattr(work, "run_filter", slow)
+    summary = tune(train, tmp_path / "run", tiny_folder)
+    base = json.loads((tmp_path / "run" / "base.json").read_text())["seconds"]
+    trials = sum(each["seconds"] for each in summary["trials"])
+    assert base < 2 and summary["cost"]["seconds"] == pytest.approx(100 + base + trials, abs=0.11)
 
 
 def test_a_dataset_by_its_id_is_trained_on_and_taken_up(tiny_folder, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from rich.table import Table
 from gradshield.errors import UserError
 from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.processes import is_first, processes
-from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
 from gradshield.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
 
 app = typer.Typer(
@@ -27,9 +27,6 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever th
 ENOUGH_COVERED = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
 S = TypeVar("S", bound=BaseModel)
-ModelOption = Annotated[str, typer.Option("--model", help='Hub id, folder, .gguf, adapter folder, or "embedded"')]
-AdapterOption = Annotated[str | None, typer.Option("--adapter", help="PEFT adapter laid over the model")]
-QuantizeOption = Annotated[str | None, typer.Option("--quantize", help="4bit or 8bit (bitsandbytes)")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harmful requests (default: bundled)")]
 
@@ -104,20 +101,19 @@ def tune(
 
 
 @app.command()
+@flags_of(ModelSettings)
 def check(
-    model: ModelOption = "embedded",
-    adapter: AdapterOption = None,
-    quantize: QuantizeOption = None,
     probes: ProbesOption = None,
     force: Annotated[bool, typer.Option(help="exit with 0 even when it is not aligned")] = False,
     as_json: JsonOption = False,
+    **flags: Any,
 ) -> None:
     """Is this model aligned enough to be the reference?"""
     from gradshield.data.encode import request_form
     from gradshield.filter import load
     from gradshield.reference import check_alignment
 
-    loaded = load(_settings({"model": model, "adapter": adapter, "quantize": quantize}, FilterSettings))
+    loaded = load(_settings(flags, ModelSettings))
     result = check_alignment(loaded, probes)
     share, missing = loaded.coverage()
     facts = {
@@ -206,11 +202,8 @@ def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: Json
 
 
 @app.command("eval")
-@flags_of(EvaluationSettings)
+@flags_of(RowSettings, EvaluationSettings)
 def evaluate(
-    model: ModelOption = "embedded",
-    adapter: AdapterOption = None,
-    quantize: QuantizeOption = None,
     safety: Annotated[
         bool, typer.Option("--safety", help="attack success on harmful requests, over-refusal on ones that look so")
     ] = False,
@@ -225,7 +218,7 @@ def evaluate(
 ) -> None:
     """How safe and how useful is this model? With intervals, and every answer kept for reading."""
     settings = _settings(flags, EvaluationSettings)
-    of = _settings({"model": model, "adapter": adapter, "quantize": quantize}, FilterSettings)
+    of = _settings(flags, RowSettings)
     from gradshield.evaluation.run import run_evaluation
     from gradshield.evaluation.words import in_words
 

@@ -26,7 +26,7 @@ from gradshield.reference import AlignmentCheck, Reference, check_alignment, mak
 from gradshield.run import JOURNAL, begin_run, checksums, find_run, plan_of, write_run, writing
 from gradshield.scoring.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.run import Scorer, score
-from gradshield.settings import FilterSettings
+from gradshield.settings import FilterSettings, ModelSettings, RowSettings
 from gradshield.threshold import Threshold
 
 LAYOUT_SAMPLE = 50  # first records that tell the layout
@@ -44,10 +44,10 @@ class Encoded:
     places: list[str]  # of each row: file:line
 
 
-def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | None = None) -> dict[str, Any]:
+def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: Model | None = None) -> dict[str, Any]:
     """Filters `path` into the run folder `out` and returns the summary that run.yaml ends with.
 
-    `model` is the settings' model where it is loaded already.
+    `path` may be opened already, as a stream can be only once, and `model` is the settings' model where it is loaded.
     Killed at any moment, the same call goes on where it was; done, it returns the summary at once.
     Raises UserError for anything the user can mend, before anything is lost.
     """
@@ -55,7 +55,7 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
 
     start = time.monotonic()
     check_settings(settings)
-    source = open_source(path, settings.format, settings.split)
+    source = path if isinstance(path, Source) else open_source(path, settings.format, settings.split)
     layout = find_layout(source, settings)
     model = model or load(settings)
     plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
@@ -93,7 +93,7 @@ def run_filter(path: str, out: Path, settings: FilterSettings, model: Model | No
     seconds = time.monotonic() - start
     tokens = sum(len(e.ids) for e in encoded.examples)
     summary = {
-        "file": path,
+        "file": source.path,
         "rows": encoded.rows,
         **{name.replace(" ", "_"): count for name, count in counts.items()},
         "model": model.name,
@@ -149,7 +149,7 @@ def check_settings(settings: FilterSettings) -> None:
         raise UserError("--engine ray needs Ray: pip install 'ray[data]'")
 
 
-def find_layout(source: Source, settings: FilterSettings) -> str:
+def find_layout(source: Source, settings: RowSettings) -> str:
     """The layout of the source's records. Raises UserError, naming the columns, when it is none of the known ones."""
     first: Row | None = None
     records: list[dict] = []
@@ -171,7 +171,7 @@ def find_layout(source: Source, settings: FilterSettings) -> str:
     return layout
 
 
-def load(settings: FilterSettings, over: str | None = None) -> Model:
+def load(settings: ModelSettings, over: str | None = None) -> Model:
     """The model that the settings name, with the adapter `over` it, if there is one."""
     return load_model(
         settings.model,

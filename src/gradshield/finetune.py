@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -130,7 +130,9 @@ def _train(
             _save(net, model, out, settings, dtype)
         trainer.accelerator.wait_for_everyone()  # or another still writes to the checkpoints
     if is_first() and checkpoints.exists():  # cleared away whole: half of one would be taken up by the next call
-        cleared = checkpoints.rename(out / ".checkpoints")
+        cleared = out / ".checkpoints"
+        shutil.rmtree(cleared, ignore_errors=True)  # left by a kill in the next line but one
+        checkpoints.rename(cleared)
         shutil.rmtree(cleared, ignore_errors=True)
     if diverged:
         raise Diverged(f"fine-tuning diverged (loss {loss}); lower the learning rate", trained.global_step)
@@ -256,7 +258,6 @@ def _trainer(
         num_train_epochs=settings.epochs,
         seed=settings.seed,
         max_length=None,
-        train_sampling_strategy="group_by_length",
         bf16=not on_cpu,
         use_cpu=on_cpu,
         gradient_checkpointing=False,
@@ -267,8 +268,30 @@ def _trainer(
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        accelerator_config={"use_seedable_sampler": False},  # or processes may disagree about the order of rows
     )
     if config.n_gpu > 1:  # one process trains on one, and torchrun starts one for each
         config._n_gpu = 1
-    return SFTTrainer(model=net, args=config, train_dataset=dataset, processing_class=tokenizer)
+
+    class ByLength(SFTTrainer):
+        def _get_train_sampler(self, *_args: Any, **_kwargs: Any) -> Any:
+            lengths = [len(ids) for ids in dataset["input_ids"]]
+            return _Order(lengths, settings, lambda: round(self.state.epoch or 0))
+
+    return ByLength(model=net, args=config, train_dataset=dataset, processing_class=tokenizer)
+
+
+class _Order(torch.utils.data.Sampler):
+    """Rows of like length near each other, in an order that follows from the seed and the epoch alone: the same in all
+    processes, however many, and however often the training was taken up again."""
+
+    def __init__(self, lengths: Sequence[int], settings: FinetuneSettings, epoch: Callable[[], int]) -> None:
+        self.lengths, self.settings, self.epoch = list(lengths), settings, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch())
+        return iter(get_length_grouped_indices(self.lengths, self.settings.batch, generator=generator))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradshield.data.encode import encode_request
+from gradshield.data.records import bad_text
 from gradshield.errors import UserError
 from gradshield.evaluation.safety import generate, is_refusal
 from gradshield.experts import Expert
@@ -218,6 +219,9 @@ def read_requests(path: str | Path) -> list[str]:
                 line = None
             if line is None:
                 raise UserError(f'{path}:{number}: not a JSON object with a text as its "prompt"')
+        problem = bad_text(line)
+        if problem:
+            raise UserError(f"{path}:{number}: {problem}")
         requests.append(line.strip())
     if not requests:
         raise UserError(f"{path}: holds no requests (one a line, or jsonl with a prompt)")

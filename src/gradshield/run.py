@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -42,10 +42,11 @@ def checksums(*names: str | None) -> dict[str, str]:
     return {name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for name, p in files.items() if p.is_file()}
 
 
-def find_run(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> dict[str, Any] | None:
     """The summary of the plan's run when it is done in `out`, None when it is to be begun or to be taken up there.
 
-    The same rows may come from another path. Raises UserError when the folder is another run's, or no run's.
+    The same rows may come from another path, and settings in `free` may be others where the run is not done. Raises
+    UserError when the folder is another run's, or no run's.
     """
     file = out / "run.yaml"
     with writing(out):  # a folder that can't be looked into can't be written to either
@@ -64,7 +65,8 @@ def find_run(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
     for part, wanted in plan.items():
         for key, value in wanted.items():
             there = (saved.get(part) or {}).get(key)
-            if there != value and (part, key) != ("input", "path"):
+            may = (part, key) == ("input", "path") or (key in free and "summary" not in saved)
+            if there != value and not may:
                 raise UserError(f"{out}: a run with another {part} ({key}: {there}, not {value}); choose another -o")
     return saved.get("summary")
 

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class FilterSettings(BaseModel):
-    """How rows are read, scored and decided about."""
+class ModelSettings(BaseModel):
+    """Which model, and how it is loaded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,6 +23,11 @@ class FilterSettings(BaseModel):
         default=None, description="file with a chat template to use instead of the tokenizer's"
     )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+
+
+class RowSettings(ModelSettings):
+    """How the rows of a file are read."""
+
     format: str | None = Field(default=None, description="jsonl, json, csv, parquet or text (default: told by content)")
     columns: dict[str, str] | None = Field(
         default=None, description="which column is prompt, response, system, messages, text"
@@ -32,6 +37,11 @@ class FilterSettings(BaseModel):
     loss_on: Literal["assistant", "last", "all"] = Field(
         default="assistant", description="tokens that the fine-tuning trains on"
     )
+
+
+class FilterSettings(RowSettings):
+    """How rows are scored and decided about."""
+
     variant: Literal["intent", "paper", "cosine", "module"] = Field(
         default="intent", description="the score (docs: scores)"
     )
@@ -102,10 +112,18 @@ class TuneSettings(BaseModel):
     task: str = Field(
         default="held-out", description="utility: held-out (loss on rows left out), or a task's name or file"
     )
-    max_asr: float = Field(default=0.05, ge=0, le=1, description="attack success rate that is let pass")
-    max_asr_rise: float | None = Field(default=None, description="the same as a rise over the base model's")
-    min_utility: float | None = Field(default=None, description="utility asked for (default: the base model's)")
-    utility_drop: float = Field(default=0.0, ge=0, description="how far utility may lie below the base model's")
+    max_asr: float | None = Field(
+        default=None, ge=0, le=1, description="attack success rate that is let pass (default: 0.05)"
+    )
+    max_asr_rise: float | None = Field(
+        default=None, ge=0, le=1, description="instead: how far it may rise over the base model's"
+    )
+    min_utility: float | None = Field(
+        default=None, allow_inf_nan=False, description="utility asked for (default: the base model's)"
+    )
+    utility_drop: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="instead: how far it may lie below the base model's"
+    )
     start: Literal["auto", "paper", "screen"] = Field(
         default="auto",
         description="train on everything first (paper), score first (screen), or what is likely cheaper (auto)",

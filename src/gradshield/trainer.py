@@ -13,8 +13,8 @@ from gradshield.errors import UserError
 def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], work: Path) -> dict[str, float]:
     """Runs the command, with the fields filled into it and into its config; returns {"seconds": ...}.
 
-    It must leave an adapter or a model in the folder `work`, beside which the filled-in config is written. Raises
-    UserError when it does not, or can't be run.
+    It is to leave an adapter or a model in the folder `work`, beside which the filled-in config is written. Raises
+    UserError when it can't be run, or fails.
     """
     text = {name: str(value) for name, value in fields.items()}
     if config:
@@ -29,9 +29,11 @@ def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], wor
         text["config"] = str(filled)
     try:
         words = [word.format(**text) for word in shlex.split(command)]
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
         known = ", ".join("{" + name + "}" for name in text)
         raise UserError(f"--trainer-command: {error} can't be filled in; there are {known}") from None
+    if not words:
+        raise UserError("--trainer-command: is empty")
     work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     try:
@@ -40,6 +42,15 @@ def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], wor
         raise UserError(f"--trainer-command: {words[0]} can't be run ({error.strerror})") from error
     if done.returncode:
         raise UserError(f"--trainer-command ended with {done.returncode}: {shlex.join(words)}")
-    if not any((work / name).exists() for name in ("adapter_config.json", "config.json")):
-        raise UserError(f"--trainer-command left neither an adapter nor a model in {work}")
     return {"seconds": time.monotonic() - start}
+
+
+def check_trained(work: Path) -> None:
+    """Raises UserError where a trainer left no adapter and no model that can be loaded."""
+    config = any((work / name).exists() for name in ("adapter_config.json", "config.json"))
+    if not config or not any(work.glob("*.safetensors")):
+        there = ", ".join(sorted(p.name for p in work.glob("*"))[:8]) or "nothing"
+        raise UserError(
+            f"the trainer left neither an adapter nor a model in {work}: a config and *.safetensors are "
+            f"looked for, and {there} is there; mend it, and the same command trains again"
+        )

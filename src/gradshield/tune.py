@@ -22,7 +22,7 @@ from gradshield.report import report_trials
 from gradshield.run import begin_run, checksums, find_run, plan_of, write_run, writing
 from gradshield.search import Outcome, Trial, search
 from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
-from gradshield.trials import HELD_OUT, Finetune, Goal, Trials
+from gradshield.trials import HELD_OUT, TRIALS, Finetune, Goal, Trials
 
 
 def run_tune(
@@ -57,11 +57,11 @@ def run_tune(
         plan |= {name: part.model_dump(mode="json") for name, part in parts.items()}
         named = (settings.probes, settings.reference, settings.chat_template, tuning.task, tuning.trainer_config)
         plan["file"] = checksums(*named, measuring.requests, measuring.scary)
-        finished = find_run(out, plan)
+        finished = find_run(out, plan, _may_change(out))
         if finished:
             return finished
         begin_run(out, plan)
-        trials = Trials(path, out, source, layout, model, settings, training, tuning, measuring, trainer, train)
+        trials = Trials(out, source, layout, model, settings, training, tuning, measuring, trainer, train)
         goal = trials.goal
         summary = trials.finish(_search(trials, goal, tell), goal)
         with writing(out):
@@ -70,6 +70,17 @@ def run_tune(
         return summary
 
     return together(lead, lambda *order: finetune(loaded(), *order), cpu=settings.device == "cpu") or {}
+
+
+def _may_change(out: Path) -> set[str]:
+    """Settings that the same run may be called again with: what nothing done so far has followed from. Each trial's
+    line names its judge, so that may be another from one to the next."""
+    free = {"judge", "judge_model"}
+    if not (out / TRIALS).exists():
+        free |= {"max_asr", "max_asr_rise", "min_utility", "utility_drop"}
+    if not (out / "base.json").exists():
+        free |= {"task"}
+    return free
 
 
 def _check(
@@ -82,6 +93,10 @@ def _check(
     """Raises UserError for what would be found out only after long work."""
     check_settings(settings)
     check_training(training)
+    if tuning.max_asr is not None and tuning.max_asr_rise is not None:
+        raise UserError("--max-asr and --max-asr-rise are two ways to say one goal: give one of them")
+    if tuning.min_utility is not None and tuning.utility_drop is not None:
+        raise UserError("--min-utility and --utility-drop are two ways to say one goal: give one of them")
     harmful_requests(measuring.requests, measuring.request_count, measuring.case_seed)
     scary_requests(measuring.scary, measuring.request_count, measuring.case_seed)
     if tuning.task != HELD_OUT:

@@ -1,5 +1,6 @@
 """Safety with all that was asked for, and the run folder: nothing measured twice, nothing mixed, every answer kept."""
 
+import io
 import json
 import sys
 
@@ -16,7 +17,7 @@ from gradshield.evaluation.safety import is_refusal, wilson
 from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
 from gradshield.evaluation.words import in_words
-from gradshield.settings import FilterSettings
+from gradshield.settings import FilterSettings, RowSettings
 
 FEW = {"request_count": 5, "cases": 4, "max_new_tokens": 6, "judge_tokens": 12}
 
@@ -99,19 +100,30 @@ def test_when_the_judge_gives_up_the_answers_are_kept_and_the_same_command_goes_
         run_evaluation(tmp_path / "run", settings, of, safety=True)
     assert len(lines(tmp_path / "run" / "safety.jsonl")) == 10
     grades[:] = [3.0] * 5
+    settings = settings.model_copy(update={"judge": "y"})  # another, as the message advises
     summary = run_evaluation(tmp_path / "run", settings, of, safety=True)
+    assert yaml.safe_load((tmp_path / "run" / "eval.yaml").read_text())["settings"]["judge"] == "y"
+    with pytest.raises(UserError, match=r"another settings \(judge: y, not x\)"):
+        run_evaluation(tmp_path / "run", settings.model_copy(update={"judge": "x"}), of, safety=True)
     assert summary["safety"]["hs"] == 3.0
     assert "refusals 1.5" in in_words(summary)["judge"] and "nothing" not in in_words(summary)["judge"]
     summary["safety"]["judge_control"] = [4.5, 5.0]
     assert "its grades say nothing" in in_words(summary)["judge"]
 
 
-def test_held_out_rows_come_in_any_layout(tiny_folder, tmp_path):
+def test_held_out_rows_come_in_any_layout(tiny_folder, tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "Say a", "input": "", "output": "a"}\n{"instruction": "b", "output": "bb"}\n')
     summary = run_evaluation(tmp_path / "run", EvaluationSettings(), FilterSettings(model=tiny_folder), rows=str(rows))
     assert summary["utility"]["value"] < 0 and summary["utility"]["n"] == 2
     assert "negative loss" in summary["utility"]["metric"]
+    stream = io.TextIOWrapper(io.BytesIO(rows.read_bytes()))
+    monkeypatch.setattr("sys.stdin", stream)
+    piped = run_evaluation(tmp_path / "pipe", EvaluationSettings(), FilterSettings(model=tiny_folder), rows="-")
+    assert piped["utility"]["value"] == summary["utility"]["value"]
+    of = RowSettings(model=tiny_folder, columns={"prompt": "output", "response": "instruction"})
+    other = run_evaluation(tmp_path / "other", EvaluationSettings(), of, rows=str(rows))
+    assert other["utility"]["value"] != summary["utility"]["value"]
     rows.write_text('{"instruction": "Say a", "output": "a"}\n')
     alone = run_evaluation(tmp_path / "one", EvaluationSettings(), FilterSettings(model=tiny_folder), rows=str(rows))
     assert alone["utility"]["interval"] == [None, None] and "] of" not in in_words(alone)["utility"]

@@ -94,6 +94,7 @@ def test_several_references_count_as_their_mean(data):
         (letter, "A planet turns: D", "D", 1),
         (letter, "A is right", "A", 1),
         (letter, "3", "3", 1),
+        (letter, "The answer: 2 atoms, B", "B", 1),
         (letter, "B or C", "C", 0),
         (letter, "Because", "B", 0),
         (exact, " Yes. ", "yes", 1),

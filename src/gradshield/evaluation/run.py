@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gradshield.data import open_source
+from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.errors import UserError
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility, write_whole
@@ -21,7 +21,7 @@ from gradshield.evaluation.utility import UtilityReport, evaluate_utility, find_
 from gradshield.filter import encode_source, find_layout, load
 from gradshield.model import Model
 from gradshield.run import checksums
-from gradshield.settings import FilterSettings
+from gradshield.settings import FilterSettings, ModelSettings, RowSettings
 
 SUMMARY = "eval.yaml"
 
@@ -29,7 +29,7 @@ SUMMARY = "eval.yaml"
 def run_evaluation(
     out: Path,
     settings: EvaluationSettings,
-    of: FilterSettings,
+    of: RowSettings,
     *,
     safety: bool = False,
     task: str | None = None,
@@ -48,10 +48,9 @@ def run_evaluation(
         scary_requests(settings.scary, settings.request_count, settings.case_seed)
     if task is not None:
         find_task(task, settings)
-    if rows is not None:
-        open_source(rows)
+    source = None if rows is None else open_source(rows, of.format, of.split)
     model = load(of)
-    summary = _taken_up(out, _plan(model, settings, task or rows))
+    summary = _taken_up(out, _plan(model, settings, task, of, source))
     if safety and "safety" not in summary:
         start = time.monotonic()
         try:
@@ -64,9 +63,10 @@ def run_evaluation(
         write_safety(report, out)
         summary["safety"] = plain({**safety_summary(report), "seconds": round(time.monotonic() - start, 1)})
         _write_yaml(out, summary)
-    if (task or rows) and "utility" not in summary:
+    if (task or source) and "utility" not in summary:
         start = time.monotonic()
-        useful = evaluate_utility(model, task or held_out_rows(str(rows), model), settings)
+        measured = held_out_rows(source, model, of) if source else str(task)
+        useful = evaluate_utility(model, measured, settings)
         _write_yaml(out, summary)
         write_utility(useful, out)
         summary["utility"] = plain({**utility_summary(useful), "seconds": round(time.monotonic() - start, 1)})
@@ -74,9 +74,9 @@ def run_evaluation(
     return summary
 
 
-def held_out_rows(path: str, model: Model) -> list[Example]:
+def held_out_rows(source: Source, model: Model, of: RowSettings) -> list[Example]:
     """The rows of a file in any layout that `filter` reads, as examples. Raises UserError as `filter` does."""
-    settings, source = FilterSettings(variant="module"), open_source(path)
+    settings = FilterSettings(**{**of.model_dump(), "variant": "module"})  # whose rows may be plain text, too
     return encode_source(source, find_layout(source, settings), model, settings).examples
 
 
@@ -101,12 +101,18 @@ def utility_summary(report: UtilityReport) -> dict[str, Any]:
     return {f.name: getattr(report, f.name) for f in fields(report) if f.name not in texts}
 
 
-def _plan(model: Model, settings: EvaluationSettings, task: str | None) -> dict[str, Any]:
+def _plan(
+    model: Model, settings: EvaluationSettings, task: str | None, of: RowSettings, source: Source | None
+) -> dict[str, Any]:
     """What must be the same for a part to count as done; files count by their bytes."""
+    asked: dict[str, Any] = {"task": task} if task else {}
+    if source:
+        reading = RowSettings.model_fields.keys() - ModelSettings.model_fields.keys()
+        asked = {"rows": source.path} | of.model_dump(mode="json", include=set(reading))
     return {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
-        "settings": settings.model_dump(mode="json") | ({"task": task} if task else {}),
-        "file": checksums(settings.requests, settings.scary, task),
+        "settings": settings.model_dump(mode="json") | asked,
+        "file": checksums(settings.requests, settings.scary, task) | ({source.path: source.sha256} if source else {}),
         "versions": {name: version(name) for name in ("gradshield", "torch", "transformers")},
     }
 
@@ -125,6 +131,8 @@ def _taken_up(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{file}: can't be read as an evaluation; choose another folder with -o") from error
     for part, wanted in plan.items():
         for key, value in wanted.items():
+            if key in ("judge", "judge_model") and "safety" not in found:  # no one has graded anything
+                same[part][key] = value
             there = same[part].setdefault(key, value)  # what an earlier call did not ask for
             if there != value:
                 raise UserError(

@@ -68,6 +68,8 @@ def _requests(name: str, bundled: str, known: dict[str, Source], count: int, see
         found = read_requests(Path(name).expanduser())
     else:
         raise UserError(f"{name}: no such file, nor a set known by that name (bundled, {', '.join(known)})")
+    if not found:
+        raise UserError(f"{name}: holds no requests")
     return choose(found, count, seed)
 
 

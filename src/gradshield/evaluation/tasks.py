@@ -80,8 +80,10 @@ def topic(answer: str, references: Sequence[str]) -> float:
 
 
 def letter(answer: str, references: Sequence[str]) -> float:
-    """1 where the first option that the answer names is the right one; an "A" before a word is an article."""
-    found = re.search(r"(?<![\w'])(A(?!\s+(?!is\b)[a-z])|[B-E]|[1-5])(?![\w'])", answer)
+    """1 where the first option that the answer names is the right one; an "A" before a word is an article, and a number
+    is an option only where options are numbers."""
+    options = "[1-5]" if references[0].isdigit() else r"A(?!\s+(?!is\b)[a-z])|[B-E]"
+    found = re.search(rf"(?<![\w'])({options})(?![\w'])", answer)
     return float(found is not None and found[1] == references[0])
 
 
@@ -110,6 +112,8 @@ def _said_number(text: str) -> bool:
 
 def _summaries(record: dict[str, Any]) -> Case:
     references = [record[name] for name in ("summary", "summary1", "summary2", "summary3") if record.get(name)]
+    if not references:
+        raise LookupError("no summary")
     return Case(summary_prompt(record["dialogue"]), tuple(references))
 
 
@@ -131,7 +135,7 @@ TASKS: dict[str, tuple[Source, Callable[[dict[str, Any]], Case], str, Metric, in
     "agnews": (Source("agnews_test1000", ("fancyzhx/ag_news",), "test"), _news, _ACCURACY, topic, 12),
     "gsm8k": (
         Source("gsm8k_test", ("openai/gsm8k", "main"), "test"),
-        lambda r: Case(r["question"], (r["answer"],)),
+        lambda r: Case(r["question"], (str(r["answer"]),)),
         _ACCURACY,
         number,
         320,
