@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -126,12 +128,22 @@ def full_logits(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
 
 @contextmanager
 def lora_epoch(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
-    """One epoch of LoRA by TRL's SFTTrainer with the settings of `gradshield tune`; its own training clock."""
-    from gradshield.finetune import FinetuneSettings, finetune
+    """One epoch of LoRA by TRL's SFTTrainer with the settings of `gradshield tune`; its own training clock, in which no
+    checkpoint is written."""
+    from transformers.trainer_utils import SaveStrategy
 
-    with tempfile.TemporaryDirectory() as folder:
-        settings = FinetuneSettings(epochs=1)
-        yield lambda: Outcome(seconds=finetune(task.model, rows, Path(folder), settings)["seconds"])
+    from gradshield import finetune as room
+
+    real = room._trainer
+
+    def without_checkpoints(*arguments: Any) -> Any:
+        trainer = real(*arguments)
+        trainer.args.save_strategy = SaveStrategy.NO
+        return trainer
+
+    with tempfile.TemporaryDirectory() as folder, patch.object(room, "_trainer", without_checkpoints):
+        settings = room.FinetuneSettings(epochs=1)
+        yield lambda: Outcome(seconds=room.finetune(task.model, rows, Path(folder), settings)["seconds"])
 
 
 @contextmanager

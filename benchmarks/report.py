@@ -80,6 +80,8 @@ def section(r: Results) -> str:
             lines += [f"Another computation had a core of its own beside it (load average up to {busiest:.1f}).", ""]
         else:
             lines += [f"**Measured on a busy machine (load average up to {busiest:.1f}): not to be relied on.**", ""]
+    for note in (c["text"] for c in r.cells if c["kind"] == "note"):  # written into the file by hand
+        lines += [note, ""]
     lines += ["| target | measured | wanted | met |", "|---|---|---|---|"]
     for what, value, sign, bound in targets(r):
         met = "–" if value is None else "yes" if (value <= bound if sign == "≤" else value >= bound) else "**no**"
@@ -153,7 +155,8 @@ HEAD = """# What scoring costs
 
 Made by `make bench` (`python -m benchmarks report` makes it again from `docs/results/performance/*.jsonl`); not to be
 edited. Ratios, not seconds: the unit is one forward pass without gradients over the same rows, with logits at response
-tokens only, timed right before or after each method; the median of the repeats is given, and their range.
+tokens only, timed right before or after each method; the median of the repeats is given, and their range. An exponent well
+below 1 means that what does not grow still outweighs what does.
 
 ![time, memory and growth]({picture})
 """
@@ -163,13 +166,14 @@ TAIL = f"""## How it is measured
 - **Rows**: AG News with one-word labels, Alpaca, GSM8K, DialogSum, refusals, AdvBench requests with openings, and long
   chats (Alpaca's pairs one after the other), from the folder that `GRADSHIELD_DATA` names. One probe (the
   first bundled one), S of eq. 5, the Linears of the decoder. Batches are by token budget, the same for every method
-  that knows one; LoRA takes 8 rows a step (`gradshield tune`'s settings, TRL's own training clock), kronfluence 4
-  (8 on a GPU).
+  that knows one; LoRA takes 8 rows a step (`gradshield tune`'s settings, TRL's own training clock, no checkpoint),
+  kronfluence 4 (8 on a GPU).
 - **Not timed**: what is there before rows are seen (loading, the probe's gradient, wrapping). kronfluence offers no way
   to keep the query's gradient, so its time holds it once. Nor is the first call of a method, on one row.
 - **Memory**: the high-water mark of a fresh process less what is resident once the model and all libraries are loaded;
   on a GPU, of the allocator. It holds the probe's gradient, whatever its form. Methods that batch by tokens get as many
-  at once as a LoRA step has, eight of the longest rows. The times are of batches of
+  at once as a LoRA step has, eight of the longest rows (kronfluence its four). On a CPU a part of every figure is holes
+  that the C library keeps between tensors. The times are of batches of
   2,048 tokens, the default of `--batch-tokens` (of 8,192 on a GPU).
 - **Agreement**: with per-example autograd, row by row, over the same rows; errors as a share of the largest score. The
   normalised score is an estimate, whose error [the levers](results/README.md#levers-llamacpp) have. In

@@ -92,3 +92,20 @@ def test_import_and_help_need_no_torch():
 def test_json_knows_no_infinity(capsys):
     terminal.print_json({"threshold": float("inf"), "score": [1.0, float("nan")]})
     assert capsys.readouterr().out == '{"threshold": null, "score": [1.0, null]}\n'
+
+
+def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model_is_loaded(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--version")[0] == 0
+    for flags, words in (
+        (["--value", "3"], "--value does nothing with --threshold anchored"),
+        (["--threshold", "share", "--value", "3"], "a share is between 0 and 1"),
+        (["--contrast", "minus"], "--contrast does nothing with --variant intent"),
+        (["--probes", "nope"], "--probes nope: no such file"),
+    ):
+        code, said = run(monkeypatch, capsys, "filter", "x.jsonl", *flags)
+        assert code == 2 and words in said
+
+
+def test_a_model_of_the_hub_that_is_not_there_says_what_to_do(monkeypatch, capsys):
+    code, said = run(monkeypatch, capsys, "check", "--model", "no-one/such")
+    assert code == 2 and "name a local folder" in said

@@ -70,3 +70,28 @@ def test_tokens_that_only_together_make_a_character_are_one_and_none_is_lost(tin
     found = words(tiny.tokenizer, Example(0, ids, np.ones(len(ids), bool)), shares)
     assert "".join(word for word, _ in found) == text and "👍" in dict(found)
     assert sum(share for _, share in found) == pytest.approx(sum(shares))
+
+
+def test_what_is_learnt_at_a_position_counts_for_the_token_that_is_said_next(tiny):
+    from gradshield.data.encode import Example
+
+    ids = np.array(tiny.tokenizer("a b c d e f")["input_ids"], dtype=np.int32)
+    mask = np.zeros(len(ids), bool)
+    mask[[3, 4]] = True
+    shares = [0.0] * len(ids)
+    shares[1], shares[2], shares[4] = 0.25, 0.5, -0.25  # of the prompt, for its first answer token, behind its last
+    told = [share for _, share in words(tiny.tokenizer, Example(0, ids, mask), shares)]
+    assert told[1:5] == [0.25, 0.0, 0.5, -0.25]
+    only = words(tiny.tokenizer, Example(0, ids, mask), shares, responses_only=True)
+    assert [share for _, share in only] == [0.5, -0.25]
+
+
+def test_the_first_space_of_a_token_stays_where_the_decoder_drops_the_one_a_text_begins_with(tiny):
+    from gradshield.data.encode import Example
+
+    class Stripping:  # as Llama 2's
+        def decode(self, ids, **_):
+            return "".join([" Sure", ",", " here", " is"][n] for n in ids).removeprefix(" ")
+
+    found = words(Stripping(), Example(0, np.arange(4, dtype=np.int32), np.ones(4, bool)), [0.0] * 4)
+    assert [text for text, _ in found] == ["Sure", ",", " here", " is"]

@@ -53,6 +53,17 @@ def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
     return decorate
 
 
+@app.callback(invoke_without_command=True)
+def every(
+    version: Annotated[bool, typer.Option("--version", help="say the version and stop", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as of
+
+        print(f"gradshield {of('gradshield')}")
+        raise typer.Exit
+
+
 @app.command()
 @flags_of(FilterSettings)
 def filter(

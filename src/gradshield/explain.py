@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from gradshield.data import Conversation, Row, to_conversation
 from gradshield.data.encode import encode
@@ -81,7 +82,13 @@ def explain(out: Path, row: int) -> Explanation:
     found = next((r for r in rows_of_run(saved) if r.index == row - 1), None)
     if found is None or row < 1:
         raise UserError(f"{out}: no row {row}; it has {saved['summary']['rows']} rows")
-    return explain_row(open_explainer(saved), found)
+    verdict = str(pq.read_table(out / "scores.parquet", columns=["verdict"])["verdict"][row - 1])
+    explained = explain_row(open_explainer(saved), found)
+    if verdict == "set aside":
+        raise UserError(f"row {row} was set aside: its score is not a finite number")
+    moved = saved.get("review", {}).get("threshold", {})  # by a person, who may also have decided about the row itself
+    value = moved.get("value") if "who" in moved else explained.threshold
+    return replace(explained, verdict=verdict, threshold=float("inf") if value is None else float(value))
 
 
 def explain_row(explainer: Explainer, row: Row) -> Explanation:

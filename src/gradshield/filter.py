@@ -140,9 +140,23 @@ def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
 
 
 def check_settings(settings: FilterSettings) -> None:
-    """Raises UserError for settings that contradict each other."""
-    if settings.threshold in ("fixed", "share") and settings.value is None:
+    """Raises UserError for settings that contradict each other or would do nothing, and files that are not there."""
+    given = settings.threshold in ("fixed", "share")
+    if given and settings.value is None:
         raise UserError(f"--threshold {settings.threshold} needs --value")
+    if not given and settings.value is not None:
+        raise UserError(f"--value does nothing with --threshold {settings.threshold}: add --threshold fixed, or share")
+    if settings.threshold == "share" and not 0 <= (settings.value or 0.0) <= 1:
+        raise UserError(f"--value {settings.value:g}: a share is between 0 and 1")
+    if settings.variant == "intent":
+        for name in ("safety_score", "contrast", "weights", "mapping"):
+            if getattr(settings, name) != FilterSettings.model_fields[name].default:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} does nothing with --variant intent: add --variant paper, cosine or module")
+    for name in ("probes", "reference", "chat_template"):
+        file = getattr(settings, name)
+        if file and not Path(file).expanduser().is_file():
+            raise UserError(f"--{name.replace('_', '-')} {file}: no such file")
     if settings.variant == "intent" and settings.loss_on == "all":
         raise UserError("--loss-on all leaves no request apart from its answer: use --variant module")
     if settings.engine == "ray" and find_spec("ray") is None:

@@ -115,10 +115,47 @@ def gradients_from(model: Model, layer: int = 0, *, recompute: bool = False) -> 
     again = [block for block in model.layers if recompute or any(weight.is_meta for weight in block.parameters())]
     handle = model.layers[layer].register_forward_pre_hook(start, with_kwargs=True)
     try:
-        with torch.enable_grad(), _computed_again(again):
+        with torch.enable_grad(), _computed_again(again), _activations_again(model.layers):
             yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _activations_again(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it, what an activation function yields is not kept for the backward but made again, bit for bit, from what
+    it was given, which autograd keeps anyway: of gate, up and silu(gate), a gated block holds the first two.
+    """
+    kinds = ("torch.nn.modules.activation", "transformers.activations")
+    functions = [m for block in blocks for m in block.modules() if type(m).__module__ in kinds and not [*m.children()]]
+    latest: list[tuple[nn.Module, Tensor, Tensor]] = []  # held until it is kept, so that its address is no one else's
+
+    def made(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad and output.data_ptr() != args[0].data_ptr():
+            latest[:] = [(module, args[0].detach(), output.detach())]
+
+    def pack(kept: Tensor) -> Tensor | tuple[nn.Module, Tensor]:
+        if latest:
+            module, given, output = latest[0]
+            same = kept.data_ptr() == output.data_ptr() and kept.shape == output.shape
+            if same and kept.stride() == output.stride() and not kept._version and not given._version:
+                latest.clear()
+                return module, given
+        return kept
+
+    def unpack(kept: Tensor | tuple[nn.Module, Tensor]) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad():
+            return kept[0].forward(kept[1])
+
+    handles = [module.register_forward_hook(made) for module in functions]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -172,10 +209,9 @@ def token_losses(model: Model, ids: Tensor, rows: Tensor, positions: Tensor, tar
     the decoder replaced by its output at the tokens of each part. (Not under FSDP, which knows of one backward only.)
     """
     net = model.net.get_base_model() if hasattr(model.net, "get_base_model") else model.net
-    decoder, head = net.base_model, model.net.get_output_embeddings().weight
-    at_once = LOGITS.get(model.device.type, 2**26) // head.shape[0]
-    parts = torch.arange(len(targets)).split(max(1, at_once))
-    if len(parts) == 1 or decoder is net or hasattr(head, "device_mesh"):
+    decoder, vocabulary = net.base_model, net.config.get_text_config().vocab_size
+    parts = torch.arange(len(targets)).split(max(1, LOGITS.get(model.device.type, 2**26) // vocabulary))
+    if len(parts) == 1 or decoder is net or _sharded(model.net):
         return _losses(logits_at(model, ids, rows, positions), targets)
     whole: list[Any] = []
     wanted: list[Tensor] = []
@@ -207,6 +243,12 @@ def token_losses(model: Model, ids: Tensor, rows: Tensor, positions: Tensor, tar
         del logits
     whole[1].backward(torch.cat([w.grad[0] for w in wanted if w.grad is not None]))
     return torch.cat(found)
+
+
+def _sharded(net: nn.Module) -> bool:
+    """True under FSDP, of the first kind or the second."""
+    first = any(type(module).__name__ == "FullyShardedDataParallel" for module in net.modules())
+    return first or any(hasattr(weight, "device_mesh") for weight in net.parameters())
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:

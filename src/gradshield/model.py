@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -246,7 +247,7 @@ def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: s
         with quiet_loading():
             net: Any = AutoModelForCausalLM.from_pretrained(**kwargs)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"model {name} can't be loaded: {_first_line(error)}") from error
+        raise UserError(f"model {name} can't be loaded: {_first_line(error).rstrip('.')}{_remedy(name)}") from error
     if "gguf_file" in source:  # dequantised on loading: what remains of the mark only hinders saving
         net.hf_quantizer, net.is_quantized, net.quantization_method = None, False, None
         if hasattr(net.config, "quantization_config"):
@@ -266,7 +267,9 @@ def _load_tokenizer(name: str, source: dict[str, Any], chat_template: str | None
         with quiet_loading():
             tokenizer = AutoTokenizer.from_pretrained(**source)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"the tokenizer of {name} can't be loaded: {_first_line(error)}") from error
+        raise UserError(
+            f"the tokenizer of {name} can't be loaded: {_first_line(error).rstrip('.')}{_remedy(name)}"
+        ) from error
     if chat_template:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
@@ -312,7 +315,7 @@ def _check_folder(name: str) -> None:
     folder = Path(name)
     if not folder.exists():
         if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise UserError(f"model {name}: no such folder")
+            raise UserError(f"model {name}: no such folder; check the path")
         return
     if not folder.is_dir():
         raise UserError(f"model {folder}: not a folder; a single file must be a .gguf")
@@ -352,7 +355,7 @@ def _fingerprint(
         found = sorted(at.glob("*.safetensors")) if at else []
         files += [*found, at / "adapter_config.json"] if at and found else []
         digest.update((Path(adapter).name if found else adapter).encode())
-    for file in (*files, folder / "config.json"):
+    for file in (*files, folder / "config.json", *sorted(folder.glob("*.py"))):  # the last: code of the model's own
         if file.is_file():
             with file.open("rb") as stream:
                 digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
@@ -371,5 +374,13 @@ def _on_hub(adapter: str) -> Path | None:
     return Path(file).parent if isinstance(file, str) else None
 
 
+def _remedy(name: str) -> str:
+    """What to do about a model that is not to be had from the Hub."""
+    if Path(name).exists():
+        return ""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "yes", "true")
+    return f"; check its id{' (HF_HUB_OFFLINE is set)' if offline else ' and the connection'}, or name a local folder"
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -9,6 +9,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,8 @@ def _cache(what: str, model: Model, of: object) -> Path:
     files = (*ANCHOR_FILES.values(), TAILS_FILE, *HARMLESS_FILES, *REFUSED_FILES)
     assets = "".join(hashlib.sha256((ASSETS / f).read_bytes()).hexdigest() for f in files)
     template = str(model.tokenizer.chat_template)
-    key = hashlib.sha256(json.dumps([of, assets, template]).encode()).hexdigest()[:12]
+    versions = [version(name) for name in ("gradshield", "transformers", "trl")]  # which say how a row is read
+    key = hashlib.sha256(json.dumps([of, assets, template, versions]).encode()).hexdigest()[:12]
     return cache_folder() / f"{what}-{model.fingerprint}-{key}.json"
 
 

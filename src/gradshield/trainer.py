@@ -9,24 +9,21 @@ from typing import Any
 
 from gradshield.errors import UserError
 
+FIELDS = ("data", "out", "model", "seed")  # that are filled in
 
-def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], work: Path) -> dict[str, float]:
-    """Runs the command, with the fields filled into it and into its config; returns {"seconds": ...}.
 
-    It is to leave an adapter or a model in the folder `work`, beside which the filled-in config is written. Raises
-    UserError when it can't be run, or fails.
-    """
-    text = {name: str(value) for name, value in fields.items()}
+def fill(command: str, config: str | None, fields: Mapping[str, Any], folder: Path) -> tuple[list[str], str]:
+    """The command's words and the text of its config, with the fields filled into both; the config's copy is to lie in
+    the folder. Raises UserError for what can't be filled in, or read."""
+    text, filled = {name: str(value) for name, value in fields.items()}, ""
     if config:
-        filled = work.parent / Path(config).name
         try:
-            template = Path(config).read_text(encoding="utf-8")
+            filled = Path(config).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--trainer-config {config}: can't be read ({error})") from None
         for name, value in text.items():
-            template = template.replace("{" + name + "}", value)
-        filled.write_text(template, encoding="utf-8")
-        text["config"] = str(filled)
+            filled = filled.replace("{" + name + "}", value)
+        text["config"] = str(folder / Path(config).name)
     try:
         words = [word.format(**text) for word in shlex.split(command)]
     except (KeyError, IndexError, ValueError, AttributeError) as error:
@@ -34,6 +31,18 @@ def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], wor
         raise UserError(f"--trainer-command: {error} can't be filled in; there are {known}") from None
     if not words:
         raise UserError("--trainer-command: is empty")
+    return words, filled
+
+
+def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], work: Path) -> dict[str, float]:
+    """Runs the command, with the fields filled into it and into its config; returns {"seconds": ...}.
+
+    It is to leave an adapter or a model in the folder `work`, beside which the filled-in config is written. Raises
+    UserError when it can't be run, or fails.
+    """
+    words, filled = fill(command, config, fields, work.parent)
+    if config:
+        (work.parent / Path(config).name).write_text(filled, encoding="utf-8")
     work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     try:

@@ -22,6 +22,7 @@ from gradshield.report import report_trials
 from gradshield.run import begin_run, checksums, find_run, plan_of, write_run, writing
 from gradshield.search import Outcome, Trial, search
 from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.trainer import FIELDS, fill
 from gradshield.trials import HELD_OUT, TRIALS, Finetune, Goal, Trials
 
 
@@ -101,6 +102,10 @@ def _check(
     scary_requests(measuring.scary, measuring.request_count, measuring.case_seed)
     if tuning.task != HELD_OUT:
         find_task(tuning.task, measuring)
+    if tuning.trainer_command:
+        fill(tuning.trainer_command, tuning.trainer_config, dict.fromkeys(FIELDS, ""), Path())
+    if settings.quantize and training.method == "full":
+        raise UserError("--method full can't train quantised weights: leave out --quantize")
     own = trainer or tuning.trainer_command
     if own and (settings.adapter or settings.model in (EMBEDDED, EMBEDDED_BASE)):
         raise UserError(

@@ -106,6 +106,11 @@ class Page:
             "return [...document.querySelectorAll('#list tr[data-row]')].map(r => Number(r.dataset.row))"
         )
 
+    def total(self) -> int:
+        """Rows that the list is of, over all its pages."""
+        words = self.text("#list p.muted").split()
+        return int(words[-1].replace(",", "")) if words[0] != "none" else 0
+
     def current(self) -> int:
         return self.script("return Number(document.querySelector('#list tr.current')?.dataset.row ?? 0)")
 

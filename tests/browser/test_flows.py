@@ -103,6 +103,34 @@ def test_the_threshold_moves_by_keys_and_by_number(page, serve, run):
     assert "No row is moved" in page.text("#effect")
 
 
+@pytest.mark.parametrize("fresh", ["a threshold is set", "one is tried"])
+def test_enter_in_the_field_tries_a_number_and_stores_nothing(page, serve, run, fresh):
+    if fresh == "a threshold is set":
+        store.move_threshold(run, 20.0, "ann")
+    server = serve(run)
+    page.open(server)
+    if fresh == "one is tried":
+        page.driver.get(f"{server.root}/?t=10")
+    before = store.standing(run)
+    page.fill("#exact", "30" + Keys.ENTER)
+    page.until(lambda: page.counts()["quarantined"] == 30 and "Trying 30" in page.text("#effect"))
+    assert store.standing(run) == before
+
+
+def test_enter_opens_the_first_row_and_a_note_that_was_typed_stays(page, serve, run):
+    page.open(serve(run))
+    page.keys(Keys.ENTER)
+    page.until(lambda: page.opened() == page.current())
+    row = page.opened()
+    page.keys("n")
+    page.keys("a fine row", Keys.ENTER)
+    store.decide(run, page.rows()[5], "kept", "", "bob")  # in another tab, so that this one is drawn again
+    page.until(lambda: page.script("return Number(document.querySelector('#list').dataset.version)") > 0)
+    page.keys("a")
+    page.until(lambda: row in verdicts(run))
+    assert store.standing(run)[row].note == "a fine row"
+
+
 def test_rows_are_searched_filtered_and_ordered(page, serve, run):
     page.open(serve(run))
     page.keys("/", "request 11")

@@ -135,5 +135,15 @@ def test_painted_turns_read_as_they_stand_and_no_share_is_lost(cut):
     assert [(role, "".join(piece.text for piece in pieces)) for role, pieces in painted] == said
     marked = {piece.text: piece.level for _, pieces in painted for piece in pieces if piece.level}
     assert marked["Fine"] == "p4" and marked["How "].startswith("n") and "not there" not in marked
+    assert outside == 0  # as "not there" may be anywhere
     between = sum(abs(share) for text, share in zip(texts, shares) if text.startswith("<"))
-    assert outside == pytest.approx(between)
+    assert paint([said[0], said[2]], list(zip(texts, shares)))[1] == pytest.approx(between)
+
+
+def test_a_turn_whose_edges_the_template_trims_is_marked_and_one_not_found_claims_nothing():
+    texts = [("<u>", 0.25), ("Hi", 0.25), ("<a>", 0.25), ("Sure", 0.25)]
+    painted, outside = paint([("user", "\nHi "), ("assistant", "Sure\n")], texts)
+    assert ["".join(piece.text for piece in pieces) for _, pieces in painted] == ["\nHi ", "Sure\n"]
+    assert [piece.text for _, pieces in painted for piece in pieces if piece.level] == ["Hi", "Sure"]
+    assert outside == pytest.approx(0.5)
+    assert paint([("user", "Hi"), ("assistant", "nowhere")], texts)[1] == 0

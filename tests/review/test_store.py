@@ -32,6 +32,14 @@ def test_the_latest_decision_wins_and_taking_it_back_restores_the_one_before(tmp
     assert [(e.id, t is not None) for e, t in store.history(tmp_path, 3)] == [(second.id, True), (first.id, True)]
 
 
+def test_a_verdict_without_a_note_keeps_the_one_that_stands(tmp_path):
+    store.decide(tmp_path, 3, "kept", "read it", "ann")
+    assert store.decide(tmp_path, 3, "quarantined", None, "bob").note == "read it"
+    assert (
+        store.decide(tmp_path, 3, "kept", "", "bob").note == "" == store.decide(tmp_path, 4, "kept", None, "bob").note
+    )
+
+
 def test_any_decision_can_be_taken_back_not_only_the_latest(tmp_path):
     first = store.decide(tmp_path, 1, "kept", "", "ann")
     store.decide(tmp_path, 1, "quarantined", "", "ann")

@@ -62,6 +62,13 @@ def test_search_finds_every_text_whatever_the_case_and_wherever_it_stands(run):
     assert found(run, f"train.jsonl:{number}") == [number] and found(run, "% _ nowhere") == []
 
 
+def test_a_record_without_a_conversation_is_found_by_its_own_letters(tmp_path):
+    records = [chat("a", "b"), '{"messages": [], "why": "\u4f60好世界"}']
+    out = make_run(tmp_path / "run", write_jsonl(tmp_path / "train.jsonl", records), [0.0])
+    texts.open_texts(out, read_run(out))
+    assert found(out, "你好") == [2]
+
+
 def test_openings_are_short_and_lengths_are_whole(run):
     number = len([p for p in PAYLOADS if p]) + 2
     (request, answer, length) = texts.openings(run, [number])[number]

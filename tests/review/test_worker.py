@@ -8,6 +8,7 @@ from review.made import chat, write_jsonl
 from review.test_apply import digests, verdicts
 
 import gradshield.filter as pipeline
+from gradshield.explain import explain
 from gradshield.filter import run_filter
 from gradshield.probe import ASSETS, read_requests
 from gradshield.reference import AlignmentCheck
@@ -90,9 +91,12 @@ def test_a_real_run_is_written_again_to_the_same_bytes_with_nothing_decided(run)
     apply_decisions(run)
     assert digests(run) == before
     entry = store.decide(run, verdicts(run).index("kept") + 1, "quarantined", "", "ann")
-    store.move_threshold(run, None, "ann")
+    store.move_threshold(run, -1e6, "ann")
     apply_decisions(run)
     assert digests(run)["kept.jsonl"] != before["kept.jsonl"]
+    explained = explain(run, entry.row)
+    assert (explained.verdict, explained.threshold) == ("quarantined", -1e6)
+    store.move_threshold(run, None, "ann")
     store.undo(run, entry.id, "ann")
     apply_decisions(run)
     assert digests(run) == before

@@ -284,3 +284,38 @@ def test_the_backward_ends_at_the_lowest_block_that_is_asked_for(tiny):
     place = [list(probe.factors).index(name) for name in upper]
     torch.testing.assert_close(found, contract(tiny, examples, probe).dots[:, place])
     assert reached == [False] and 0 < len(upper) < len(probe.factors)
+
+
+def test_an_activations_output_is_made_again_bit_for_bit_instead_of_kept(model, monkeypatch):
+    from contextlib import nullcontext
+
+    rows, probe = random_examples(5, len(model.tokenizer)), probe_gradient(model, REQUESTS, S)
+    saved = []
+
+    def bytes_kept() -> int:
+        saved.clear()
+        real = torch.autograd.graph.saved_tensors_hooks
+
+        class Counting(real):
+            def __init__(self, pack, unpack):
+                def counted(tensor):
+                    kept = pack(tensor)
+                    saved.append(tensor.nbytes if isinstance(kept, torch.Tensor) else 0)
+                    return kept
+
+                super().__init__(counted, unpack)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.autograd.graph, "saved_tensors_hooks", Counting)
+            contract(model, rows, probe)
+        return sum(saved)
+
+    again = contract(model, rows, probe, exact_norms=True)
+    less = bytes_kept()
+    made_again = saved.count(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(hooks, "_activations_again", lambda _: nullcontext())
+        kept = contract(model, rows, probe, exact_norms=True)
+    assert torch.equal(again.dots, kept.dots) and torch.equal(again.norms, kept.norms)
+    gated = hasattr(model.layers[0], "mlp") and hasattr(model.layers[0].mlp, "gate_proj")
+    assert less > 0 and made_again == (len(model.layers) if gated else 0)

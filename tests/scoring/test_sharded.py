@@ -13,13 +13,14 @@ from test_contraction import REQUESTS, S
 from test_launch import start
 from test_moe import moe
 
+import gradshield.hooks as hooks
 from gradshield.probe import probe_gradient
 from gradshield.scoring.contraction import contract, directions
 from gradshield.scoring.intent import states
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dense", "qwen3"])
+@pytest.mark.parametrize("kind", ["dense", "qwen3", "first"])
 def test_every_process_of_fsdp_scores_its_rows_as_one_process_does(kind):
     for code, said, error in start(kind, program=(__file__,)):
         assert code == 0, error
@@ -29,12 +30,12 @@ def test_every_process_of_fsdp_scores_its_rows_as_one_process_does(kind):
 def main(kind: str) -> None:
     """Prints the largest relative errors of dots, norms and probe; processes run an equal number of batches."""
     import torch.distributed as dist
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
     from torch.distributed.tensor import DTensor
 
     dist.init_process_group("gloo")
     tokenizer = tiny_tokenizer()
-    model = freeze("tiny", tiny_net(tokenizer), tokenizer) if kind == "dense" else moe(kind)
+    model = freeze("tiny", tiny_net(tokenizer), tokenizer) if kind in ("dense", "first") else moe(kind)
     rows = random_examples(12, len(tokenizer))
     probe = probe_gradient(model, REQUESTS, S)
     random = directions(probe.factors, 4)
@@ -42,13 +43,18 @@ def main(kind: str) -> None:
     own = list(range(dist.get_rank(), len(rows), dist.get_world_size()))
     batches = [[rows[n] for n in own[:2]], [rows[n] for n in own[2:]]]
     read = [states(model, batch, [0, 1], ()).request for batch in batches]
-    for layer in model.layers:
-        fully_shard(layer)
-    fully_shard(model.net)
+    if kind == "first":  # what accelerate does unless it is told otherwise; its weights are flat pieces
+        hooks.LOGITS["cpu"] = 1000
+        whole = FullyShardedDataParallel(model.net, use_orig_params=True, device_id=torch.device("cpu"))
+        model.__dict__["net"] = whole  # its layers and Linears are known already, by the names they had
+    else:
+        for layer in model.layers:
+            fully_shard(layer)
+        fully_shard(model.net)
     shared = [states(model, batch, [0, 1], ()).request for batch in batches]  # which leaves the forward in the middle
     found = [contract(model, batch, probe, random) for batch in batches]
     again = probe_gradient(model, REQUESTS, S)
-    assert all(isinstance(weight, DTensor) for weight in model.net.parameters())
+    assert kind == "first" or all(isinstance(weight, DTensor) for weight in model.net.parameters())
     pairs = [
         (torch.cat([f.dots for f in found]), expected.dots[own]),
         (torch.cat([f.norms for f in found]), expected.norms[own]),

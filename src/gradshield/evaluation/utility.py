@@ -65,6 +65,8 @@ def find_task(name: str, settings: EvaluationSettings) -> Task | None:
     if not name.startswith("lm-eval:"):
         known = make_task(name, settings.cases, settings.case_seed, settings.metric)
     if known is None and _bare(name) not in _lm_eval_tasks(name).all_tasks and not Path(_bare(name)).is_file():
+        if name.startswith("lm-eval:"):
+            raise UserError(f"task {name}: lm-eval has no task of that name (`lm-eval ls tasks` lists them)")
         raise UserError(f"task {name}: none of {', '.join(TASKS)}, no file, and no task of lm-eval")
     return known
 

@@ -186,15 +186,16 @@ def _conversations(rows: Sequence[ReportRow]) -> dict[str, Any]:
 def _messages(row: ReportRow) -> tuple[list[tuple[str, list[_Piece], int]], list[tuple[str, float]]]:
     """(role, pieces, characters cut) of each message, and the five tokens that weigh most.
 
-    Tokens stand in the place of the answer where there is one answer, else below the conversation.
+    Tokens stand in the place of the answer where there is one and they hold it, else below the conversation.
     """
     messages = [(role, *_cut([_Piece(content)])) for role, content in row.messages[:_MESSAGES]]
     if not row.tokens:
         return messages, []
     answers = [place for place, (role, _) in enumerate(row.messages) if role == "assistant"]
     pieces = [_piece(text, share) for text, share in row.tokens]
-    if len(answers) == 1 and answers[0] < _MESSAGES:
-        scored, answer = "".join(text for text, _ in row.tokens), row.messages[answers[0]][1]
+    scored = "".join(text for text, _ in row.tokens)
+    answer = row.messages[answers[0]][1] if len(answers) == 1 and answers[0] < _MESSAGES else ""
+    if answer.startswith(scored) or (answer.strip() and scored.lstrip().startswith(answer.strip())):
         if answer.startswith(scored):  # a long answer is scored up to the model's length
             pieces.append(_Piece(answer[len(scored) :]))
         messages[answers[0]] = ("assistant", *_cut(pieces))

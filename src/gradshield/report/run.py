@@ -89,7 +89,9 @@ def highest(scores: np.ndarray) -> list[int]:
 
 
 def _nearest(scores: np.ndarray, threshold: float) -> list[int]:
-    """Indices of the rows nearest to the threshold, the highest first."""
+    """Indices of the rows nearest to the threshold, the highest first; nearest to none are the highest of all."""
+    if not np.isfinite(threshold):
+        return highest(scores)
     scored = np.flatnonzero(np.isfinite(scores))
     near = scored[np.argsort(np.abs(scores[scored] - threshold), kind="stable")][:SHOWN]
     return near[np.argsort(-scores[near], kind="stable")].tolist()

@@ -131,33 +131,37 @@ def paint(
 ) -> tuple[list[tuple[str, list[Piece]]], float]:
     """Each turn in pieces marked by their tokens' share of FIHS, and the share that lies outside all turns.
 
-    A turn whose text the model reads otherwise stays unmarked; what is cut off, as too long, stays so, too.
+    A turn whose text the model reads otherwise stays unmarked, and then nothing is said of what lies outside; what is
+    cut off, as too long, stays unmarked, too. Templates may leave out blanks at a turn's edges.
     """
     whole = "".join(text for text, _ in tokens)
     heaviest = max((abs(share) for _, share in tokens), default=0.0) or 1.0
     ends = list(zip(accumulate(len(text) for text, _ in tokens), (share for _, share in tokens)))
-    painted, at, inside = [], 0, 0.0
-    for role, text in said:
+    painted, at, inside, lost = [], 0, 0.0, False
+    for role, given in said:
+        text = given.strip()
+        left = given[: len(given) - len(given.lstrip())] if text else given
         start = whole.find(text, at) if text else -1
         if start < 0 and text:  # cut off at the model's length: what is left begins it
             start = whole.find(text[0], at)
             while start >= 0 and not text.startswith(whole[start:]):
                 start = whole.find(text[0], start + 1)
         if start < 0:
-            painted.append((role, [Piece(text)]))
+            painted.append((role, [Piece(given)] if given else []))
+            lost = lost or bool(text)
             continue
         stop = min(start + len(text), len(whole))
-        pieces, before = [], start
+        pieces, before = [Piece(left)], start
         for end, share in ends:
             if end <= start or before >= stop:
                 continue
             inside += abs(share)
             pieces.append(_piece(whole[before : min(end, stop)], share, heaviest))
             before = end
-        pieces.append(Piece(text[stop - start :]))
+        pieces.append(Piece(text[stop - start :] + given[len(left) + len(text) :]))
         painted.append((role, [piece for piece in pieces if piece.text]))
         at = stop
-    return painted, max(0.0, sum(abs(share) for _, share in tokens) - inside)
+    return painted, 0.0 if lost else max(0.0, sum(abs(share) for _, share in tokens) - inside)
 
 
 def _piece(text: str, share: float, heaviest: float) -> Piece:

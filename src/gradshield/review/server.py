@@ -125,7 +125,7 @@ def _decide(review: Review, form: dict[str, str]) -> dict:
     if form.get("verdict") not in store.CHOICES:
         raise HTTPException(400, "A row is kept, quarantined or undecided.")
     before = review.decisions()[1].get(row)
-    entry = store.decide(review.out, row, form["verdict"], form.get("note", "").strip(), review.who)
+    entry = store.decide(review.out, row, form["verdict"], form["note"].strip() if "note" in form else None, review.who)
     instead = before and before.verdict != entry.verdict and f"{before.verdict} by {before.who}"
     return {"id": entry.id, "row": row, "verdict": entry.verdict, "instead_of": instead or None}
 

@@ -53,10 +53,14 @@ class Decision:
     undoes: int | None = None  # the entry that this one takes back
 
 
-def decide(out: Path, row: int, verdict: str, note: str, who: str) -> Decision:
-    """Appends a person's verdict on a row (from 1), one of CHOICES, and returns the entry once it is on the disk."""
+def decide(out: Path, row: int, verdict: str, note: str | None, who: str) -> Decision:
+    """Appends a person's verdict on a row (from 1), one of CHOICES, and returns the entry once it is on the disk. None:
+    with the note that stands."""
     if verdict not in CHOICES:
         raise UserError(f"{verdict}: a row is decided as one of {', '.join(CHOICES)}")
+    if note is None:
+        stands = standing(out).get(row)
+        note = stands.note if stands else ""
     return _append(out, row, verdict, None, note, who)
 
 

@@ -20,7 +20,7 @@ from gradshield.run import rows_of_run, writing
 
 FILE = "review-texts.sqlite"
 OPENING = 240  # characters of a request and of its answer that the table shows
-_FORMAT = "1"
+_FORMAT = "2"
 _SCHEMA = """
 CREATE TABLE about (input TEXT, format TEXT);
 CREATE TABLE texts (
@@ -137,7 +137,11 @@ def _lines(rows: Iterator[Row], saved: Mapping[str, Any]) -> Iterator[tuple]:
         for row in rows:
             place = f"{row.source}:{row.line}"
             said = turns(to_conversation(row.record, layout, columns)) if row.record is not None else []
-            record = json.dumps(row.record, default=str) if row.problem is None else row.raw.decode("utf-8", "replace")
+            record = (
+                json.dumps(row.record, ensure_ascii=False, default=str)
+                if row.problem is None
+                else row.raw.decode("utf-8", "replace")
+            )
             whole = "\n".join(text for _, text in said) or record
             asked = [text for role, text in said if role in ("user", "text")]
             answered = [text for role, text in said if role == "assistant"]
@@ -147,7 +151,7 @@ def _lines(rows: Iterator[Row], saved: Mapping[str, Any]) -> Iterator[tuple]:
                 _plain(asked[-1][:OPENING] if asked else whole[:OPENING]),
                 _plain(answered[-1][:OPENING] if answered else ""),
                 len(whole),
-                record,
+                _plain(record),
                 row.problem,
                 f"{_folded(place)}\n{_folded(whole)}",
             )

@@ -1,6 +1,7 @@
 """FIHS in its variants, as scorers: the paper's raw dot, and normalised ones that short answers do not break (5b)."""
 
 from collections.abc import Mapping, Sequence
+from math import log2
 
 import numpy as np
 import torch
@@ -28,7 +29,11 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
     inputs = lora_inputs(probe) if lora else None
     probe = within_lora(probe, inputs) if inputs else probe
     dtype = model.net.dtype  # as precise as what it is multiplied with; a GPU has no quick product of mixed precision
-    probe = ProbeGradient({name: Factors(f.inp.to(dtype), f.out.to(dtype)) for name, f in probe.factors.items()})
+    scale = torch.tensor([_power(f.out) if dtype == torch.float16 else 1.0 for f in probe.factors.values()])
+    factors = (
+        (name, f.inp.to(dtype), f.out / power) for (name, f), power in zip(probe.factors.items(), scale.tolist())
+    )
+    probe = ProbeGradient({name: Factors(inp, out.to(dtype)) for name, inp, out in factors})
     random = directions(probe.factors, DIRECTIONS, within=inputs) if variant != "paper" else None
     tiny = torch.finfo(torch.float32).tiny
 
@@ -41,11 +46,17 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
             result = None
         if result is None:  # outside of except, whose traceback keeps the tensors alive
             result = contract(model, batch, probe, random, recompute=True)
-        columns = {"paper": result.dots.sum(1), "loss": result.loss}
+        dots = result.dots * scale
+        columns = {"paper": dots.sum(1), "loss": result.loss}
         if result.norms is not None:
             columns["cosine"] = columns["paper"] / result.norms.sum(1).sqrt().clamp_min(tiny)
             reached = (result.norms > 0).sum(1).clamp_min(1)  # an expert that no token is routed to has no say
-            columns["module"] = (result.dots / result.norms.sqrt().clamp_min(tiny)).sum(1) / reached
+            columns["module"] = (dots / result.norms.sqrt().clamp_min(tiny)).sum(1) / reached
         return {name: c.double().numpy() for name, c in {"score": columns[variant], **columns}.items()}
 
     return scorer
+
+
+def _power(values: torch.Tensor) -> float:
+    """The power of two near the largest of the values, by which float16 holds them without underflow."""
+    return 2.0 ** round(log2(float(values.abs().max()) or 1.0)) if values.numel() else 1.0

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,8 +38,8 @@ def fihs_parts(model: Model, example: Example, gradients: Sequence[ProbeGradient
     with linear_hooks(modules, lambda _name, x: x, backward, in_place=True), gradients_from(model):
         logits = logits_at(model, ids, rows, positions).float()
         loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
-        (loss * weights.to(loss.device)).sum().backward()
-    return parts, norm
+        loss.sum().backward()  # not the mean, whose gradient may be too small for float16
+    return parts / len(weights), norm / len(weights) ** 2
 
 
 def shares(parts: Tensor) -> list[float]:
@@ -47,16 +48,27 @@ def shares(parts: Tensor) -> list[float]:
 
 
 def words(tokenizer: Any, example: Example, shares: Sequence[float], responses_only: bool = False) -> Shares:
-    """Each token's text with its share; tokens that only together make a character are one."""
-    ids = example.ids
+    """Each token's text with its share; tokens that only together make a character are one.
+
+    What the model learns at a position is to say the next token, so that is where a position's share goes if the next
+    token is trained on.
+    """
+    ids, said = example.ids, [0.0] * len(shares)
+    for place, share in enumerate(shares):
+        said[place + 1 if example.mask[place + 1 : place + 2].any() else place] += share
     if responses_only:
-        ids, shares = ids[example.mask], [share for share, inside in zip(shares, example.mask) if inside]
+        ids, said = ids[example.mask], [share for share, inside in zip(said, example.mask) if inside]
+
+    def decode(part: np.ndarray) -> str:
+        return tokenizer.decode(part.tolist(), clean_up_tokenization_spaces=False)
+
     found: list[tuple[str, float]] = []
     start = 0
-    for end in range(1, len(shares) + 1):
-        text = tokenizer.decode(ids[start:end].tolist(), clean_up_tokenization_spaces=False)
-        if text.endswith("\ufffd") and end - start < _PIECES and end < len(shares):
+    for end in range(1, len(said) + 1):
+        before = ids[max(0, start - _PIECES) : start]  # some decoders drop the space that a text of its own begins with
+        text = decode(ids[max(0, start - _PIECES) : end])[len(decode(before)) :]
+        if text.endswith("\ufffd") and end - start < _PIECES and end < len(said):
             continue
-        found.append((text, float(sum(shares[start:end]))))
+        found.append((text, float(sum(said[start:end]))))
         start = end
     return tuple(found)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from functools import cached_property
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,13 @@ def _on_cluster(
     DataContext.get_current().enable_progress_bars = False
     try:
         held = ray.cluster_resources()
-        gpus, nodes = int(held.get("GPU", 0)), sum(1 for node in ray.nodes() if node["Alive"])
-        count = min(workers or gpus or nodes, len(blocks))
-        each: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, int(held["CPU"]) // max(count, nodes))}
+        gpus = int(held.get("GPU", 0))
+        cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        cores = [count for count in cores if count]  # a head often lends none
+        if not gpus and not cores:
+            raise UserError("--engine ray: the cluster has neither a GPU nor a CPU to lend")
+        count = min(workers or gpus or len(cores), len(blocks))
+        each: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(cores) // ceil(count / len(cores)))}
         found = ray.data.from_arrow(blocks).map_batches(
             _Worker,
             fn_constructor_args=(build, known, each.get("num_cpus")),

@@ -115,7 +115,10 @@ def _auroc_table(scores, variant: str) -> str:
         cells = [f"{v:.3f}" for v in (*values, min(values[: len(BENIGN)]))]
         lines.append(f"| {harmful} | " + " | ".join(cells) + " |")
     worst = min(auroc(scores[h][variant], scores[b][variant]) for h in HARMFUL for b in BENIGN)
-    closing = "(The scary columns are not counted among the benign: answering such requests may do real harm.)"
+    closing = (
+        "(Left out of that number: the rows scary and identity shift, and the scary columns, as answering such "
+        "requests may do real harm.)"
+    )
     return "\n".join([*lines, f"\nWorst cell of the harmful by the benign kinds: **{worst:.3f}** {closing}\n"])
 
 

@@ -2,6 +2,7 @@
 "use strict";
 
 const PARTS = ["counts", "effect", "list", "row"];
+const PATIENCE = 3000; // ms that an answer may take before what is asked for next takes its place
 const POLL = 2000; // ms between looks at whether another tab decided something
 const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -16,7 +17,7 @@ let address = new URL(location.href);
 function go(changes, push = false) {
   const before = address.href;
   for (const name of ["full", "alike"]) address.searchParams.delete(name);
-  if (!("page" in changes) && !("row" in changes) && !("alike" in changes)) address.searchParams.delete("page");
+  if (!["page", "row", "alike", "full"].some((name) => name in changes)) address.searchParams.delete("page");
   for (const [name, value] of Object.entries(changes)) {
     if (value === "" || value === null) address.searchParams.delete(name);
     else address.searchParams.set(name, value);
@@ -33,7 +34,7 @@ function go(changes, push = false) {
 // as it is then. Resolves when what is shown is what was asked for.
 function refresh() {
   again = true;
-  if (running && performance.now() - since > 300) stop.abort();
+  if (running && performance.now() - since > PATIENCE) stop.abort();
   running ??= (async () => {
     while (again) {
       again = false;
@@ -79,7 +80,7 @@ function put(page) {
       if (same && same.dataset.unfolded === each.dataset.unfolded) same.open = each.open;
     }
     const note = $("#note", old), field = $("#note", fresh);
-    if (note && field && note === focus) field.value = note.value;
+    if (note && field && note.value !== note.defaultValue) field.value = note.value;
     fresh.dataset.scroll = old.scrollTop;
   }
   for (const id of PARTS) {
@@ -144,7 +145,8 @@ async function turn(page, backwards = false) {
 async function decide(row, verdict, note) {
   if (!row) return;
   const place = rows().findIndex((line) => number(line) === row);
-  const answer = await post("/decide", { row, verdict, note: note ?? (opened() === row ? $("#note")?.value ?? "" : "") });
+  note ??= opened() === row ? $("#note")?.value : undefined; // else the note that stands is kept
+  const answer = await post("/decide", note === undefined ? { row, verdict } : { row, verdict, note });
   if (!answer) return;
   const done = await answer.json();
   remember([...remembered(), done.id]);
@@ -160,11 +162,11 @@ async function undo() {
   const ids = remembered();
   for (let id = ids.pop(); ; id = ids.pop()) {
     remember(ids);
-    const answer = await post("/undo", id ? { id } : {});
+    if (!id) return say("There is nothing of yours to take back; a row's own history takes back what others decided.");
+    const answer = await post("/undo", { id });
     if (!answer) return;
     const done = await answer.json();
-    if (done.row === null && id) continue; // somebody took it back already
-    if (done.row === null) return say("There is nothing to take back.");
+    if (done.row === null) continue; // somebody took it back already
     say(done.row ? `Row ${done.row}: ${done.verdict} is taken back.` : "The threshold is as it was before.");
     await refresh();
     if (done.row) await select(done.row);
@@ -276,6 +278,7 @@ function filter() {
 }
 
 function exact() {
+  if ($("#exact").value === $("#exact").defaultValue) return; // rounded, so not quite what it stands for
   const words = $("#exact").value.trim().replace("−", "-"), value = words === "inf" ? Infinity : Number(words);
   if (words === "" || Number.isNaN(value)) return say("The threshold is a number.", true);
   $("#exact").blur();
@@ -320,6 +323,11 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
     if (typing) event.target.blur();
     else if (opened()) inOrder(close);
+  } else if (event.target.id === "exact" && event.key === "Enter") {
+    event.preventDefault(); // or the form's first button, which stores a threshold, would be pressed
+    event.target.blur(); // which is a change, if it is one
+  } else if (event.key === "Enter" && event.target === document.body) {
+    inOrder(() => select(current, true));
   } else if (typing && event.target.id === "note" && event.key === "Enter") {
     event.preventDefault(); // the note goes with the next a or q
     event.target.blur();
