@@ -109,7 +109,7 @@ def test_a_probes_file_that_changed_since_is_said(tiny_folder, train, tmp_path):
 
 
 def test_what_is_wrong_is_said_before_anything_is_scored_or_written(tiny_folder, train, tmp_path):
-    missing = {"threshold": "anchored", "reference": str(tmp_path / "none.jsonl")}
+    missing = {"threshold": "anchored", "value": None, "reference": str(tmp_path / "none.jsonl")}
     for more, words in (({"value": 7}, "--value 7"), (missing, "none.jsonl")):
         with pytest.raises(UserError, match=words):
             run_filter(str(train), tmp_path / "run", settings(tiny_folder, **more))
