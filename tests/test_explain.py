@@ -1,5 +1,7 @@
 """What an explanation says is exact: the parts sum up to FIHS, the cosines are those of the dense gradients."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -89,9 +91,22 @@ def test_what_is_learnt_at_a_position_counts_for_the_token_that_is_said_next(tin
 def test_the_first_space_of_a_token_stays_where_the_decoder_drops_the_one_a_text_begins_with(tiny):
     from gradshield.data.encode import Example
 
+    class WholeRuns:  # as byte fallback: all of a run of bytes is unreadable when a part of it is
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def decode(self, ids, **more):
+            said = self.tokenizer.decode(ids, **more)
+            bad = said.strip("\ufffd") != said and "\ufffd"
+            return re.sub(r"[^\x00-\x7f]", bad, said) if bad else said
+
     class Stripping:  # as Llama 2's
         def decode(self, ids, **_):
             return "".join([" Sure", ",", " here", " is"][n] for n in ids).removeprefix(" ")
 
+    text = "Hi 😀😁😂🤣é Hi"
+    ids = np.array(tiny.tokenizer(text)["input_ids"], dtype=np.int32)
+    found = words(WholeRuns(tiny.tokenizer), Example(0, ids, np.ones(len(ids), bool)), [0.0] * len(ids))
+    assert "".join(word for word, _ in found) == text
     found = words(Stripping(), Example(0, np.arange(4, dtype=np.int32), np.ones(4, bool)), [0.0] * 4)
     assert [text for text, _ in found] == ["Sure", ",", " here", " is"]

@@ -153,9 +153,9 @@ def check_settings(settings: FilterSettings) -> None:
             if getattr(settings, name) != FilterSettings.model_fields[name].default:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} does nothing with --variant intent: add --variant paper, cosine or module")
-    for name in ("probes", "reference", "chat_template"):
+    for name in ("probes", "chat_template"):
         file = getattr(settings, name)
-        if file and not Path(file).expanduser().is_file():
+        if file and (not Path(file).expanduser().exists() or Path(file).expanduser().is_dir()):
             raise UserError(f"--{name.replace('_', '-')} {file}: no such file")
     if settings.variant == "intent" and settings.loss_on == "all":
         raise UserError("--loss-on all leaves no request apart from its answer: use --variant module")

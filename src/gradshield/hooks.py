@@ -141,7 +141,7 @@ def _activations_again(blocks: Sequence[nn.Module]) -> Iterator[None]:
             if same and kept.stride() == output.stride() and not kept._version and not given._version:
                 latest.clear()
                 return module, given
-        return kept
+        return kept.detach()  # or what an operation keeps of its own result would hold its graph when a pass fails
 
     def unpack(kept: Tensor | tuple[nn.Module, Tensor]) -> Tensor:
         if isinstance(kept, Tensor):

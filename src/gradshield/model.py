@@ -355,7 +355,8 @@ def _fingerprint(
         found = sorted(at.glob("*.safetensors")) if at else []
         files += [*found, at / "adapter_config.json"] if at and found else []
         digest.update((Path(adapter).name if found else adapter).encode())
-    for file in (*files, folder / "config.json", *sorted(folder.glob("*.py"))):  # the last: code of the model's own
+    code = sorted(folder.glob("*.py")) if source.get("trust_remote_code") else []
+    for file in (*files, folder / "config.json", *code):
         if file.is_file():
             with file.open("rb") as stream:
                 digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())

@@ -246,6 +246,8 @@ class Trials:
         leave no model that can be loaded."""
         if self.trainer:
             made = self.trainer(examples, work)
+            if isinstance(made, str | os.PathLike) and not Path(made).is_dir():
+                raise UserError(f"the trainer says that its model is in {made}, which is no folder")
             if isinstance(made, str | os.PathLike) and Path(made).resolve() != work.resolve():
                 shutil.copytree(made, work, dirs_exist_ok=True)
             figures = made if isinstance(made, Mapping) else {}

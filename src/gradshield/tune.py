@@ -58,7 +58,7 @@ def run_tune(
         plan |= {name: part.model_dump(mode="json") for name, part in parts.items()}
         named = (settings.probes, settings.reference, settings.chat_template, tuning.task, tuning.trainer_config)
         plan["file"] = checksums(*named, measuring.requests, measuring.scary)
-        finished = find_run(out, plan, _may_change(out))
+        finished = find_run(out, plan, _may_change(out, tuning))
         if finished:
             return finished
         begin_run(out, plan)
@@ -73,14 +73,15 @@ def run_tune(
     return together(lead, lambda *order: finetune(loaded(), *order), cpu=settings.device == "cpu") or {}
 
 
-def _may_change(out: Path) -> set[str]:
+def _may_change(out: Path, tuning: TuneSettings) -> set[str]:
     """Settings that the same run may be called again with: what nothing done so far has followed from. Each trial's
     line names its judge, so that may be another from one to the next."""
     free = {"judge", "judge_model"}
     if not (out / TRIALS).exists():
-        free |= {"max_asr", "max_asr_rise", "min_utility", "utility_drop"}
+        free |= {"max_asr", "max_asr_rise", "min_utility", "utility_drop", "trainer_command", "trainer_config"}
+        free |= {str(tuning.trainer_config)}  # the file, whose bytes count as well
     if not (out / "base.json").exists():
-        free |= {"task"}
+        free |= {"task", tuning.task}
     return free
 
 

@@ -122,6 +122,9 @@ def test_held_out_rows_come_in_any_layout(tiny_folder, tmp_path, monkeypatch):
     piped = run_evaluation(tmp_path / "pipe", EvaluationSettings(), FilterSettings(model=tiny_folder), rows="-")
     assert piped["utility"]["value"] == summary["utility"]["value"]
     of = RowSettings(model=tiny_folder, columns={"prompt": "output", "response": "instruction"})
+    (tmp_path / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n')
+    with pytest.raises(UserError, match="another settings"):
+        run_evaluation(tmp_path / "run", EvaluationSettings(), of, task=str(tmp_path / "task.jsonl"))
     other = run_evaluation(tmp_path / "other", EvaluationSettings(), of, rows=str(rows))
     assert other["utility"]["value"] != summary["utility"]["value"]
     rows.write_text('{"instruction": "Say a", "output": "a"}\n')

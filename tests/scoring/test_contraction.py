@@ -1,5 +1,8 @@
 """The contraction is held to per-example autograd, and does not depend on batch, padding or order."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -319,3 +322,25 @@ def test_an_activations_output_is_made_again_bit_for_bit_instead_of_kept(model, 
     assert torch.equal(again.dots, kept.dots) and torch.equal(again.norms, kept.norms)
     gated = hasattr(model.layers[0], "mlp") and hasattr(model.layers[0].mlp, "gate_proj")
     assert less > 0 and made_again == (len(model.layers) if gated else 0)
+
+
+def test_a_pass_that_fails_keeps_nothing(model):
+    """Memory ends in the midst of a pass, and the batch is halved: what the first try made must be gone by then."""
+    made = []
+
+    def ends(_module, _args, output):
+        made.append(weakref.ref(output[0] if isinstance(output, tuple) else output))
+        if len(made) == 2:
+            raise RuntimeError("out of memory")
+
+    probe = probe_gradient(model, REQUESTS, S)
+    handles = [layer.register_forward_hook(ends) for layer in model.layers]
+    try:
+        contract(model, random_examples(4, len(model.tokenizer)), probe)
+    except RuntimeError as error:
+        assert "out of memory" in str(error)
+    finally:
+        for handle in handles:
+            handle.remove()
+    gc.collect()
+    assert len(made) == 2 and made[0]() is None

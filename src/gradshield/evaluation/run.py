@@ -108,7 +108,7 @@ def _plan(
     asked: dict[str, Any] = {"task": task} if task else {}
     if source:
         reading = RowSettings.model_fields.keys() - ModelSettings.model_fields.keys()
-        asked = {"rows": source.path} | of.model_dump(mode="json", include=set(reading))
+        asked = {"task": source.path} | of.model_dump(mode="json", include=set(reading))
     return {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "settings": settings.model_dump(mode="json") | asked,

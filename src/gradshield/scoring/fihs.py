@@ -1,7 +1,7 @@
 """FIHS in its variants, as scorers: the paper's raw dot, and normalised ones that short answers do not break (5b)."""
 
 from collections.abc import Mapping, Sequence
-from math import log2
+from math import inf, log2
 
 import numpy as np
 import torch
@@ -59,4 +59,5 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
 
 def _power(values: torch.Tensor) -> float:
     """The power of two near the largest of the values, by which float16 holds them without underflow."""
-    return 2.0 ** round(log2(float(values.abs().max()) or 1.0)) if values.numel() else 1.0
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    return 2.0 ** round(log2(largest)) if 0 < largest < inf else 1.0

@@ -63,12 +63,12 @@ def words(tokenizer: Any, example: Example, shares: Sequence[float], responses_o
         return tokenizer.decode(part.tolist(), clean_up_tokenization_spaces=False)
 
     found: list[tuple[str, float]] = []
-    start = 0
+    previous = start = 0
     for end in range(1, len(said) + 1):
-        before = ids[max(0, start - _PIECES) : start]  # some decoders drop the space that a text of its own begins with
-        text = decode(ids[max(0, start - _PIECES) : end])[len(decode(before)) :]
+        # Behind what comes before it, as some decoders drop the space that a text of its own begins with.
+        text = decode(ids[previous:end])[len(decode(ids[previous:start])) :]
         if text.endswith("\ufffd") and end - start < _PIECES and end < len(said):
             continue
         found.append((text, float(sum(said[start:end]))))
-        start = end
+        previous, start = start, end
     return tuple(found)
