@@ -155,8 +155,8 @@ HEAD = """# What scoring costs
 
 Made by `make bench` (`python -m benchmarks report` makes it again from `docs/results/performance/*.jsonl`); not to be
 edited. Ratios, not seconds: the unit is one forward pass without gradients over the same rows, with logits at response
-tokens only, timed right before or after each method; the median of the repeats is given, and their range. An exponent well
-below 1 means that what does not grow still outweighs what does.
+tokens only, timed right before or after each method; the median of the repeats is given, and their range. An exponent
+well below 1 means that what does not grow still outweighs what does.
 
 ![time, memory and growth]({picture})
 """
