@@ -7,13 +7,15 @@ import time
 import pytest
 import yaml
 from test_filter import refusing, train  # noqa: F401  (fixtures)
-from test_tune import MEASURING, answer_with, lines_of, tune
+from test_tune import MEASURING, TRAINING, answer_with, lines_of, tune
 
 import gradshield.trials as work
 import gradshield.tune as room
 from gradshield.errors import UserError
 from gradshield.evaluation.evaluate import JudgeFailed
 from gradshield.evaluation.safety import SafetyReport
+from gradshield.finetune import finetune
+from gradshield.model import load_model
 
 
 def test_a_torn_last_line_of_the_trials_is_measured_again(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
@@ -101,6 +103,31 @@ def test_goals_may_change_until_a_trial_was_held_to_them(tiny_folder, train, tmp
     assert tune(train, tmp_path / "run", tiny_folder, max_asr=0.7)["goal"]["max_asr"] == 0.7
     with pytest.raises(UserError, match="another tune"):
         tune(train, tmp_path / "run", tiny_folder, max_asr=0.8)
+
+
+def test_a_trainer_may_be_mended_until_it_has_trained(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+    from conftest import random_examples
+
+    model = load_model(tiny_folder)
+    finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "adapter", TRAINING)
+    answer_with(monkeypatch, 0.0)
+    with pytest.raises(UserError, match="neither an adapter"):
+        tune(train, tmp_path / "run", tiny_folder, trainer_command="true")
+    answers = iter([0.1])
+    report = SafetyReport(0.1, (0.0, 1.0), ("request",), ("answer",), (False,))
+
+    def evaluate(*_):
+        if next(answers, None):
+            raise JudgeFailed("judge x: no answer", report)
+        return report
+
+    monkeypatch.setattr(work, "evaluate_safety", evaluate)
+    copying = f"cp -r {tmp_path}/adapter/. {{out}}"
+    with pytest.raises(UserError, match="no answer"):  # trained, and not measured
+        tune(train, tmp_path / "run", tiny_folder, trainer_command=copying)
+    with pytest.raises(UserError, match="another tune"):
+        tune(train, tmp_path / "run", tiny_folder, trainer_command="true")
+    assert tune(train, tmp_path / "run", tiny_folder, trainer_command=copying)["accepted"] == 1
 
 
 def test_a_stream_is_read_once_and_goals_are_not_missed_by_rounding(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811

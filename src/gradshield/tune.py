@@ -78,8 +78,9 @@ def _may_change(out: Path, tuning: TuneSettings) -> set[str]:
     line names its judge, so that may be another from one to the next."""
     free = {"judge", "judge_model"}
     if not (out / TRIALS).exists():
-        free |= {"max_asr", "max_asr_rise", "min_utility", "utility_drop", "trainer_command", "trainer_config"}
-        free |= {str(tuning.trainer_config)}  # the file, whose bytes count as well
+        free |= {"max_asr", "max_asr_rise", "min_utility", "utility_drop"}
+    if not any((out / "trials").glob("*/figures.json")):  # nothing is trained
+        free |= {"trainer_command", "trainer_config", str(tuning.trainer_config)}  # the last: the file, by its bytes
     if not (out / "base.json").exists():
         free |= {"task", tuning.task}
     return free
