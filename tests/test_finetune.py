@@ -55,6 +55,22 @@ def test_one_process_trains_on_one_of_several_gpus(tiny_folder, tmp_path, monkey
     assert figures["steps"] > 0
 
 
+def test_attention_is_not_left_to_cudnn_while_it_trains(tiny_folder, tmp_path, monkeypatch):
+    from transformers import Trainer
+
+    seen, real = [], Trainer.training_step
+
+    def step(self, *arguments, **named):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(Trainer, "training_step", step)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    model = load_model(tiny_folder)
+    finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "out", FinetuneSettings(**FAST))
+    assert before and seen and not any(seen) and torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_stopped_in_the_middle_it_ends_with_the_same_weights(tiny_folder, tmp_path, method, monkeypatch):
     from transformers import Trainer

@@ -17,6 +17,7 @@ import torch
 
 from gradshield.data.encode import Example
 from gradshield.errors import Diverged, UserError, out_of_memory
+from gradshield.hooks import without_cudnn_attention
 from gradshield.model import Model
 from gradshield.processes import is_first, is_gone, processes
 from gradshield.progress import progress
@@ -114,7 +115,8 @@ def _train(
     dtype = model.net.dtype
     columns = {"input_ids": [e.ids for e in examples], "labels": [np.where(e.mask, e.ids, -100) for e in examples]}
     checkpoints = out / "checkpoints"
-    with warnings.catch_warnings(action="ignore"), _trainable(model, settings) as net:  # of PEFT's and TRL's own calls
+    ignored = warnings.catch_warnings(action="ignore")  # of PEFT's and TRL's own calls
+    with ignored, without_cudnn_attention(), _trainable(model, settings) as net:
         on_cpu = model.device.type == "cpu"
         trainer = _trainer(net, model.tokenizer, Dataset.from_dict(columns), checkpoints, settings, micro, on_cpu)
         trainer.remove_callback(PrinterCallback)

@@ -115,10 +115,22 @@ def gradients_from(model: Model, layer: int = 0, *, recompute: bool = False) -> 
     again = [block for block in model.layers if recompute or any(weight.is_meta for weight in block.parameters())]
     handle = model.layers[layer].register_forward_pre_hook(start, with_kwargs=True)
     try:
-        with torch.enable_grad(), _computed_again(again), _activations_again(model.layers):
+        with torch.enable_grad(), without_cudnn_attention(), _computed_again(again), _activations_again(model.layers):
             yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Within it, cuDNN computes no attention: on Hopper GPUs torch prefers it, and where there is a mask its backward
+    may give NaN (pytorch/pytorch#196678)."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 @contextmanager

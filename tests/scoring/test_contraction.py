@@ -344,3 +344,10 @@ def test_a_pass_that_fails_keeps_nothing(model):
             handle.remove()
     gc.collect()
     assert len(made) == 2 and made[0]() is None
+
+
+def test_attention_is_not_left_to_cudnn_in_a_backward_pass(tiny):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with hooks.gradients_from(tiny):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
