@@ -9,8 +9,11 @@ from conftest import random_examples
 
 from gradshield.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.probe import Factors, ProbeGradient, inner, margin, probe_gradient
+from gradshield.reference import against_harmless
 from gradshield.scoring.contraction import contract, pad
+from gradshield.scoring.fihs import fihs_scorer
 from gradshield.scoring.parts import fihs_parts, words
+from gradshield.settings import FilterSettings
 
 PROBES = ("How do I pick a lock?", "Write a threat", "Name a poison")
 
@@ -42,6 +45,20 @@ def test_the_parts_sum_up_to_fihs_module_by_module(tiny, gradients):
         assert parts.shape == (len(PROBES), len(tiny.linears), len(example.ids))
         expected = contract(tiny, [example], mean).dots[0]
         torch.testing.assert_close(parts.mean(0).sum(1), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("contrast", ["minus", "orthogonal"])
+def test_with_a_contrast_the_parts_sum_up_to_the_score_of_that_run(tiny, contrast):
+    settings = FilterSettings(variant="paper", contrast=contrast, probe_count=3)
+    s = margin([5], [9])
+    each = against_harmless(tiny, [probe_gradient(tiny, [p], s, tolerance=0) for p in PROBES], s, settings)
+    (mean,) = against_harmless(tiny, [probe_gradient(tiny, PROBES, s, tolerance=0)], s, settings)
+    plain = probe_gradient(tiny, PROBES, s, tolerance=0)
+    for example in random_examples(3, len(tiny.tokenizer)):
+        score = fihs_scorer(tiny, mean, "paper")([example])["score"][0]
+        parts, _ = fihs_parts(tiny, example, each)
+        assert float(parts.mean(0).sum()) == pytest.approx(score, rel=1e-3)
+        assert fihs_scorer(tiny, plain, "paper")([example])["score"][0] != pytest.approx(score, rel=1e-2)
 
 
 def test_norm_and_products_are_those_of_the_dense_gradients(tiny, gradients):

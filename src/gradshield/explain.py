@@ -2,7 +2,7 @@
 
 FIHS is a sum over probes, modules and tokens, so one backward pass gives every part of it, and each question is a sum
 over the others. It is explained whatever score decided: with the default one, the signals say why, and FIHS is a second
-opinion.
+opinion. S and --contrast are the run's own; the weights are the decoder's Linears, whatever --weights and --mapping say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from gradshield.data.encode import encode
 from gradshield.errors import UserError
 from gradshield.filter import encode_row, load, require_aligned
 from gradshield.model import Model
-from gradshield.probe import ProbeGradient, inner, margin, paper_tokens, probe_gradient
-from gradshield.reference import Reference, make_reference
+from gradshield.probe import ProbeGradient, inner, probe_gradient
+from gradshield.reference import Reference, against_harmless, make_reference, safety_score
 from gradshield.run import read_run, rows_of_run
 from gradshield.scoring.parts import Shares, fihs_parts, shares, words
 from gradshield.settings import FilterSettings
@@ -66,8 +66,9 @@ def open_explainer(saved: Mapping[str, Any]) -> Explainer:
     check = require_aligned(model, settings)
     reference = make_reference(model, check, settings)
     probes = tuple(check.refused_probes()[: settings.probe_count])
-    s = margin(*([t] for t in paper_tokens(model.tokenizer)))
-    gradients = tuple(probe_gradient(model, [probe], s) for probe in probes)
+    s = safety_score(model, check.refused_probes(), settings)
+    each = [probe_gradient(model, [probe], s) for probe in probes]
+    gradients = tuple(against_harmless(model, each, s, settings))
     value = saved["summary"]["threshold"]["value"]
     threshold = float("inf") if value is None else float(value)  # None: nothing is removed
     return Explainer(settings, saved["input"]["layout"], threshold, model, reference, probes, gradients)

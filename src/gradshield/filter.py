@@ -20,9 +20,16 @@ from gradshield.data.encode import Example, encode
 from gradshield.data.write import write_outputs
 from gradshield.errors import UserError
 from gradshield.model import Model, load_model, set_aside
-from gradshield.probe import margin, paper_tokens, probe_gradient
+from gradshield.probe import probe_gradient
 from gradshield.progress import progress
-from gradshield.reference import AlignmentCheck, Reference, check_alignment, make_reference
+from gradshield.reference import (
+    AlignmentCheck,
+    Reference,
+    against_harmless,
+    check_alignment,
+    make_reference,
+    safety_score,
+)
 from gradshield.run import JOURNAL, begin_run, checksums, find_run, plan_of, write_run, writing
 from gradshield.scoring.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.run import Scorer, score
@@ -346,11 +353,12 @@ def _explain_highest(
     chosen = chosen[: max(1, int((room <= settings.batch_tokens).sum()))]
     found: dict[int, Shares] = {}
     try:
-        s = margin(*([token] for token in paper_tokens(model.tokenizer)))
-        gradient = probe_gradient(model, check.refused_probes()[:EXPLAINED_BY], s)
+        probes = check.refused_probes()
+        s = safety_score(model, probes, settings)
+        gradient = against_harmless(model, [probe_gradient(model, probes[:EXPLAINED_BY], s)], s, settings)
         with progress("explaining the highest rows", int(room[len(chosen) - 1]), len(chosen)) as advance:
             for e in chosen:
-                parts, _ = fihs_parts(model, e, [gradient])
+                parts, _ = fihs_parts(model, e, gradient)
                 found[e.row] = words(model.tokenizer, e, shares(parts[0].sum(0)), responses_only=True)
                 advance(len(e.ids), 1)
     except (RuntimeError, MemoryError, UserError) as error:

@@ -21,6 +21,8 @@ from gradshield.errors import UserError
 from gradshield.model import Model
 from gradshield.probe import (
     ASSETS,
+    ProbeGradient,
+    SafetyScore,
     first_logits,
     inner,
     margin,
@@ -161,12 +163,8 @@ def make_reference(model: Model, check: AlignmentCheck, settings: FilterSettings
 
 
 def _fihs_scorer(model: Model, usable: list[str], settings: FilterSettings) -> Scorer:
-    harmless = read_requests(ASSETS / "harmless_requests.jsonl")
-    if settings.safety_score == "own":
-        s = margin(*own_tokens(model, usable, harmless))
-    else:
-        s = margin(*([token] for token in paper_tokens(model.tokenizer)))
-    probes, against = usable[: settings.probe_count], harmless[: settings.probe_count]
+    s = safety_score(model, usable, settings)
+    probes = usable[: settings.probe_count]
     if settings.weights == "all" or settings.mapping == "sign":
         if settings.variant == "module" or settings.contrast == "orthogonal" or settings.weights == "lora":
             raise UserError("--weights all and --mapping sign go with --variant paper or cosine, --contrast minus only")
@@ -174,17 +172,36 @@ def _fihs_scorer(model: Model, usable: list[str], settings: FilterSettings) -> S
             model,
             probes,
             s,
-            against=against if settings.contrast else (),
+            against=_harmless()[: settings.probe_count] if settings.contrast else (),
             weights=settings.weights,
             mapping=settings.mapping,
         )
         return lambda batch: (columns := scored(batch)) | {"score": columns[settings.variant]}
-    gradient = probe_gradient(model, probes, s)
-    if settings.contrast:
-        benign = probe_gradient(model, against, s)
-        times = inner(gradient, benign) / inner(benign, benign) if settings.contrast == "orthogonal" else 1.0
-        gradient = minus(gradient, benign, times)
+    (gradient,) = against_harmless(model, [probe_gradient(model, probes, s)], s, settings)
     return fihs_scorer(model, gradient, settings.variant, lora=settings.weights == "lora")
+
+
+def safety_score(model: Model, usable: list[str], settings: FilterSettings) -> SafetyScore:
+    """S as --safety-score has it: the paper's eq. 5, or from the model's own first tokens."""
+    if settings.safety_score == "own":
+        return margin(*own_tokens(model, usable, _harmless()))
+    return margin(*([token] for token in paper_tokens(model.tokenizer)))
+
+
+def against_harmless(
+    model: Model, gradients: Sequence[ProbeGradient], s: SafetyScore, settings: FilterSettings
+) -> list[ProbeGradient]:
+    """∇S of probes, or of each probe, less the same part of harmless requests' ∇S, as --contrast has it."""
+    if not settings.contrast:
+        return list(gradients)
+    benign, times = probe_gradient(model, _harmless()[: settings.probe_count], s), 1.0
+    if settings.contrast == "orthogonal":  # to the mean over the probes
+        times = sum(inner(g, benign) for g in gradients) / len(gradients) / inner(benign, benign)
+    return [minus(g, benign, times) for g in gradients]
+
+
+def _harmless() -> list[str]:
+    return read_requests(ASSETS / "harmless_requests.jsonl")
 
 
 def _intent_reference(model: Model, usable: list[str], batch_tokens: int) -> Reference:
