@@ -2,7 +2,7 @@
 
 FIHS is a sum over probes, modules and tokens, so one backward pass gives every part of it, and each question is a sum
 over the others. It is explained whatever score decided: with the default one, the signals say why, and FIHS is a second
-opinion. S and --contrast are the run's own; the weights are the decoder's Linears, whatever --weights and --mapping say.
+opinion. S and --contrast are those of the run; the weights are the Linears, whatever --weights and --mapping are.
 """
 
 from collections.abc import Mapping, Sequence
