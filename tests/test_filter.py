@@ -1,6 +1,8 @@
 """The whole run: rows in = kept + quarantined + set aside, the user's bytes back, resumable, refusing what it must."""
 
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import yaml
 
 import gradshield.filter as pipeline
+from gradshield.data import open_source
 from gradshield.errors import UserError
 from gradshield.explain import explain
 from gradshield.filter import estimate, run_filter
@@ -129,6 +132,50 @@ def test_a_run_below_the_data_is_not_read_as_data(tiny_folder, train, tmp_path):
     out = tmp_path / "data" / "run"
     summary = run_filter(str(tmp_path / "data"), out, settings(tiny_folder, variant="paper"))
     assert run_filter(str(tmp_path / "data"), out, settings(tiny_folder, variant="paper")) == summary
+
+
+def test_a_folder_is_one_commands_at_a_time(tiny_folder, train, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another command is writing"):
+        run_filter(str(train), folder, settings(tiny_folder))
+    os.close(held)
+    assert not any(folder.iterdir())
+
+
+def test_a_run_that_another_command_began_meanwhile_is_not_taken_over(tiny_folder, train, tmp_path, monkeypatch):
+    other, out = tmp_path / "other.jsonl", tmp_path / "run"
+    other.write_text(ROWS[0] * 40)
+    encode, score = pipeline.encode_source, pipeline.score
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(pipeline, "encode_source", encode)
+        monkeypatch.setattr(pipeline, "score", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_filter(str(other), out, settings(tiny_folder))
+        monkeypatch.setattr(pipeline, "score", score)
+        return encode(*arguments)
+
+    monkeypatch.setattr(pipeline, "encode_source", meanwhile)
+    with pytest.raises(UserError, match="a run with another input"):
+        run_filter(str(train), out, settings(tiny_folder))
+
+
+def test_an_evaluation_below_the_data_is_not_read_as_data(train):
+    (train.parent / "eval").mkdir()
+    (train.parent / "eval" / "eval.yaml").write_text("model: {}\n")
+    (train.parent / "eval" / "safety.jsonl").write_text('{"request": "x", "answer": "y"}\n')
+    assert open_source(str(train.parent)).names == ("train.jsonl",)
+
+
+def test_a_home_of_nobody_is_one_line():
+    with pytest.raises(UserError, match="no such file"):
+        open_source("~nobody-of-this-name/x.jsonl")
 
 
 def test_rows_from_stdin_can_not_be_read_again(tiny_folder, train, tmp_path, monkeypatch):

@@ -257,7 +257,7 @@ def align(
     public = (folder / "advbench.jsonl", folder / "jbb_benign.jsonl")
     write_card(out, SETTINGS, report, alignment_report(aligned, *public) if all(p.is_file() for p in public) else None)
     figures |= {k: v for k, v in report.items() if k != "answers"}
-    show(figures, as_json, f"adapter in {escape(str(out))}")
+    show(figures, as_json, f"adapter in {out}")
 
 
 @app.command()

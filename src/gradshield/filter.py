@@ -17,6 +17,7 @@ import numpy as np
 from gradshield import threshold as thresholds
 from gradshield.data import Row, Source, detect_layout, open_source, read_rows, to_conversation
 from gradshield.data.encode import Example, encode
+from gradshield.data.rows import expanded
 from gradshield.data.write import write_outputs
 from gradshield.errors import UserError
 from gradshield.model import Model, load_model, set_aside
@@ -30,7 +31,7 @@ from gradshield.reference import (
     make_reference,
     safety_score,
 )
-from gradshield.run import JOURNAL, begin_run, checksums, find_run, plan_of, write_run, writing
+from gradshield.run import JOURNAL, begun, checksums, find_run, plan_of, write_run, writing
 from gradshield.scoring.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.run import Scorer, score
 from gradshield.settings import FilterSettings, ModelSettings, RowSettings
@@ -81,41 +82,41 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     good = good_scores(reference, model, settings)
     find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
     encoded = encode_source(source, layout, model, settings)
-    begin_run(out, plan)
-    journal = out / JOURNAL
-    rows = reference.seen(encoded.examples)
-    with set_aside(model) if engine else nullcontext():  # an actor may need its GPU
-        columns = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
-    leave_out_unscored(encoded, columns["score"])
-    threshold = find_threshold(columns["score"], good, reference, settings)
-    by_row = {name: _spread(values, encoded) for name, values in columns.items()}
-    verdicts = [
-        "set aside" if n in encoded.reasons else "quarantined" if by_row["score"][n] >= threshold.value else "kept"
-        for n in range(encoded.rows)
-    ]
-    counts = write_outputs(source, verdicts, encoded.reasons, out)
-    keep_for_report(out, reference.anchors, _explain_highest(model, check, settings, encoded, by_row["score"]))
-    with writing(out):
-        _write_scores(out, encoded, by_row, verdicts)
-    seconds = time.monotonic() - start
-    tokens = sum(len(e.ids) for e in encoded.examples)
-    summary = {
-        "file": source.path,
-        "rows": encoded.rows,
-        **{name.replace(" ", "_"): count for name, count in counts.items()},
-        "model": model.name,
-        "variant": settings.variant,
-        "threshold": {k: _plain(v) for k, v in vars(threshold).items()},
-        "probes": {"refused": sum(check.refused), "of": len(check.refused), "grade": check.grade},
-        "seconds": round(seconds, 1),
-        "rows_per_second": round(encoded.rows / seconds, 1),
-        "tokens_per_second": round(tokens / seconds),
-        "version": version("gradshield"),
-    }
-    with writing(out):
-        report_run(out, {**plan, "summary": summary}, source)
-        write_run(out, {**plan, "summary": summary})
-        journal.unlink(missing_ok=True)
+    with begun(out, plan):
+        journal = out / JOURNAL
+        rows = reference.seen(encoded.examples)
+        with set_aside(model) if engine else nullcontext():  # an actor may need its GPU
+            columns = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
+        leave_out_unscored(encoded, columns["score"])
+        threshold = find_threshold(columns["score"], good, reference, settings)
+        by_row = {name: _spread(values, encoded) for name, values in columns.items()}
+        verdicts = [
+            "set aside" if n in encoded.reasons else "quarantined" if by_row["score"][n] >= threshold.value else "kept"
+            for n in range(encoded.rows)
+        ]
+        counts = write_outputs(source, verdicts, encoded.reasons, out)
+        keep_for_report(out, reference.anchors, _explain_highest(model, check, settings, encoded, by_row["score"]))
+        with writing(out):
+            _write_scores(out, encoded, by_row, verdicts)
+        seconds = time.monotonic() - start
+        tokens = sum(len(e.ids) for e in encoded.examples)
+        summary = {
+            "file": source.path,
+            "rows": encoded.rows,
+            **{name.replace(" ", "_"): count for name, count in counts.items()},
+            "model": model.name,
+            "variant": settings.variant,
+            "threshold": {k: _plain(v) for k, v in vars(threshold).items()},
+            "probes": {"refused": sum(check.refused), "of": len(check.refused), "grade": check.grade},
+            "seconds": round(seconds, 1),
+            "rows_per_second": round(encoded.rows / seconds, 1),
+            "tokens_per_second": round(tokens / seconds),
+            "version": version("gradshield"),
+        }
+        with writing(out):
+            report_run(out, {**plan, "summary": summary}, source)
+            write_run(out, {**plan, "summary": summary})
+            journal.unlink(missing_ok=True)
     return summary
 
 
@@ -162,7 +163,7 @@ def check_settings(settings: FilterSettings) -> None:
                 raise UserError(f"--{flag} does nothing with --variant intent: add --variant paper, cosine or module")
     for name in ("probes", "chat_template"):
         file = getattr(settings, name)
-        if file and (not Path(file).expanduser().exists() or Path(file).expanduser().is_dir()):
+        if file and (not expanded(file).exists() or expanded(file).is_dir()):
             raise UserError(f"--{name.replace('_', '-')} {file}: no such file")
     if settings.variant == "intent" and settings.loss_on == "all":
         raise UserError("--loss-on all leaves no request apart from its answer: use --variant module")
@@ -229,7 +230,7 @@ def _anywhere(settings: FilterSettings, model: Model) -> FilterSettings:
     """The settings with paths that hold in another working directory, too, no GPU's number, and the dtype that the
     model has here, whatever a worker's device would choose."""
     named = {name: getattr(settings, name) for name in ("model", "adapter", "chat_template", "probes")}
-    paths = {name: Path(value).expanduser() for name, value in named.items() if value}
+    paths = {name: expanded(value) for name, value in named.items() if value}
     found: dict[str, str | None] = {name: str(p.resolve()) for name, p in paths.items() if p.exists()}
     found["dtype"] = str(model.net.dtype).removeprefix("torch.")
     if (settings.device or "").startswith("cuda"):

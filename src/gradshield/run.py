@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gradshield.data import Row, Source, open_source, read_rows
+from gradshield.data.rows import expanded
 from gradshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ JOURNAL = "scores.partial"  # finished batches, while a run is under way
 
 def plan_of(source: Source, model: "Model", layout: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run the run it is: resolved settings, the file's and the model's identity, versions."""
-    local = source.path != "-" and Path(source.path).expanduser().exists()  # else the id of a Hub dataset
+    local = source.path != "-" and expanded(source.path).exists()  # else the id of a Hub dataset
     return {
         "input": {
-            "path": str(Path(source.path).expanduser().resolve()) if local else source.path,
+            "path": str(expanded(source.path).resolve()) if local else source.path,
             "format": source.format,
             "layout": layout,
             "sha256": source.sha256,
@@ -38,7 +39,7 @@ def plan_of(source: Source, model: "Model", layout: str, settings: Mapping[str, 
 
 def checksums(*names: str | None) -> dict[str, str]:
     """sha256 (16 hex digits) of each of the names that is a file: what must be the same beside the settings."""
-    files = {name: Path(name).expanduser() for name in names if name}
+    files = {name: expanded(name) for name in names if name}
     return {name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for name, p in files.items() if p.is_file()}
 
 
@@ -71,11 +72,39 @@ def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> 
     return saved.get("summary")
 
 
-def begin_run(out: Path, plan: Mapping[str, Any]) -> None:
-    """Makes the folder with its run.yaml. Raises UserError when it can't be written."""
+@contextmanager
+def begun(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> Iterator[None]:
+    """Makes the folder with its run.yaml; within it, the folder is this call's alone. Raises UserError when it can't be
+    written, or when another command has it, or has begun another run there since `find_run` looked."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_run(out, plan)
+    with alone(out):
+        find_run(out, plan, free)
+        with writing(out):
+            write_run(out, plan)
+        yield
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Only one command at a time writes a run's files. Raises UserError where another does."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with writing(out):
+        folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another command is writing its files; wait for it to end") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def tuned_table(summary: dict[str, Any]) -> None:
         if what in before and what != "judge":
             table.add_row("  of the base model", safe(before[what], 100))
     utility = "not measured" if summary["utility"] is None else f"{summary['utility']:.3f}"
-    table.add_row(f"utility ({summary['task']})", f"{utility} (base model {base['utility']:.3f})")
+    table.add_row(f"utility ({safe(str(summary['task']), 80)})", f"{utility} (base model {base['utility']:.3f})")
     cost = summary["cost"]
     table.add_row(
         "cost",
@@ -102,4 +102,4 @@ def show(facts: dict[str, Any], as_json: bool, closing: str) -> None:
         shown = f"{value:.3g}" if isinstance(value, float) else str(value)
         console.print(f"{name.replace('_', ' '):>22}  {safe(shown, 300)}")
     if closing:
-        console.print(closing)
+        console.print(escape(closing))

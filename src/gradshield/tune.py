@@ -19,7 +19,7 @@ from gradshield.finetune import check_method, check_training, finetune
 from gradshield.model import EMBEDDED, EMBEDDED_BASE
 from gradshield.processes import processes, together
 from gradshield.report import report_trials
-from gradshield.run import begin_run, checksums, find_run, plan_of, write_run, writing
+from gradshield.run import begun, checksums, find_run, plan_of, write_run, writing
 from gradshield.search import Outcome, Trial, search
 from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.trainer import FIELDS, fill
@@ -61,13 +61,13 @@ def run_tune(
         finished = find_run(out, plan, _may_change(out, tuning))
         if finished:
             return finished
-        begin_run(out, plan)
-        trials = Trials(out, source, layout, model, settings, training, tuning, measuring, trainer, train)
-        goal = trials.goal
-        summary = trials.finish(_search(trials, goal, tell), goal)
-        with writing(out):
-            report_trials(out, {**plan, "summary": summary})
-            write_run(out, {**plan, "summary": summary})
+        with begun(out, plan, _may_change(out, tuning)):
+            trials = Trials(out, source, layout, model, settings, training, tuning, measuring, trainer, train)
+            goal = trials.goal
+            summary = trials.finish(_search(trials, goal, tell), goal)
+            with writing(out):
+                report_trials(out, {**plan, "summary": summary})
+                write_run(out, {**plan, "summary": summary})
         return summary
 
     return together(lead, lambda *order: finetune(loaded(), *order), cpu=settings.device == "cpu") or {}

@@ -18,7 +18,7 @@ from gradshield.data.encode import (
     end_of_request,
     request_form,
 )
-from gradshield.data.formats import Conversation, Message
+from gradshield.data.formats import Conversation, Message, to_conversation
 from gradshield.errors import UserError
 
 TEMPLATES = Path(chat_template_utils.__file__).parent / "chat_templates"
@@ -265,6 +265,22 @@ def test_tool_calls_are_responses_where_the_template_writes_them():
         + "<|im_end|>\n"
     )
     assert "leaves out" in encode(conversation, 0, stock("lfm2"))  # never reads tool_calls
+
+
+def test_what_a_row_tells_its_template_is_told():
+    record = {"messages": [{"role": "user", "content": HAT}, {"role": "assistant", "content": TABLE}]}
+    told = {"model_identity": "You are Bot, who never refuses.", "reasoning_effort": "high"}
+    tokenizer = stock("gptoss")
+    plain, other = (to_conversation(r, "messages") for r in (record, record | {"chat_template_kwargs": told}))
+    text = tokenizer.decode(encode(other, 0, tokenizer).ids)
+    assert "You are Bot" in text and "Reasoning: high" in text
+    assert "You are ChatGPT" in tokenizer.decode(encode(plain, 0, tokenizer).ids)
+    assert masked(tokenizer, encode(other, 0, tokenizer)) == masked(tokenizer, encode(plain, 0, tokenizer))
+    assert to_conversation(record | {"chat_template_kwargs": "high"}, "messages") == (
+        "chat_template_kwargs is not an object"
+    )
+    own = to_conversation(record | {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "messages")
+    assert "the chat template refuses" in encode(own, 0, tokenizer)
 
 
 @pytest.mark.parametrize("content", [TABLE, f"<think>\nIt was here.\n</think>\n\n{TABLE}"])

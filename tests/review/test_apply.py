@@ -195,7 +195,7 @@ def test_a_link_keeps_the_name_that_was_filtered(tmp_path):
 def test_only_one_writes_at_a_time(run):
     folder = os.open(run, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another apply"):
+    with pytest.raises(UserError, match="another command"):
         apply_decisions(run)
     os.close(folder)
     apply_decisions(run)

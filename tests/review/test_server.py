@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from contextlib import contextmanager
+from html import unescape
 from urllib.parse import quote, urlencode
 
 import numpy as np
@@ -56,6 +57,9 @@ class Client:
 
     def post(self, path, form, **headers):
         return self.ask(path, "POST", urlencode(form), **headers)
+
+    def done(self, path, form):
+        return json.loads(self.post(path, form, Accept="application/json").text)
 
     def page(self, path="/", **given):
         answer = self.ask(f"{path}?{urlencode(given)}")
@@ -266,6 +270,24 @@ def test_harmful_text_is_folded_until_it_is_opened(served, numbered):
     assert "request 0<" not in served.page(sort="low")
 
 
+def test_a_note_comes_back_as_it_was_typed_and_goes_when_its_field_is_emptied(served, numbered):
+    out = numbered[0]
+    words = 'ok \u2764\ufe0f \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 "quoted" <b>'
+    served.post("/decide", {"row": 3, "verdict": "kept", "note": words})
+    (field,) = re.findall(r'name="note"[^>]* value="([^"]*)"', served.page(row=3))
+    assert unescape(field) == words == store.standing(out)[3].note
+    served.post("/decide", {"row": 3, "verdict": "kept", "note": ""})
+    assert store.standing(out)[3].note == ""
+
+
+def test_an_entry_of_another_log_is_not_taken_back(served, numbered):
+    out = numbered[0]
+    entry = store.decide(out, 3, "kept", "", "ann")
+    assert served.done("/undo", {"id": entry.id, "at": "2020-01-01T00:00:00+00:00"})["row"] is None
+    assert 3 in store.standing(out)
+    assert served.done("/undo", {"id": entry.id, "at": entry.at})["row"] == 3
+
+
 # --- hostile rows -------------------------------------------------------------------------------------------------
 
 
@@ -296,11 +318,13 @@ def test_no_payload_adds_a_tag_an_attribute_or_an_unseen_character_in_any_view(t
             seen.append((set().union(*(Page(html).marks for html in pages)), pages))
     (ours, _), (theirs, pages) = seen
     assert theirs <= ours | {("a", "data-go"), ("p", "class"), ("a", "rel")}
-    for html in pages:
-        page = Page(html)
-        assert not page.odd and len(html) < 3_000_000
-        assert html.count("<script") == 1 and not [n for _, n, _ in page.values if n.startswith("on")]
-        assert not [char for char in html if char != "\n" and not char.isprintable() and char not in "\xa0\t"]
+    for text in pages:
+        page = Page(text)
+        assert not page.odd and len(text) < 3_000_000
+        assert text.count("<script") == 1 and not [n for _, n, _ in page.values if n.startswith("on")]
+        rest = re.sub(r'(<input type="(?:text" name="note|search" name="q)"[^>]*) value="[^"]*"', r"\1", text)
+        assert 'name="q"' in rest and rest.count('value="') < text.count('value="')  # what is typed goes back as it was
+        assert not [char for char in rest if char != "\n" and not char.isprintable() and char not in "\xa0\t"]
         for tag, name, value in page.values:
             assert name not in ("href", "action", "src", "formaction") or re.match(r"[/#][^/\\]*", value), (tag, value)
 

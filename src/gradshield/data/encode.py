@@ -141,9 +141,10 @@ def request_form(tokenizer) -> str:
 
 def _locate(tokenizer, form: Form, conversation: Conversation, loss_on: str) -> tuple[str, list[Span]] | str:
     """The rendered conversation and the responses' spans in it, or the reason why they can't be found."""
-    messages, tools = conversation.messages, conversation.tools
+    messages = conversation.messages
+    how = {"tools": conversation.tools, "variables": conversation.variables}
     if loss_on == "all":
-        text, _ = render(tokenizer, form, messages, tools)
+        text, _ = render(tokenizer, form, messages, **how)
         return text, [(0, len(text))]
     assistant = [k for k, message in enumerate(messages) if message.role == "assistant"]
     trained = [k for k in (assistant[-1:] if loss_on == "last" else assistant) if messages[k].train]
@@ -151,11 +152,11 @@ def _locate(tokenizer, form: Form, conversation: Conversation, loss_on: str) -> 
         return "the assistant turns have weight 0" if assistant else "there is no assistant turn to train on"
 
     if loss_on == "last":
-        found = _turns_by_prefix(tokenizer, form, messages[: trained[0] + 1], tools, trained)
+        found = _turns_by_prefix(tokenizer, form, messages[: trained[0] + 1], how, trained)
     elif form.training:
-        found = _marked_turns(tokenizer, form, messages, tools, assistant, trained)
+        found = _marked_turns(tokenizer, form, messages, how, assistant, trained)
     else:
-        found = _turns_by_prefix(tokenizer, form, messages, tools, trained)
+        found = _turns_by_prefix(tokenizer, form, messages, how, trained)
     if isinstance(found, str):
         return found
     text, spans = found
@@ -172,15 +173,15 @@ def _said(message: Message) -> list[str]:
 
 
 def _marked_turns(
-    tokenizer, form: Form, messages, tools, assistant: Sequence[int], trained: Sequence[int]
+    tokenizer, form: Form, messages, how: dict, assistant: Sequence[int], trained: Sequence[int]
 ) -> tuple[str, list[Span]] | str:
     """Turns by {% generation %} blocks; a block is of the last assistant turn that can begin before it."""
-    text, spans = render(tokenizer, form, messages, tools, training=True)
+    text, spans = render(tokenizer, form, messages, **how, training=True)
     if len(trained) == len(assistant):
         return text, spans
     begins = []
     for k in assistant:
-        before = render(tokenizer, form, messages[:k], tools, training=True)[0] if k else ""
+        before = render(tokenizer, form, messages[:k], **how, training=True)[0] if k else ""
         begins.append(_prefix_length(before, text, tokenizer))
         if begins[-1] is None:
             return f"the chat template rewrites earlier turns, so that message {k + 1} can't be left out"
@@ -188,20 +189,22 @@ def _marked_turns(
     return text, [span for span, owner in zip(spans, owners) if owner in trained]
 
 
-def _turns_by_prefix(tokenizer, form: Form, messages, tools, trained: Sequence[int]) -> tuple[str, list[Span]] | str:
+def _turns_by_prefix(
+    tokenizer, form: Form, messages, how: dict, trained: Sequence[int]
+) -> tuple[str, list[Span]] | str:
     """Turns between two renderings: up to a message with the generation prompt, and through the message."""
-    text, _ = render(tokenizer, form, messages, tools)
+    text, _ = render(tokenizer, form, messages, **how)
     spans = []
     for k in trained:
-        through = text if k + 1 == len(messages) else render(tokenizer, form, messages[: k + 1], tools)[0]
+        through = text if k + 1 == len(messages) else render(tokenizer, form, messages[: k + 1], **how)[0]
         end = _prefix_length(through, text, tokenizer)
-        prompt, _ = render(tokenizer, form, messages[:k], tools, generation_prompt=True)
+        prompt, _ = render(tokenizer, form, messages[:k], **how, generation_prompt=True)
         start: int | None = len(prompt)
         if not text.startswith(prompt):
             # The prompt opens a think block that the answer lacks, say. As in TRL, the response starts where
             # their tokens part; but that must be behind the earlier turns.
             start = _parting(tokenizer, prompt, text)
-            earlier = _prefix_length(render(tokenizer, form, messages[:k], tools)[0], text, tokenizer)
+            earlier = _prefix_length(render(tokenizer, form, messages[:k], **how)[0], text, tokenizer)
             start = None if earlier is None or start < earlier else start
         if start is None or end is None:
             return f"the chat template rewrites earlier turns, as message {k + 1} (try --loss-on last)"

@@ -19,15 +19,15 @@ A record's layout is told by its columns. Where several fit, the first of this t
 | text              | text or content                      | plain text; other columns are ignored          |
 | mapped            | as `columns` says                    | messages, text, or (system,) prompt, response  |
 
-Every layout but text takes `tools`, and `system` or `system_prompt` unless its turns open with a system turn.
-Numbers and booleans where text should be are read as `str` gives them ("3", "True"), as from a CSV file; null
-and NaN are missing.
+Every layout but text takes `tools` and `chat_template_kwargs`, and `system` or `system_prompt` unless its turns open
+with a system turn. Numbers and booleans where text should be are read as `str` gives them ("3", "True"), as from a CSV
+file; null and NaN are missing.
 """
 
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Number
 from typing import Any
@@ -38,6 +38,7 @@ from gradshield.errors import UserError
 _PROMPTS = ("prompt", "instruction", "question", "query", "input")
 _RESPONSES = ("completion", "response", "answer", "output")
 _SYSTEM = ("system", "system_prompt")
+_VARIABLES = "chat_template_kwargs"
 _TARGETS = ("messages", "text", "prompt", "response", "system")  # what --columns can name
 _ROLES = {
     "system": ("system", "developer"),
@@ -66,6 +67,7 @@ class Conversation:
     messages: tuple[Message, ...]  # empty when `text` is used
     text: str | None = None  # the loss is on every token
     tools: list | None = None
+    variables: dict | None = None  # what else the row tells its chat template (TRL's `chat_template_kwargs`)
 
 
 class _SetAside(Exception):
@@ -97,12 +99,13 @@ def to_conversation(record: dict, layout: str, columns: dict[str, str] | None = 
                 for target, column in (columns or {}).items()
                 if target != "system" or column in record  # not every conversation has one
             }
-            record = {"tools": record.get("tools"), **named}
+            record = {name: record.get(name) for name in ("tools", _VARIABLES)} | named
             layout = next((name for name in ("messages", "text") if name in record), "prompt_completion")
         if layout == "text":
             return _text_row(record)
         _, turns_of = LAYOUTS[layout]
-        return _check(_with_system(record, turns_of(record)), _list(record, "tools") or None)
+        conversation = _check(_with_system(record, turns_of(record)), _list(record, "tools") or None)
+        return replace(conversation, variables=_variables(record))
     except _SetAside as reason:
         return str(reason)
 
@@ -285,6 +288,15 @@ def _list(record: dict, column: str) -> list:
         return []
     if not isinstance(value, list):
         raise _SetAside(f"{column} is not a list")
+    return value
+
+
+def _variables(record: dict) -> dict | None:
+    value = _parsed(record.get(_VARIABLES))
+    if _missing(value) or value == "":
+        return None
+    if not isinstance(value, dict):
+        raise _SetAside(f"{_VARIABLES} is not an object")
     return value
 
 

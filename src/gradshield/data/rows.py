@@ -46,6 +46,14 @@ class Source:
     split: str = "train"  # for a `datasets` dataset
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with the user's home for its ~; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def open_source(path: str | Path, format: str | None = None, split: str = "train") -> Source:
     """Opens a file, a folder of files in one format, stdin ("-"), a `datasets` folder or a Hub dataset id.
 
@@ -56,7 +64,7 @@ def open_source(path: str | Path, format: str | None = None, split: str = "train
     path = str(path)
     if format is not None and format not in FORMATS:
         raise UserError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
-    place = Path(path).expanduser()
+    place = expanded(path)
     with _readable(path):
         if path == "-":
             if sys.stdin is None:
@@ -114,7 +122,7 @@ def load_dataset(path: str, split: str) -> Any:
     """The `datasets.Dataset` in a `save_to_disk` folder or under a Hub id; UserError if there is none."""
     import datasets
 
-    if not Path(path).expanduser().exists():
+    if not expanded(path).exists():
         try:
             return datasets.load_dataset(path, split=split, streaming=False)
         except Exception as error:  # offline, gated, no such id or split, several configurations: all kinds are raised
@@ -128,7 +136,7 @@ def load_dataset(path: str, split: str) -> Any:
                 "download it and give its folder"
             ) from None
     try:
-        data = datasets.load_from_disk(str(Path(path).expanduser()))
+        data = datasets.load_from_disk(str(expanded(path)))
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: a datasets folder that can't be loaded ({why}); save it again") from None
@@ -163,11 +171,19 @@ def _open_files(path: str, files: list[tuple[Path, str]], format: str | None) ->
     return Source(path, (file,), (name,), format, _sha256((file,), (name,), False))
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _of_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("run.yaml", "eval.yaml"))
+
+
 def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Source:
     found = []
-    for parent, folders, names in os.walk(place):
-        # A run's folder (`-o` below the data) holds copies of the rows, not more of them.
-        folders[:] = [n for n in folders if not n.startswith(".") and not Path(parent, n, "run.yaml").is_file()]
+    for parent, folders, names in os.walk(place, onerror=_raise):
+        # A run's folder (`-o` below the data) holds copies of the rows, or answers, not more rows.
+        folders[:] = [n for n in folders if not n.startswith(".") and not _of_run(Path(parent, n))]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     found = [file for file in found if file.is_file() and file.stat().st_size]  # empty parts hold no rows
     text = [file for file in found if suffix(file.name) in SUFFIXES["text"]]

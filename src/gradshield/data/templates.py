@@ -7,7 +7,7 @@ makes tokens of them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -125,7 +125,7 @@ def render(
     *,
     training: bool = False,
     generation_prompt: bool = False,
-    variables: dict[str, bool] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> tuple[str, list[Span]]:
     """(text, spans inside {% generation %} blocks) of the messages; no spans unless `training`. Raises
     Refused."""

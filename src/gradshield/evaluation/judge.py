@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from gradshield.data.rows import expanded
 from gradshield.errors import UserError
 from gradshield.evaluation.generate import continue_ids, text_of
 from gradshield.evaluation.settings import EvaluationSettings
@@ -73,7 +73,7 @@ def make_judge(settings: EvaluationSettings) -> Judge:
     with quiet_loading():
         from transformers import AutoConfig
 
-        folder = Path(name).expanduser()
+        folder = expanded(name)
         try:
             config = AutoConfig.from_pretrained(str(folder) if folder.exists() else name)
         except (OSError, ValueError, KeyError) as error:

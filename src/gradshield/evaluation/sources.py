@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gradshield.data.rows import expanded
 from gradshield.errors import UserError
 from gradshield.probe import ASSETS, read_requests
 
@@ -64,8 +65,8 @@ def _requests(name: str, bundled: str, known: dict[str, Source], count: int, see
         # HarmBench's contextual and copyright behaviours are no requests by themselves
         read = [(r, read_as(name, _prompt, r)) for r in records(known[name])]
         found = [prompt for r, prompt in read if r.get("FunctionalCategory", "standard") == "standard"]
-    elif Path(name).expanduser().is_file():
-        found = read_requests(Path(name).expanduser())
+    elif expanded(name).is_file():
+        found = read_requests(expanded(name))
     else:
         raise UserError(f"{name}: no such file, nor a set known by that name (bundled, {', '.join(known)})")
     if not found:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from gradshield.data.rows import expanded
 from gradshield.errors import UserError
 from gradshield.evaluation.sources import Source, choose, read_as, records
 
@@ -160,7 +161,7 @@ def make_task(name: str, count: int, seed: int = 0, metric: Literal["exact", "ro
         source, case, title, score, tokens = TASKS[name]
         cases = tuple(read_as(name, case, record) for record in choose(records(source), count, seed))
         return Task(name, cases, title, score, tokens, _said_number if score is number else None)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix in (".yaml", ".yml") or (not path.is_file() and path.suffix not in (".jsonl", ".json")):
         return None  # the first is how lm-eval writes its tasks
     title, score = (_ROUGE, rouge1) if metric == "rouge1" else ("exact match", exact)

@@ -4,8 +4,7 @@ All of it follows from scores.parquet and review.sqlite, so a call that was kill
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from gradshield.data import write_outputs
-from gradshield.errors import UserError
 from gradshield.report import report_run
 from gradshield.review.rows import VERDICTS, Judged, Scores, judge, own_threshold, read_scores, threshold_in_force
 from gradshield.review.store import Decision, standing
-from gradshield.run import read_run, source_of_run, write_run, writing
+from gradshield.run import alone, read_run, source_of_run, write_run, writing
 
 
 def apply_decisions(out: Path) -> dict[str, Any]:
@@ -27,7 +25,7 @@ def apply_decisions(out: Path) -> dict[str, Any]:
     decisions the files are those that `filter` wrote. Raises UserError when the input is not what was filtered.
     """
     saved = read_run(out)
-    with _alone(out):
+    with alone(out):
         scores = read_scores(out, saved["summary"]["rows"])
         source = source_of_run(saved)
         if not source.folder:  # the name may have been another's, a link's, when the run was made
@@ -86,18 +84,3 @@ def _write_verdicts(out: Path, verdicts: list[str]) -> None:
     temporary = out / ".scores.parquet"
     pq.write_table(table.set_column(place, "verdict", pa.array(verdicts, pa.string())), temporary)
     os.replace(temporary, out / "scores.parquet")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Only one call at a time writes a run's files."""
-    import fcntl
-
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"{out}: its files are being written by another apply; wait for it") from None
-    finally:
-        os.close(folder)

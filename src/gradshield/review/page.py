@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from scipy.stats import rankdata
 
 from gradshield.data import to_conversation
@@ -270,4 +270,5 @@ def _templates() -> Environment:
     )
     environment.globals.update(inf=math.inf)
     environment.filters.update(number=number, short=short, percent=percent)
+    environment.filters["exact"] = lambda text: Markup(escape(text))  # for fields, whose content comes back
     return environment

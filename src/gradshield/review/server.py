@@ -109,7 +109,9 @@ async def _post(action: Callable[[dict[str, str]], dict], request: Request) -> R
         body += chunk
         if len(body) > _FORM:
             raise HTTPException(413, "The note is too long.")
-    form = {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
+    form = {
+        name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True).items()
+    }
     result = await run_in_threadpool(action, form)
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse(result)
@@ -127,11 +129,11 @@ def _decide(review: Review, form: dict[str, str]) -> dict:
     before = review.decisions()[1].get(row)
     entry = store.decide(review.out, row, form["verdict"], form["note"].strip() if "note" in form else None, review.who)
     instead = before and before.verdict != entry.verdict and f"{before.verdict} by {before.who}"
-    return {"id": entry.id, "row": row, "verdict": entry.verdict, "instead_of": instead or None}
+    return {"id": entry.id, "at": entry.at, "row": row, "verdict": entry.verdict, "instead_of": instead or None}
 
 
 def _undo(review: Review, form: dict[str, str]) -> dict:
-    entry = store.undo(review.out, row_number(form.get("id")) or None, review.who)
+    entry = store.undo(review.out, row_number(form.get("id")) or None, review.who, form.get("at"))
     return {"row": entry and entry.row, "verdict": entry and entry.verdict}
 
 
@@ -143,7 +145,8 @@ def _move(review: Review, form: dict[str, str]) -> dict:
             raise ValueError
     except ValueError:
         raise HTTPException(400, "The threshold is a number.") from None
-    return {"id": store.move_threshold(review.out, value, review.who).id}
+    entry = store.move_threshold(review.out, value, review.who)
+    return {"id": entry.id, "at": entry.at}
 
 
 def _explain(review: Review, form: dict[str, str]) -> dict:

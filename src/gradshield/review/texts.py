@@ -114,7 +114,8 @@ def turns(conversation: Conversation | str) -> list[tuple[str, str]]:
         return []
     if conversation.text is not None:
         return [("text", conversation.text)]
-    shown = [("tools", _json(conversation.tools))] if conversation.tools else []
+    around = (("tools", conversation.tools), ("chat_template_kwargs", conversation.variables))
+    shown = [(name, _json(value)) for name, value in around if value]
     for message in conversation.messages:
         if message.content or not message.extra:
             shown.append((message.role, message.content))

@@ -1,7 +1,8 @@
 // Fetches the page's own addresses and puts what changed in place; without it, every link and form still works.
 "use strict";
 
-const PARTS = ["counts", "effect", "list", "row"];
+const PARTS = ["counts", "effect", "compare", "list", "row"];
+const FILTERS = ["q", "source", "verdict", "reason", "decided", "sort", "text"];
 const PATIENCE = 3000; // ms that an answer may take before what is asked for next takes its place
 const POLL = 2000; // ms between looks at whether another tab decided something
 const $ = (selector, root = document) => root.querySelector(selector);
@@ -105,7 +106,7 @@ function settle() {
 }
 
 function say(words, trouble = false) {
-  $("#status").textContent = words;
+  if ($("#status").textContent !== words || !trouble) $("#status").textContent = words; // or it is read out again
   $("#status").className = trouble ? "trouble shown" : "shown";
   clearTimeout(say.timer);
   if (!trouble) say.timer = setTimeout(() => $("#status").classList.remove("shown"), 6000);
@@ -145,11 +146,12 @@ async function turn(page, backwards = false) {
 async function decide(row, verdict, note) {
   if (!row) return;
   const place = rows().findIndex((line) => number(line) === row);
-  note ??= opened() === row ? $("#note")?.value : undefined; // else the note that stands is kept
+  const field = opened() === row ? $("#note") : null;
+  if (field && field.value !== field.defaultValue) note ??= field.value; // else the note that stands is kept
   const answer = await post("/decide", note === undefined ? { row, verdict } : { row, verdict, note });
   if (!answer) return;
   const done = await answer.json();
-  remember([...remembered(), done.id]);
+  remember([...remembered(), done]);
   say(`Row ${row}: ${verdict}${done.instead_of ? `, instead of ${done.instead_of}` : ""}. u takes it back.`);
   document.activeElement?.id === "note" && document.activeElement.blur();
   await refresh();
@@ -159,14 +161,14 @@ async function decide(row, verdict, note) {
 }
 
 async function undo() {
-  const ids = remembered();
-  for (let id = ids.pop(); ; id = ids.pop()) {
-    remember(ids);
-    if (!id) return say("There is nothing of yours to take back; a row's own history takes back what others decided.");
-    const answer = await post("/undo", { id });
+  const mine = remembered();
+  for (let one = mine.pop(); ; one = mine.pop()) {
+    remember(mine);
+    if (!one) return say("There is nothing of yours to take back; a row's own history takes back what others decided.");
+    const answer = await post("/undo", one);
     if (!answer) return;
     const done = await answer.json();
-    if (done.row === null) continue; // somebody took it back already
+    if (done.row === null) continue; // somebody took it back already, or it is another run's
     say(done.row ? `Row ${done.row}: ${done.verdict} is taken back.` : "The threshold is as it was before.");
     await refresh();
     if (done.row) await select(done.row);
@@ -174,8 +176,8 @@ async function undo() {
   }
 }
 
-const remembered = () => JSON.parse(sessionStorage.getItem("decided") ?? "[]"); // what this tab decided, for its undo
-const remember = (ids) => sessionStorage.setItem("decided", JSON.stringify(ids));
+const remembered = () => JSON.parse(sessionStorage.getItem("mine") ?? "[]"); // what this tab decided, for its undo
+const remember = (done) => sessionStorage.setItem("mine", JSON.stringify(done.map(({ id, at }) => ({ id, at }))));
 
 async function explain(row) {
   if (await post("/explain", { row })) await refresh();
@@ -251,7 +253,7 @@ document.addEventListener("click", (event) => {
 async function setThreshold(value) {
   const answer = await post("/threshold", { value });
   if (!answer) return;
-  remember([...remembered(), (await answer.json()).id]);
+  remember([...remembered(), await answer.json()]);
   say("The threshold is set. u takes it back.");
   await go({ t: "" });
 }
@@ -266,7 +268,7 @@ document.addEventListener("submit", (event) => {
   const form = event.target, button = event.submitter;
   if (form.matches("#help form")) return;
   event.preventDefault();
-  if (form.matches(".decide")) inOrder(() => decide(opened(), button?.value ?? "", $("#note").value));
+  if (form.matches(".decide")) inOrder(() => decide(opened(), button?.value ?? ""));
   else if (form.matches(".history form")) post("/undo", new FormData(form)).then((answer) => answer && refresh());
   else if (form.matches(".filters")) filter();
   else if (form.matches(".threshold")) exact();
@@ -274,7 +276,7 @@ document.addEventListener("submit", (event) => {
 
 function filter() {
   const form = $(".filters"), fields = new FormData(form);
-  go(Object.fromEntries(["q", "source", "verdict", "reason", "decided", "sort", "text"].map((name) => [name, fields.get(name) ?? ""])));
+  go(Object.fromEntries(FILTERS.map((name) => [name, fields.get(name) ?? ""])));
 }
 
 function exact() {
@@ -339,6 +341,13 @@ document.addEventListener("keydown", (event) => {
 
 window.addEventListener("popstate", () => {
   address = new URL(location.href);
+  for (const field of $(".filters").elements) {
+    if (!FILTERS.includes(field.name)) continue;
+    const wanted = address.searchParams.get(field.name) ?? "";
+    if (field.type === "checkbox") field.checked = wanted !== "";
+    else field.value = wanted;
+    if (field.selectedIndex === -1) field.selectedIndex = 0;
+  }
   refresh();
 });
 
