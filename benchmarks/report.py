@@ -166,7 +166,8 @@ TAIL = f"""## How it is measured
 - **Rows**: AG News with one-word labels, Alpaca, GSM8K, DialogSum, refusals, AdvBench requests with openings, and long
   chats (Alpaca's pairs one after the other), from the folder that `GRADSHIELD_DATA` names. One probe (the
   first bundled one), S of eq. 5, the Linears of the decoder. Batches are by token budget, the same for every method
-  that knows one; LoRA takes 8 rows a step (`gradshield tune`'s settings, TRL's own training clock, no checkpoint),
+  that knows one; LoRA takes 8 rows a step (`gradshield tune`'s settings, so without the gradient checkpointing that is
+  TRL's own default and takes less memory and more time; TRL's training clock, no checkpoint written),
   kronfluence 4 (8 on a GPU).
 - **Not timed**: what is there before rows are seen (loading, the probe's gradient, wrapping). kronfluence offers no way
   to keep the query's gradient, so its time holds it once. Nor is the first call of a method, on one row.

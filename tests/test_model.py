@@ -87,14 +87,19 @@ def test_any_edit_of_weights_configs_or_tokenizer_is_another_fingerprint(tiny_fo
         text = (folder / "tokenizer.json").read_text()
         (folder / "tokenizer.json").write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true'))
 
+    def special(folder):  # as the usual mend of Llama-3, which swaps one end token for another
+        file = folder / "tokenizer_config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps(config | {"bos_token": config["eos_token"]}))
+
     def scale(folder):
         file = folder / "adapter_config.json"
         file.write_text(file.read_text().replace('"lora_alpha": 32', '"lora_alpha": 3'))
 
     base = load_model(tiny_folder).fingerprint
     assert edited("same", lambda folder: None) == base
-    found = {each.__name__: edited(each.__name__, each) for each in (weights, template, config, tokenizer)}
-    assert len({base, *found.values()}) == 5, found
+    found = {each.__name__: edited(each.__name__, each) for each in (weights, template, config, tokenizer, special)}
+    assert len({base, *found.values()}) == 6, found
     shutil.copytree(lower, tmp_path / "scaled" / "lower")
     scale(tmp_path / "scaled" / "lower")
     adapters = (lower, str(tmp_path / "scaled" / "lower"))

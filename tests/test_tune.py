@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from evaluation.test_judge import save_classifier
 from test_filter import refusing, train  # noqa: F401  (fixtures)
@@ -280,11 +281,13 @@ def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_pa
 
     def trainer(examples, folder):
         given.append([e.row for e in examples])
-        return finetune(model, examples, folder, TRAINING)
+        assert folder.name == "elsewhere" or folder.is_dir()
+        figures = finetune(model, examples, folder, TRAINING)
+        return {"steps": np.int64(figures["steps"]), "loss": torch.tensor(figures["loss"]), "best": None, "log": ["a"]}
 
     summary = tune(train, tmp_path / "run", tiny_folder, trainer=trainer, start="paper")
     lines, kept = lines_of(train), lines_of(tmp_path / "run" / "kept.jsonl")
-    assert summary["accepted"] == 2 and len(given) == 2
+    assert summary["accepted"] == 2 and len(given) == 2 and all(line["steps"] > 0 for line in summary["trials"])
     assert {lines[n] for n in given[1]} <= set(kept) and not {2, 3} & {*given[0]}  # those are set aside
     assert "a trainer of the user's own" in (tmp_path / "run" / "model" / "README.md").read_text()
     answer_with(monkeypatch, 0.0, 0.1)

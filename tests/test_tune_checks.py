@@ -97,6 +97,8 @@ def test_what_a_trainers_command_can_not_be_filled_with_is_said(tiny_folder, tra
             ({"trainer_command": "train {data"}, "can't be filled in"),
             ({"trainer_command": "train {data.name.x}"}, "can't be filled in"),
             ({"trainer_command": "  "}, "is empty"),
+            ({"trainer_config": __file__}, "does nothing without --trainer-command"),
+            ({"trainer_command": "train {data}", "trainer_config": __file__}, "say where by {config}"),
             ({"trainer_command": "train {config}", "trainer_config": "no.yaml"}, r"--trainer-config no\.yaml"),
         )
     ):

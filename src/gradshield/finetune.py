@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from gradshield.data.encode import Example
 from gradshield.errors import Diverged, UserError, out_of_memory
@@ -35,14 +36,19 @@ def finetune(model: Model, examples: Sequence[Example], out: Path, settings: Fin
     """
     check_training(settings)
     check_method(model, settings)
-    _check_model(model)
+    check_place(model)
     count = processes()
     share = settings.batch // count
     micro = _divisor(share, settings.micro_batch or share)
     while True:
         try:
             return _train(model, examples, out, settings, micro)
+        except SafetensorError as error:
+            raise UserError(f"{out}: the model can't be written ({error}); free some space and run it again") from error
         except (RuntimeError, MemoryError) as error:
+            if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):  # of a checkpoint
+                why = "a checkpoint can't be written; is the disk full?"
+                raise UserError(f"{out}: {why} Free some space and run it again") from error
             if not out_of_memory(error):
                 if count == 1 or not is_gone(error):
                     raise
@@ -89,7 +95,7 @@ def check_method(model: Model, settings: FinetuneSettings) -> None:
         raise UserError(f"{model.name}: --method full can't train quantised weights: leave out --quantize")
 
 
-def _check_model(model: Model) -> None:
+def check_place(model: Model) -> None:
     """Raises UserError for a model that lies where it can't be trained."""
     if processes() > 1 and len(set((getattr(model.net, "hf_device_map", None) or {}).values())) > 1:
         raise UserError("a model spread by --device auto is trained by one process: start it without a launcher")
@@ -278,6 +284,15 @@ def _trainer(
         def _get_train_sampler(self, *_args: Any, **_kwargs: Any) -> Any:
             lengths = [len(ids) for ids in dataset["input_ids"]]
             return _Order(lengths, settings, lambda: round(self.state.epoch or 0))
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+            # On a device map, TRL's loss is where the head is, and the count of tokens on the first device.
+            if torch.is_tensor(num_items_in_batch):
+                num_items_in_batch = num_items_in_batch.to(net.get_output_embeddings().weight.device)
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if return_outputs:
+                return found[0].to(self.args.device), found[1]
+            return found.to(self.args.device)
 
     return ByLength(model=net, args=config, train_dataset=dataset, processing_class=tokenizer)
 

@@ -105,12 +105,15 @@ def gradients_from(model: Model, layer: int = 0, *, recompute: bool = False) -> 
     again (docs/results/levers) for a fraction of the memory.
     """
 
+    def followed(hidden: Tensor) -> Tensor:
+        return hidden if hidden.requires_grad else hidden.detach().requires_grad_()  # the first of a loop's rounds
+
     def start(
         _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
-            return (args[0].detach().requires_grad_(), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach().requires_grad_()}
+            return (followed(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": followed(kwargs["hidden_states"])}
 
     again = [block for block in model.layers if recompute or any(weight.is_meta for weight in block.parameters())]
     handle = model.layers[layer].register_forward_pre_hook(start, with_kwargs=True)
@@ -221,7 +224,7 @@ def token_losses(model: Model, ids: Tensor, rows: Tensor, positions: Tensor, tar
     the decoder replaced by its output at the tokens of each part. (Not under FSDP, which knows of one backward only.)
     """
     net = model.net.get_base_model() if hasattr(model.net, "get_base_model") else model.net
-    decoder, vocabulary = net.base_model, net.config.get_text_config().vocab_size
+    decoder, vocabulary = _decoder(net), net.config.get_text_config().vocab_size
     parts = torch.arange(len(targets)).split(max(1, LOGITS.get(model.device.type, 2**26) // vocabulary))
     if len(parts) == 1 or decoder is net or _sharded(model.net):
         return _losses(logits_at(model, ids, rows, positions), targets)
@@ -255,6 +258,12 @@ def token_losses(model: Model, ids: Tensor, rows: Tensor, positions: Tensor, tar
         del logits
     whole[1].backward(torch.cat([w.grad[0] for w in wanted if w.grad is not None]))
     return torch.cat(found)
+
+
+def _decoder(net: Any) -> nn.Module:
+    """What the model calls in front of its head."""
+    found = net.get_decoder() if hasattr(net, "get_decoder") else None
+    return net.base_model if found is None or found is net else found
 
 
 def _sharded(net: nn.Module) -> bool:
@@ -304,7 +313,11 @@ def _until(model: Model, layers: Sequence[int], **inputs: Any) -> list[Tensor]:
     taken: list[Tensor] = []
 
     def take(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        taken.append(output[0] if isinstance(output, tuple) else output)
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.ndim == 4:  # several streams: the active one of [streams, B, T, d], or the mean of [B, T, streams, d]
+            active = getattr(model.net.config.get_text_config(), "altup_active_idx", None)
+            hidden = hidden.mean(2) if active is None else hidden[active]
+        taken.append(hidden)
         if len(taken) == len(layers):
             raise _Reached
 

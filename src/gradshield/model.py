@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -64,13 +65,18 @@ class Model:
         """Name → module of every Linear (also Conv1D and quantised ones) inside the decoder blocks, and each expert's
         matrices where experts are stored as one 3-D weight.
 
-        The head and an adapter's own factors are left out.
+        The head and an adapter's own factors are left out, and so are Linears that share one weight, whose gradient is
+        the sum of theirs.
         """
         inside = {id(m) for layer in self.layers for m in layer.modules()}
+        named = [(n, m) for n, m in self.net.named_modules() if id(m) in inside and ".lora_" not in n]
+        sharing = Counter(id(m.weight) for _, m in named if is_linear(m))
         found: dict[str, nn.Module | Expert] = {}
-        for name, module in self.net.named_modules():
-            if id(module) in inside and ".lora_" not in name:
-                found |= {name: module} if is_linear(module) else experts_of(name, module)
+        for name, module in named:
+            if not is_linear(module):
+                found |= experts_of(name, module)
+            elif sharing[id(module.weight)] == 1:
+                found[name] = module
         return found
 
     @property
@@ -126,11 +132,16 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+_QUANTISED = ("bitsandbytes", "transformers.integrations", "torch", "gptqmodel", "auto_gptq", "awq")
+
+
 def is_linear(module: nn.Module) -> bool:
     """True where y = W x (+ b), so that the weight's gradient is Σ_t δ_t x_tᵀ: Linear, its quantised kin, Conv1D."""
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, nn.Linear | Conv1D)
+    # What else computes is a router that gives a tuple, a product by groups, or the like.
+    plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    return isinstance(module, nn.Linear | Conv1D) and (plain or type(module).__module__.startswith(_QUANTISED))
 
 
 def load_model(
@@ -222,7 +233,8 @@ def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: s
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     own = torch.bfloat16 if name.endswith(".gguf") else "auto"  # which, for a GGUF, is float32
-    wanted = getattr(torch, dtype, None) if dtype else (torch.float32 if device == "cpu" else own)
+    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    wanted = getattr(torch, dtype, None) if dtype else (torch.float32 if on_cpu else own)
     if dtype and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
         raise UserError(f"--dtype {dtype}: not a torch dtype (float32, bfloat16 or float16)")
     kwargs: dict[str, Any] = {"dtype": wanted, **source}
@@ -239,7 +251,7 @@ def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: s
             load_in_4bit=quantize == "4bit",
             load_in_8bit=quantize == "8bit",
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+            bnb_4bit_compute_dtype=torch.float32 if on_cpu else torch.bfloat16,
         )
     if device == "auto" or quantize:
         kwargs["device_map"] = device
@@ -248,6 +260,9 @@ def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: s
             net: Any = AutoModelForCausalLM.from_pretrained(**kwargs)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(f"model {name} can't be loaded: {_first_line(error).rstrip('.')}{_remedy(name)}") from error
+    for module in net.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):  # of bitsandbytes, whose quick way has no gradient
+            module.support_avx512bf16_for_cpu = False
     if "gguf_file" in source:  # dequantised on loading: what remains of the mark only hinders saving
         net.hf_quantizer, net.is_quantized, net.quantization_method = None, False, None
         if hasattr(net.config, "quantization_config"):
@@ -345,6 +360,7 @@ def _fingerprint(
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     reading = f"{tokenizer.chat_template} {backend.to_str() if backend else tokenizer.get_vocab()}"
+    reading += f" {tokenizer.special_tokens_map}"  # which templates read
     digest = hashlib.sha256(f"{net.config.model_type} {net.dtype} {quantize} {reading}".encode())
     folder = Path(source["pretrained_model_name_or_path"])
     files = [folder / source["gguf_file"]] if "gguf_file" in source else sorted(folder.glob("*.safetensors"))

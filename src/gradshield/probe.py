@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,6 +116,8 @@ def probe_gradient(
     """
     if tolerance is None:
         tolerance = 1e-2 if len(requests) <= 16 else 3e-2
+    if not model.linears:
+        raise UserError(f"{model.name}: no Linear is found whose gradient could be taken: use --variant intent")
     inputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
     outputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
 
@@ -129,14 +132,28 @@ def probe_gradient(
             score(logits[0]).backward()
     factors = {}
     for name, module in model.linears.items():
-        if isinstance(module, Expert) and not inputs[name]:  # no token of the probes is routed to it: zero, so rank 0
-            d_out, d_in = module.shape
-            device = device_of(module.module, module.stacked)
-            factors[name] = Factors(torch.zeros(0, d_in, device=device), torch.zeros(0, d_out, device=device))
+        if not inputs[name]:  # no token of the probes is routed to it, or nothing calls it: zero, so rank 0
+            d_out, d_in = module.shape if isinstance(module, Expert) else _shape(module)
+            factors[name] = Factors(*(torch.zeros(0, d, device=_place(module)) for d in (d_in, d_out)))
         else:
             inp, out = (torch.cat(of.pop(name)).float() for of in (inputs, outputs))
+            if not (inp.isfinite().all() and out.isfinite().all()):
+                raise UserError(f"{model.name}: the gradient of S is not finite: try --dtype float32 or bfloat16")
             factors[name] = compress(Factors(inp, out / len(requests)), tolerance)
     return ProbeGradient(factors)
+
+
+def _place(module: Any) -> torch.device:
+    if isinstance(module, Expert):
+        return device_of(module.module, module.stacked)
+    return device_of(module, module.weight)
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """(d_out, d_in) of a Linear, however its weight is packed, or of a Conv1D."""
+    if hasattr(module, "in_features"):
+        return module.out_features, module.in_features
+    return module.weight.shape[1], module.weight.shape[0]
 
 
 def inner(one: ProbeGradient, other: ProbeGradient) -> float:

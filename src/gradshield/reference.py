@@ -156,7 +156,7 @@ def make_reference(model: Model, check: AlignmentCheck, settings: FilterSettings
         return Reference(scorer, {})
     anchors = {
         kind: score(examples, scorer, batch_tokens=settings.batch_tokens, title=f"{kind} anchors")["score"]
-        for kind, examples in anchor_examples(model, settings.loss_on, settings.max_length).items()
+        for kind, examples in _all_kinds(anchor_examples(model, settings.loss_on, settings.max_length)).items()
     }
     _write(file, json.dumps({kind: values.tolist() for kind, values in anchors.items()}))
     return Reference(scorer, anchors)
@@ -238,6 +238,15 @@ def anchor_examples(model: Model, loss_on: str = "assistant", max_length: int = 
         rows = (_anchor(model, row, n, loss_on, max_length) for n, row in enumerate(_rows(kind)))
         result[kind] = [example for example in rows if isinstance(example, Example)]
     return result
+
+
+def _all_kinds(examples: dict[str, list[Example]]) -> dict[str, list[Example]]:
+    for kind, found in examples.items():
+        if not found:
+            raise UserError(
+                f"no {kind} anchor can be encoded for this model: raise --max-length, or use --threshold a1"
+            )
+    return examples
 
 
 def long_refusals(model: Model) -> list[Example]:

@@ -69,6 +69,11 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
     Raises UserError when the anchors of the two kinds can't be told apart.
     """
     good, harmful = good[np.isfinite(good)], harmful[np.isfinite(harmful)]
+    if not len(good) or not len(harmful):
+        raise UserError(
+            "the anchors have no finite scores with this model and variant: try --dtype float32 or bfloat16, or "
+            "--variant intent"
+        )
     upper, lower = float(np.quantile(good, 0.99)), float(np.quantile(harmful, 0.05))
     if np.median(harmful) <= upper:
         raise UserError(

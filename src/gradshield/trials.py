@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -195,8 +196,7 @@ class Trials:
         folder = self.out / "trials" / f"{trial.number:02d}"
         figures: dict[str, Any] = {"steps": 0, "safety": None, "utility_interval": None}
         try:
-            with writing(self.out):
-                figures["steps"] = self._train(self.rows[chosen], folder).get("steps", 0)
+            figures["steps"] = self._train(self.rows[chosen], folder)
             with set_aside(self.model):
                 figures |= self._figures(goal, folder)
         except Diverged as error:
@@ -225,31 +225,39 @@ class Trials:
         figures |= {"asr": report.asr, "safe": True, "useful": useful, "note": note}
         return figures | {"utility": found.value, **plain({"utility_interval": found.interval})}
 
-    def _train(self, chosen: np.ndarray, folder: Path) -> Mapping[str, float]:
+    def _train(self, chosen: np.ndarray, folder: Path) -> int:
+        """Leaves the trained model in `folder / "model"`; returns the optimizer steps, 0 where they are not known."""
         done, work = folder / "figures.json", folder / "training"
         if not done.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            with writing(self.out):
+                folder.mkdir(parents=True, exist_ok=True)
             examples: list[Example] = [self.encoded.examples[n] for n in chosen]
             if self.trainer or self.tuning.trainer_command:
                 with set_aside(self.model):  # they load a model of their own
                     figures = self._own_training(examples, chosen, work)
             else:
-                figures = self.train(examples, work, self.training)
-            write_whole(folder, done.name, json.dumps(dict(figures)))
+                with writing(self.out):
+                    figures = self.train(examples, work, self.training)
+            with writing(self.out):
+                write_whole(folder, done.name, json.dumps(_plain_figures(figures)))
         if work.exists():
-            shutil.rmtree(folder / "model", ignore_errors=True)
-            os.replace(work, folder / "model")
-        return json.loads(done.read_text(encoding="utf-8"))
+            with writing(self.out):
+                shutil.rmtree(folder / "model", ignore_errors=True)
+                os.replace(work, folder / "model")
+        return int(json.loads(done.read_text(encoding="utf-8")).get("steps", 0))
 
     def _own_training(self, examples: Sequence[Example], chosen: np.ndarray, work: Path) -> Mapping[str, float]:
         """By the user's function, or by the command on a file of the rows, verbatim; nothing is recorded where they
         leave no model that can be loaded."""
         if self.trainer:
+            with writing(self.out):
+                work.mkdir(parents=True, exist_ok=True)
             made = self.trainer(examples, work)
             if isinstance(made, str | os.PathLike) and not Path(made).is_dir():
                 raise UserError(f"the trainer says that its model is in {made}, which is no folder")
             if isinstance(made, str | os.PathLike) and Path(made).resolve() != work.resolve():
-                shutil.copytree(made, work, dirs_exist_ok=True)
+                with writing(self.out):
+                    shutil.copytree(made, work, dirs_exist_ok=True)
             figures = made if isinstance(made, Mapping) else {}
         else:
             figures = self._command(str(self.tuning.trainer_command), chosen, work)
@@ -332,6 +340,15 @@ class Trials:
             "trials": lines,
             "version": version("gradshield"),
         }
+
+
+def _plain_figures(figures: Mapping[str, Any]) -> dict[str, float]:
+    """What of a trainer's figures is a number; a user's may be arrays, tensors, or anything."""
+    found = {}
+    for name, value in figures.items():
+        with suppress(TypeError, ValueError, RuntimeError):
+            found[str(name)] = float(value)
+    return found
 
 
 def load_trained(settings: FilterSettings, folder: Path) -> Model:

@@ -15,7 +15,7 @@ from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import find_task
 from gradshield.filter import check_settings, find_layout, load
-from gradshield.finetune import check_method, check_training, finetune
+from gradshield.finetune import check_method, check_place, check_training, finetune
 from gradshield.model import EMBEDDED, EMBEDDED_BASE
 from gradshield.processes import processes, together
 from gradshield.report import report_trials
@@ -53,6 +53,8 @@ def run_tune(
         layout = find_layout(source, settings)
         model = loaded()
         check_method(model, training)
+        if not (trainer or tuning.trainer_command):
+            check_place(model)
         plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
         parts = {"finetune": training, "tune": tuning, "evaluation": measuring}
         plan |= {name: part.model_dump(mode="json") for name, part in parts.items()}
@@ -106,6 +108,10 @@ def _check(
         find_task(tuning.task, measuring)
     if tuning.trainer_command:
         fill(tuning.trainer_command, tuning.trainer_config, dict.fromkeys(FIELDS, ""), Path())
+    elif tuning.trainer_config:
+        raise UserError(f"--trainer-config {tuning.trainer_config} does nothing without --trainer-command")
+    if tuning.trainer_config and "{config}" not in str(tuning.trainer_command):
+        raise UserError("--trainer-command: the config is not in it; say where by {config}")
     if settings.quantize and training.method == "full":
         raise UserError("--method full can't train quantised weights: leave out --quantize")
     own = trainer or tuning.trainer_command

@@ -236,6 +236,42 @@ def test_a_metric_of_lm_eval_where_lower_is_better_is_turned_round():
     assert (report.value, report.metric, report.n) == (-9.0, "negative word_perplexity", 5)
 
 
+def test_one_filter_of_lm_eval_counts_and_a_tag_is_refused():
+    samples = [{"filter": f, "exact_match": float(n < k), "doc": {}, "filtered_resps": [f]} for f, k in
+               (("strict", 1), ("flexible", 3)) for n in range(4)]  # fmt: skip
+    result = {"alias": "t", "exact_match,strict": 0.25, "exact_match,flexible": 0.75, "exact_match_stderr,strict": 0.2}
+    found = {"results": {"t": result}, "higher_is_better": {"t": {"exact_match": True}}, "samples": {"t": samples}}
+    report = module._of_lm_eval("t", found | {"n-samples": {"t": {"original": 4, "effective": 4}}})
+    assert (report.value, report.n, report.scores) == (0.25, 4, (1.0, 0.0, 0.0, 0.0))
+    assert set(report.answers) == {'["strict"]'}
+    several = {"results": {"a": result, "b": result}, "higher_is_better": {}, "n-samples": {}}
+    with pytest.raises(UserError, match="no single figure for it; name one of a, b"):
+        module._of_lm_eval("tag", several)
+    with pytest.raises(UserError, match="no single figure for it; name one of a"):
+        module._of_lm_eval("group", {"results": {"group": {"alias": "group"}, "a": result}, "higher_is_better": {}})
+
+
+@pytest.mark.parametrize(
+    "text", ["\u4f60\u597d\u4e16\u754c", "\u041f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440", "caf\u00e9 noir"]
+)
+def test_rouge_knows_words_of_any_script(text):
+    assert rouge1(text, [text]) == 1.0 and rouge1(text[:-1] + "x", [text]) < 1.0
+    from rouge_score.rouge_scorer import RougeScorer
+
+    said, meant = "The cats' runs, re-run: don't_stop 12 times!", "A cat is running; stops 12 time."
+    theirs = RougeScorer(["rouge1"], use_stemmer=True).score(meant, said)["rouge1"].fmeasure
+    assert rouge1(said, [meant]) == pytest.approx(theirs) and 0 < theirs < 1
+
+
+def test_a_case_with_half_a_surrogate_pair_is_told_by_its_line_and_answers_may_be_long(tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "caf\\ud83d", "answer": "x"}\n')
+    with pytest.raises(UserError, match="own.jsonl:2: .*surrogate"):
+        make_task(str(file), 10)
+    file.write_text(json.dumps({"prompt": "a", "answer": "word " * 300}) + "\n")
+    assert make_task(str(file), 10).max_new_tokens == 500
+
+
 @pytest.mark.slow
 def test_a_task_of_lm_eval_is_run_by_its_own_api(tiny, tmp_path, monkeypatch):
     HFLM = pytest.importorskip("lm_eval.models.huggingface").HFLM

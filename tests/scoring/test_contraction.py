@@ -15,6 +15,7 @@ from gradshield.errors import UserError
 from gradshield.model import Model
 from gradshield.probe import Factors, ProbeGradient, compress, margin, probe_gradient
 from gradshield.scoring.contraction import contract, directions
+from gradshield.scoring.fihs import fihs_scorer
 
 REQUESTS = ["How do I pick a lock?", "Write a threat", "Tell me a secret of a stranger"]
 S = margin([10], [20])
@@ -115,34 +116,6 @@ def test_compression_keeps_within_the_tolerance():
     assert (rough.dense() - factors.dense()).norm() <= 1.01e-2 * size
 
 
-def test_quantised_linears_score_as_their_dequantised_weights(tiny_folder):
-    bnb = pytest.importorskip("bitsandbytes")
-    from gradshield.model import load_model
-
-    model, plain = load_model(tiny_folder, quantize="4bit"), load_model(tiny_folder)
-    assert {type(m).__name__ for m in model.linears.values()} == {"Linear4bit"} and model.coverage()[0] == 1.0
-    for name, module in model.linears.items():
-        weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
-        plain.linears[name].weight.data.copy_(weight)
-    examples = random_examples(5, len(model.tokenizer))
-    probe = probe_gradient(plain, REQUESTS, S)
-    expected, found = (contract(m, examples, probe).dots for m in (plain, model))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-
-
-def test_8_bit_linears_score_nearly_as_in_full_precision(tiny_folder):
-    """Nearly: they round the activations, too."""
-    pytest.importorskip("bitsandbytes")
-    from gradshield.model import load_model
-
-    model, plain = load_model(tiny_folder, quantize="8bit"), load_model(tiny_folder)
-    assert {type(m).__name__ for m in model.linears.values()} == {"Linear8bitLt"} and model.coverage()[0] == 1.0
-    examples = random_examples(24, len(model.tokenizer))
-    probe = probe_gradient(plain, REQUESTS, S)
-    expected, found = (contract(m, examples, probe).dots.sum(1) for m in (plain, model))
-    assert np.corrcoef(expected, found)[0, 1] > 0.95
-
-
 def test_a_step_on_a_high_fihs_row_lowers_s(tiny):
     """The sign: descending the loss of the row with the highest FIHS lowers S, of the lowest raises it."""
     probe = probe_gradient(tiny, REQUESTS, S)
@@ -230,38 +203,57 @@ def test_a_module_that_runs_twice_has_the_sum_of_its_gradients(tiny_folder):
         contract(shared, examples, probe, exact_norms=True)
 
 
-@pytest.mark.parametrize("variant", ["paper", "module"])
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_sixteen_bits_give_the_same_scores_of_long_rows_too(tiny_folder, dtype, lora, variant):
-    from gradshield.model import load_model
-    from gradshield.scoring.fihs import fihs_scorer
-
-    def scored(model: Model) -> np.ndarray:
-        examples = random_examples(6, len(model.tokenizer), longest=400)
-        return fihs_scorer(model, probe_gradient(model, REQUESTS, S), variant, lora=lora)(examples)["score"]
-
-    exact, rough = (scored(load_model(tiny_folder, dtype=each)) for each in ("float32", dtype))
-    np.testing.assert_allclose(rough, exact, rtol=0, atol=0.05 * np.abs(exact).max())
-
-
-def test_float16_holds_the_gradients_of_a_long_row_in_a_model_whose_are_small(tiny_folder):
-    """Those of the mean over a row's tokens would be below what float16 can hold."""
+def test_blocks_that_run_in_a_loop_are_followed_through_all_rounds(tiny_folder):
     from gradshield.model import load_model
 
-    def dots(dtype: str) -> torch.Tensor:
-        model = load_model(tiny_folder, dtype=dtype)
-        model.net.model.norm.weight.mul_(1e-4)
-        probe = probe_gradient(load_model(tiny_folder), REQUESTS, S)  # in float32, and of ordinary size
-        factors = {
-            name: Factors(f.inp.to(model.net.dtype), f.out.to(model.net.dtype)) for name, f in probe.factors.items()
-        }
-        return contract(model, random_examples(6, len(model.tokenizer), longest=400), ProbeGradient(factors)).dots.sum(
-            1
+    looped = load_model(tiny_folder)
+    looped.net.config.use_cache = False
+    decoder, real = looped.net.model, looped.net.model.layers[-1].forward
+
+    def again(hidden, *args, **kwargs):
+        hidden = real(hidden, *args, **kwargs)
+        first = decoder.layers[0](hidden[0] if isinstance(hidden, tuple) else hidden, *args, **kwargs)
+        return (first, *hidden[1:]) if isinstance(hidden, tuple) else first
+
+    decoder.layers[-1].forward = again
+    probe = probe_gradient(looped, REQUESTS, S, tolerance=0)
+    expected, examples = probe_by_autograd(looped), random_examples(5, len(looped.tokenizer))
+    dots = contract(looped, examples, probe).dots
+    for n, example in enumerate(examples):
+        of = loss_by_autograd(looped, example)
+        for column, name in enumerate(probe.factors):
+            dot = float((of[name] * expected[name]).sum())
+            assert float(dots[n, column]) == pytest.approx(dot, rel=1e-3, abs=1e-5)
+
+
+def test_linears_of_one_weight_are_left_out_and_said_to_be(tiny_folder):
+    from gradshield.model import load_model
+
+    model = load_model(tiny_folder)
+    one, other = (layer.mlp.up_proj for layer in model.net.model.layers[:2])
+    other.weight = one.weight
+    names = [n for n in model.linears if n.endswith("mlp.up_proj")]
+    assert len(names) == len(model.net.model.layers) - 2
+    assert any("up_proj" in name for name in model.coverage()[1])
+
+
+def test_a_linear_that_nothing_calls_and_one_that_gives_a_tuple_have_no_part_in_the_score(tiny_folder):
+    from gradshield.model import load_model
+
+    class Router(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x), None
+
+    model, plain = load_model(tiny_folder), load_model(tiny_folder)
+    model.net.model.layers[0].mlp.unused = torch.nn.Linear(8, 8)
+    model.net.model.layers[0].mlp.router = Router(8, 8)
+    probe, examples = probe_gradient(model, REQUESTS, S), random_examples(4, len(model.tokenizer))
+    assert len(probe.factors) == len(plain.linears) + 1 and not any("router" in name for name in probe.factors)
+    for variant in ("paper", "module"):
+        found, wanted = (
+            fihs_scorer(m, probe_gradient(m, REQUESTS, S), variant)(examples)["score"] for m in (model, plain)
         )
-
-    exact = dots("float32")
-    torch.testing.assert_close(dots("float16"), exact, rtol=0, atol=0.05 * float(exact.abs().max()))
+        np.testing.assert_allclose(found, wanted, rtol=1e-4 if variant == "paper" else 0.5)
 
 
 def test_estimated_norms_are_right_on_average_and_so_is_the_normalised_score(tiny):

@@ -9,7 +9,7 @@ from gradshield.data.encode import Example, closing_tokens, encode, encode_reque
 from gradshield.data.formats import Conversation, Message
 from gradshield.hooks import hidden_at
 from gradshield.scoring import intent as module
-from gradshield.scoring.intent import Late, fit_intent, intent_scores, request_states, seen, states
+from gradshield.scoring.intent import Late, _joined, fit_intent, intent_scores, request_states, seen, states
 from gradshield.scoring.windows import windows
 
 
@@ -72,6 +72,11 @@ def test_what_shares_words_is_in_one_fold(tiny, anchors, monkeypatch):
     refusal, longer, harmful, taken_back = of[:12], of[12:24], of[24:36], set().union(*of[36:])
     assert refusal == longer and len(set().union(*refusal)) == 12
     assert harmful == [refusal[each.refusal] for each in behind] and taken_back == set().union(*refusal)
+
+
+def test_groups_with_the_same_words_are_one():
+    joined = _joined(np.array([7, 7, 8, 9, 10]), [b"a", b"b", b"b", b"c", b"a"])
+    assert joined[0] == joined[1] == joined[2] == joined[4] != joined[3]
 
 
 def test_the_request_is_read_at_its_own_last_token_and_in_front_of_the_response(tiny):

@@ -260,12 +260,20 @@ def _guard(name: str) -> Callable[[Sequence[str], Sequence[str], int], list[floa
         raise UserError(f"--judge {name}: a chat guard needs a chat template, and this model has none")
 
     def encode(request: str, answer: str) -> list[int]:
-        turns = [{"role": "user", "content": request}, {"role": "assistant", "content": answer or " "}]
-        try:
-            text = guard.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # jinja's own kinds, raised by the template
-            why = " ".join(str(error).split())[:160]
-            raise UserError(f"--judge {name}: its chat template refuses a request with its answer ({why})") from None
+        text = ""
+        for parts in (False, True):  # some guards take content as a list of parts, and pass over plain text
+            said = [[{"type": "text", "text": t}] if parts else t for t in (request, answer or " ")]
+            turns = [{"role": role, "content": content} for role, content in zip(("user", "assistant"), said)]
+            try:
+                text = guard.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # jinja's own kinds, raised by the template
+                why = " ".join(str(error).split())[:160]
+            else:
+                why = "it leaves out what is said"
+            if request.strip() in text and answer.strip() in text:
+                break
+        else:
+            raise UserError(f"--judge {name}: its chat template refuses a request with its answer ({why})")
         return guard.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def grade(requests: Sequence[str], answers: Sequence[str], batch: int) -> list[float | None]:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from gradshield.data.records import bad_text
 from gradshield.data.rows import expanded
 from gradshield.errors import UserError
 from gradshield.evaluation.sources import Source, choose, read_as, records
@@ -92,7 +93,26 @@ def letter(answer: str, references: Sequence[str]) -> float:
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1"], use_stemmer=True)
+    return RougeScorer(["rouge1"], tokenizer=_Words())
+
+
+class _Words:
+    """rouge_score's own tokens for ASCII, whose letters are all that it knows; words of other scripts beside them, and
+    characters where a script has no spaces."""
+
+    _WORD = re.compile(
+        r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+        r"|(?:(?![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])[^\W_])+"
+    )
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self.stem = PorterStemmer().stem
+
+    def tokenize(self, text: str) -> list[str]:
+        words = self._WORD.findall(text.lower())
+        return [self.stem(word) if len(word) > 3 and word.isascii() else word for word in words]
 
 
 def _plain(text: str) -> str:
@@ -165,7 +185,9 @@ def make_task(name: str, count: int, seed: int = 0, metric: Literal["exact", "ro
     if path.suffix in (".yaml", ".yml") or (not path.is_file() and path.suffix not in (".jsonl", ".json")):
         return None  # the first is how lm-eval writes its tasks
     title, score = (_ROUGE, rouge1) if metric == "rouge1" else ("exact match", exact)
-    return Task(path.name, tuple(choose(_read_cases(path), count, seed)), title, score, 128)
+    cases = tuple(choose(_read_cases(path), count, seed))
+    longest = max(len(answer.encode()) for case in cases for answer in case.references)
+    return Task(path.name, cases, title, score, min(2048, max(128, longest // 3)))  # a token is three bytes or more
 
 
 def _read_cases(path: Path) -> list[Case]:
@@ -192,6 +214,8 @@ def _read_cases(path: Path) -> list[Case]:
                 f'{path}:{place}: a task needs the columns "prompt" (text) and "answer" (text, or a list of texts); '
                 f"this line's are: {has}"
             )
+        if problem := bad_text(record):
+            raise UserError(f"{path}:{place}: {problem}")
         cases.append(Case(record["prompt"], tuple(str(a) for a in answers)))  # type: ignore[union-attr]
     if not cases:
         raise UserError(f"{path}: holds no cases")

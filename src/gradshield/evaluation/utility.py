@@ -167,6 +167,8 @@ def _lm_eval(model: Model, name: str, settings: EvaluationSettings) -> UtilityRe
                 model=wrapped, tasks=[name], limit=settings.cases, task_manager=manager, bootstrap_iters=1000
             )
             return _of_lm_eval(name, found)
+        except UserError:
+            raise
         except Exception as error:  # its tasks load data sets and run code of their own: all kinds are raised
             if at_once == 1 or not out_of_memory(error):
                 why = " ".join(str(error).split())[:200]
@@ -176,12 +178,20 @@ def _lm_eval(model: Model, name: str, settings: EvaluationSettings) -> UtilityRe
 
 
 def _of_lm_eval(name: str, found: dict[str, Any]) -> UtilityReport:
-    leaf = name if name in found["results"] else next(iter(found["results"]))
+    parts = [part for part in found["results"] if part != name]
+    leaf = name if name in found["results"] else parts[0]
     result = found["results"][leaf]
-    key = next(k for k, v in result.items() if "," in k and "_stderr," not in k and isinstance(v, float))
+    keys = [k for k, v in result.items() if "," in k and "_stderr," not in k and isinstance(v, float)]
+    if not keys or (leaf != name and len(parts) > 1):  # a tag, or a group without a figure of its own
+        raise UserError(f"task {name}: lm-eval gives no single figure for it; name one of {', '.join(sorted(parts))}")
+    key = keys[0]
     metric, _, filtered = key.partition(",")
     sign = -1 if found["higher_is_better"].get(leaf, {}).get(metric) is False else 1
-    samples = [s for s in found.get("samples", {}).get(leaf, []) if isinstance(s.get(metric), int | float)]
+    samples = [  # lm-eval keeps one for each filter
+        s
+        for s in found.get("samples", {}).get(leaf, [])
+        if isinstance(s.get(metric), int | float) and s.get("filter", filtered) == filtered
+    ]
     scores = tuple(sign * float(s[metric]) for s in samples)
     value, error = sign * result[key], result.get(f"{metric}_stderr,{filtered}")
     error = float(error) if isinstance(error, float) else float("nan")

@@ -29,12 +29,20 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
     inputs = lora_inputs(probe) if lora else None
     probe = within_lora(probe, inputs) if inputs else probe
     dtype = model.net.dtype  # as precise as what it is multiplied with; a GPU has no quick product of mixed precision
-    scale = torch.tensor([_power(f.out) if dtype == torch.float16 else 1.0 for f in probe.factors.values()])
-    factors = (
-        (name, f.inp.to(dtype), f.out / power) for (name, f), power in zip(probe.factors.items(), scale.tolist())
+    narrow = dtype == torch.float16  # where what is large must not meet what is large
+    factors = {name: _balanced(f) if narrow else f for name, f in probe.factors.items()}
+    scale = torch.tensor([_power(f.out) if narrow else 1.0 for f in factors.values()])
+    probe = ProbeGradient(
+        {
+            name: Factors(f.inp.to(dtype), (f.out / power).to(dtype))
+            for (name, f), power in zip(factors.items(), scale.tolist())
+        }
     )
-    probe = ProbeGradient({name: Factors(inp, out.to(dtype)) for name, inp, out in factors})
     random = directions(probe.factors, DIRECTIONS, within=inputs) if variant != "paper" else None
+    width = torch.ones(len(factors))
+    if random and narrow:
+        width = torch.tensor([4.0 ** round(log2(v.shape[1]) / 2) for v, _ in random.values()])
+        random = {name: (v / w**0.5, u) for (name, (v, u)), w in zip(random.items(), width.tolist())}
     tiny = torch.finfo(torch.float32).tiny
 
     def scorer(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
@@ -49,12 +57,20 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
         dots = result.dots * scale
         columns = {"paper": dots.sum(1), "loss": result.loss}
         if result.norms is not None:
-            columns["cosine"] = columns["paper"] / result.norms.sum(1).sqrt().clamp_min(tiny)
-            reached = (result.norms > 0).sum(1).clamp_min(1)  # an expert that no token is routed to has no say
-            columns["module"] = (dots / result.norms.sqrt().clamp_min(tiny)).sum(1) / reached
+            norms = result.norms * width
+            norms = norms.where(norms.isfinite(), torch.nan)  # or a finite score over an infinite norm would be 0
+            columns["cosine"] = columns["paper"] / norms.sum(1).sqrt().clamp_min(tiny)
+            reached = (norms > 0).sum(1).clamp_min(1)  # an expert that no token is routed to has no say
+            columns["module"] = (dots / norms.sqrt().clamp_min(tiny)).sum(1) / reached
         return {name: c.double().numpy() for name, c in {"score": columns[variant], **columns}.items()}
 
     return scorer
+
+
+def _balanced(factors: Factors) -> Factors:
+    """The same matrix with rows of unit length in `inp`, so that all that is large is in `out`."""
+    length = factors.inp.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return Factors(factors.inp / length, factors.out * length)
 
 
 def _power(values: torch.Tensor) -> float:

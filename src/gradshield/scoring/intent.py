@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from torch import Tensor
@@ -28,7 +30,7 @@ from gradshield.scoring.windows import WINDOW, end_tokens, spoken, windows
 
 DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)  # of the blocks; where exactly matters little, their mean is steadier than any
 LATER = 1.0  # how much surer a window behind the first must be: of many, one is high by chance (docs/log.md)
-READING = 6  # goes up when a row's states or the folds change, so that what was fitted before is not used any more
+READING = 7  # goes up when a row's states or the folds change, so that what was fitted before is not used any more
 SHARED = 8  # tokens that all rows must open with before it pays to compute them once
 REGULARISATION = 30.0  # LogisticRegression's C, on states of unit length
 
@@ -46,7 +48,7 @@ class Readout:
     def of(self, states: Tensor) -> np.ndarray:
         """The same for states [N, states * d] on a device, which leave it as one number each."""
         weight = torch.from_numpy(self.weight).to(states)
-        return (states @ weight).double().cpu().numpy() + self.bias
+        return (states @ weight).cpu().double().numpy() + self.bias  # mps knows no float64
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def fit_intent(
     group = same.copy()  # what shares words is of one fold: a refusal's forms, late anchors behind it, and their harm
     group[kind == "refusal"] = [len(flat) + e.row for e in anchors["refusal"]]
     group[kind == "late"] = group[same[kind == "late"]] = [len(flat) + each.refusal for each in late]
+    group = _joined(group, [e.ids[e.mask].tobytes() for e in flat])  # and responses to other requests in the same words
     harm = np.zeros(len(flat), dtype=int)  # where harm begins; a token or two of it tell no more than the refusal does
     harm[kind == "late"] = [each.start - 3 for each in late]
     complies = np.isin(kind[owner], ["harmful", "late"]) & (start >= harm[owner])
@@ -179,6 +182,16 @@ def fit_intent(
     scores = np.minimum(request_score[same], _highest(answer_score, owner))
     kind[kind == "late"] = "harmful"
     return Intent(layers, closing, request_fit, answer_fit), {name: scores[kind == name] for name in anchors}
+
+
+def _joined(group: np.ndarray, words: Sequence[bytes]) -> np.ndarray:
+    """The groups [N], those with an example of the same words made one."""
+    _, of = np.unique(group, return_inverse=True)
+    place: dict[bytes, int] = {}
+    said = np.array([place.setdefault(w, len(place)) for w in words])
+    size = of.max() + 1
+    edges = coo_matrix((np.ones(len(of)), (of, size + said)), shape=(size + len(place),) * 2)
+    return connected_components(edges, directed=False)[1][of]
 
 
 def _read(
