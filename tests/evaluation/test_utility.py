@@ -266,7 +266,7 @@ def test_rouge_knows_words_of_any_script(text):
 def test_a_case_with_half_a_surrogate_pair_is_told_by_its_line_and_answers_may_be_long(tmp_path):
     file = tmp_path / "own.jsonl"
     file.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "caf\\ud83d", "answer": "x"}\n')
-    with pytest.raises(UserError, match="own.jsonl:2: .*surrogate"):
+    with pytest.raises(UserError, match=r"own\.jsonl:2: .*surrogate"):
         make_task(str(file), 10)
     file.write_text(json.dumps({"prompt": "a", "answer": "word " * 300}) + "\n")
     assert make_task(str(file), 10).max_new_tokens == 500
