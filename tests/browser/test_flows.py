@@ -339,3 +339,59 @@ def test_the_page_works_without_a_script(page, serve, run):
         assert store.standing(run)[0].value == 12.0
     finally:
         page.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_the_counts_of_a_comparison_follow_a_decision(page, serve, run, other):
+    page.open(serve(run, other), "/compare")
+    before = int(page.text(".tally b"))
+    page.keys("o")
+    page.until(page.opened)
+    row = page.opened()
+    page.keys("a" if "quarantined" in page.text("#row .head") else "q")
+    page.until(lambda: row not in page.rows())
+    page.until(lambda: int(page.text(".tally b")) == before - 1)
+
+
+def test_back_sets_the_filters_to_what_is_shown(page, serve, run):
+    page.open(serve(run))
+    page.keys("o")
+    page.until(page.opened)
+    page.choose("verdict", "quarantined")
+    page.until(lambda: page.total() == 60 and "verdict=2" in page.driver.current_url)
+    page.driver.back()
+    page.until(lambda: page.total() == 121)
+    chosen = "return document.querySelector('select[name=verdict]').selectedOptions[0].text"
+    assert page.script(chosen) == "any"
+
+
+def test_undo_takes_nothing_back_in_another_run(page, serve, run, tmp_path):
+    first = serve(run)
+    page.open(first)
+    page.keys("a")
+    page.until(lambda: len(verdicts(run)) == 1)
+    mine = page.script("return sessionStorage.getItem('mine')")
+    second = make_run(tmp_path / "second", tmp_path / "train.jsonl", list(np.arange(-60.0, 60.0)))
+    store.decide(second, 3, "quarantined", "", "bob")
+    page.open(serve(second))
+    page.script("sessionStorage.setItem('mine', arguments[0])", mine)  # as with the same port
+    page.keys("u")
+    page.until(lambda: "nothing of yours" in page.status())
+    assert verdicts(second) == {3: "quarantined"}
+
+
+def test_an_emptied_note_is_gone_and_an_untouched_one_stays(page, serve, run):
+    page.open(serve(run))
+    page.keys("o")
+    page.until(page.opened)
+    row = page.opened()
+    store.decide(run, row, "kept", "read it", "ann")
+    page.until(lambda: page.script("return document.querySelector('#note').value") == "read it")
+    page.keys("q")
+    page.until(lambda: verdicts(run) == {row: "quarantined"})
+    assert store.standing(run)[row].note == "read it"
+    page.click(f"[data-open='{row}']")
+    page.until(lambda: page.opened() == row)
+    page.fill("#note", Keys.BACKSPACE)
+    page.click(".decide button[value=kept]")
+    page.until(lambda: verdicts(run) == {row: "kept"})
+    assert store.standing(run)[row].note == ""

@@ -283,9 +283,9 @@ def test_a_note_comes_back_as_it_was_typed_and_goes_when_its_field_is_emptied(se
 def test_an_entry_of_another_log_is_not_taken_back(served, numbered):
     out = numbered[0]
     entry = store.decide(out, 3, "kept", "", "ann")
-    assert served.done("/undo", {"id": entry.id, "at": "2020-01-01T00:00:00+00:00"})["row"] is None
+    assert served.done("/undo", {"id": entry.id, "row": 3, "at": "2020-01-01T00:00:00+00:00"})["row"] is None
     assert 3 in store.standing(out)
-    assert served.done("/undo", {"id": entry.id, "at": entry.at})["row"] == 3
+    assert served.done("/undo", {"id": entry.id, "row": 3, "at": entry.at})["row"] == 3
 
 
 # --- hostile rows -------------------------------------------------------------------------------------------------

@@ -133,7 +133,8 @@ def _decide(review: Review, form: dict[str, str]) -> dict:
 
 
 def _undo(review: Review, form: dict[str, str]) -> dict:
-    entry = store.undo(review.out, row_number(form.get("id")) or None, review.who, form.get("at"))
+    made = (row_number(form.get("row")), form["at"]) if "at" in form else None
+    entry = store.undo(review.out, row_number(form.get("id")) or None, review.who, made)
     return {"row": entry and entry.row, "verdict": entry and entry.verdict}
 
 
@@ -146,7 +147,7 @@ def _move(review: Review, form: dict[str, str]) -> dict:
     except ValueError:
         raise HTTPException(400, "The threshold is a number.") from None
     entry = store.move_threshold(review.out, value, review.who)
-    return {"id": entry.id, "at": entry.at}
+    return {"id": entry.id, "at": entry.at, "row": 0}
 
 
 def _explain(review: Review, form: dict[str, str]) -> dict:

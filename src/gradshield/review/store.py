@@ -71,15 +71,15 @@ def move_threshold(out: Path, value: float | None, who: str) -> Decision:
     return _append(out, 0, _THRESHOLD, value, "", who)
 
 
-def undo(out: Path, id: int | None, who: str, at: str | None = None) -> Decision | None:
+def undo(out: Path, id: int | None, who: str, made: tuple[int, str] | None = None) -> Decision | None:
     """Takes back entry `id` (None: the latest that stands) and returns it; None when there is nothing to take back, or
-    when the entry was not made at `at`, so that it is one of another log."""
+    when the entry is not on the row and of the time `made`, so that it is one of another log."""
     with _open(out) as db:
         db.execute("BEGIN IMMEDIATE")  # so that nobody else takes it back in between
         which = "id = ?" if id is not None else "? IS NULL ORDER BY id DESC LIMIT 1"
         found = db.execute(f"SELECT * FROM log WHERE {_STANDING} AND {which}", (id,)).fetchone()
         entry = Decision(*found) if found else None
-        if entry is None or at not in (None, entry.at):
+        if entry is None or made not in (None, (entry.row, entry.at)):
             return None
         _insert(db, entry.row, _UNDO, None, "", who, entry.id)
     return entry

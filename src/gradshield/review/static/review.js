@@ -177,7 +177,7 @@ async function undo() {
 }
 
 const remembered = () => JSON.parse(sessionStorage.getItem("mine") ?? "[]"); // what this tab decided, for its undo
-const remember = (done) => sessionStorage.setItem("mine", JSON.stringify(done.map(({ id, at }) => ({ id, at }))));
+const remember = (done) => sessionStorage.setItem("mine", JSON.stringify(done.map(({ id, at, row }) => ({ id, at, row }))));
 
 async function explain(row) {
   if (await post("/explain", { row })) await refresh();
