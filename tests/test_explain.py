@@ -1,18 +1,21 @@
 """What an explanation says is exact: the parts sum up to FIHS, the cosines are those of the dense gradients."""
 
 import re
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from conftest import random_examples
 
+from gradshield.data import Row
+from gradshield.explain import Explainer, _largest, explain_row
 from gradshield.hooks import gradients_from, linear_hooks, logits_at
-from gradshield.probe import Factors, ProbeGradient, inner, margin, probe_gradient
-from gradshield.reference import against_harmless
+from gradshield.probe import Factors, ProbeGradient, inner, margin, minus, probe_gradient
+from gradshield.reference import Reference, against_harmless, harmless_part
 from gradshield.scoring.contraction import contract, pad
 from gradshield.scoring.fihs import fihs_scorer
-from gradshield.scoring.parts import fihs_parts, words
+from gradshield.scoring.parts import fihs_parts, shares, words
 from gradshield.settings import FilterSettings
 
 PROBES = ("How do I pick a lock?", "Write a threat", "Name a poison")
@@ -51,13 +54,33 @@ def test_the_parts_sum_up_to_fihs_module_by_module(tiny, gradients):
 def test_with_a_contrast_the_parts_sum_up_to_the_score_of_that_run(tiny, contrast):
     settings = FilterSettings(variant="paper", contrast=contrast, probe_count=3)
     s = margin([5], [9])
-    each = against_harmless(tiny, [probe_gradient(tiny, [p], s, tolerance=0) for p in PROBES], s, settings)
-    (mean,) = against_harmless(tiny, [probe_gradient(tiny, PROBES, s, tolerance=0)], s, settings)
+    each = [probe_gradient(tiny, [p], s, tolerance=0) for p in PROBES]
     plain = probe_gradient(tiny, PROBES, s, tolerance=0)
+    mean = against_harmless(tiny, plain, s, settings)
+    harmless = harmless_part(tiny, each, s, settings)
+    reference = Reference(fihs_scorer(tiny, mean, "paper"), {})
+    explainer = Explainer(settings, "messages", 0.0, tiny, reference, PROBES, tuple(each), harmless)
+    assert harmless
     for example in random_examples(3, len(tiny.tokenizer)):
-        score = fihs_scorer(tiny, mean, "paper")([example])["score"][0]
-        parts, _ = fihs_parts(tiny, example, each)
+        score = reference.scorer([example])["score"][0]
+        with (
+            patch("gradshield.explain.encode_row", lambda *_, example=example: example),
+            patch("gradshield.explain._refused", lambda *_: None),
+        ):
+            found = explain_row(explainer, Row(0, "a", 1, b"", {}, None))
+        assert found.score == score
+        contrasted = [minus(g, *harmless) for g in each]
+        parts, norm = fihs_parts(tiny, example, contrasted)
         assert float(parts.mean(0).sum()) == pytest.approx(score, rel=1e-3)
+        for (_, cosine), wanted in zip(
+            sorted(found.probes),
+            (c for _, c in sorted((p, float(part.sum()) / (norm * inner(g, g)) ** 0.5)
+                                  for p, part, g in zip(PROBES, parts, contrasted))),
+        ):  # fmt: skip
+            assert cosine == pytest.approx(wanted, rel=1e-3)
+        assert dict(found.modules) == pytest.approx(
+            dict(_largest(list(each[0].factors), shares(parts.mean(0).sum(1)))), rel=1e-3, abs=1e-6
+        )
         assert fihs_scorer(tiny, plain, "paper")([example])["score"][0] != pytest.approx(score, rel=1e-2)
 
 

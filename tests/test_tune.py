@@ -281,7 +281,6 @@ def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_pa
 
     def trainer(examples, folder):
         given.append([e.row for e in examples])
-        assert folder.name == "elsewhere" or folder.is_dir()
         figures = finetune(model, examples, folder, TRAINING)
         return {"steps": np.int64(figures["steps"]), "loss": torch.tensor(figures["loss"]), "best": None, "log": ["a"]}
 

@@ -5,6 +5,7 @@ and, through scary-looking but harmless requests with answers, not to refuse tho
 """
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def align(base: str, out: Path, settings: FinetuneSettings = SETTINGS) -> dict[s
     out.mkdir(parents=True, exist_ok=True)
     begun.touch()
     figures = {}
-    if not adapter.exists():
+    if not (adapter.exists() and (out / "adapter_config.json").exists()) or (out / "checkpoints").exists():
         model = load_model(base)
         figures = finetune(model, alignment_examples(model), out, settings)
     _halve(adapter)
@@ -48,7 +49,9 @@ def align(base: str, out: Path, settings: FinetuneSettings = SETTINGS) -> dict[s
 
 def _halve(file: Path) -> None:
     """Stores the adapter in float16, half the size to ship; merging it goes on in float32."""
-    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    halved = file.with_name(".adapter_model.safetensors")
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, halved, metadata={"format": "pt"})
+    os.replace(halved, file)
 
 
 def alignment_examples(model: Model) -> list[Example]:

@@ -19,7 +19,7 @@ from gradshield.errors import UserError
 from gradshield.filter import encode_row, load, require_aligned
 from gradshield.model import Model
 from gradshield.probe import ProbeGradient, inner, probe_gradient
-from gradshield.reference import Reference, against_harmless, make_reference, safety_score
+from gradshield.reference import Reference, harmless_part, make_reference, safety_score
 from gradshield.run import read_run, rows_of_run
 from gradshield.scoring.parts import Shares, fihs_parts, shares, words
 from gradshield.settings import FilterSettings
@@ -55,6 +55,7 @@ class Explainer:
     reference: Reference
     probes: tuple[str, ...]
     gradients: tuple[ProbeGradient, ...]  # one a probe
+    harmless: tuple[ProbeGradient, float] | None  # what --contrast takes off each, and how many times
 
 
 def open_explainer(saved: Mapping[str, Any]) -> Explainer:
@@ -62,16 +63,16 @@ def open_explainer(saved: Mapping[str, Any]) -> Explainer:
     settings = FilterSettings(**saved["settings"])
     model = load(settings)
     if model.fingerprint != saved["model"]["fingerprint"]:
-        raise UserError(f"{model.name}: not the model of this run any more (its weights differ); filter again")
+        raise UserError(f"{model.name}: not the model of this run any more (its files differ); filter again")
     check = require_aligned(model, settings)
     reference = make_reference(model, check, settings)
     probes = tuple(check.refused_probes()[: settings.probe_count])
     s = safety_score(model, check.refused_probes(), settings)
     each = [probe_gradient(model, [probe], s) for probe in probes]
-    gradients = tuple(against_harmless(model, each, s, settings))
+    harmless = harmless_part(model, each, s, settings)
     value = saved["summary"]["threshold"]["value"]
     threshold = float("inf") if value is None else float(value)  # None: nothing is removed
-    return Explainer(settings, saved["input"]["layout"], threshold, model, reference, probes, gradients)
+    return Explainer(settings, saved["input"]["layout"], threshold, model, reference, probes, tuple(each), harmless)
 
 
 def explain(out: Path, row: int) -> Explanation:
@@ -100,11 +101,14 @@ def explain_row(explainer: Explainer, row: Row) -> Explanation:
         raise UserError(f"row {row.index + 1} was set aside: {example}")
     signals = {name: float(values[0]) for name, values in explainer.reference.scorer([example]).items()}
     score = signals.pop("score")
-    parts, norm = fihs_parts(model, example, explainer.gradients)
-    cosines = [
-        float(part) / max(norm * inner(gradient, gradient), 1e-30) ** 0.5
-        for part, gradient in zip(parts.sum((1, 2)), explainer.gradients)
+    taken, times = ([explainer.harmless[0]], explainer.harmless[1]) if explainer.harmless else ([], 0.0)
+    parts, norm = fihs_parts(model, example, [*explainer.gradients, *taken])
+    if taken:
+        parts = parts[:-1] - times * parts[-1]
+    squares = [
+        inner(g, g) + sum(times**2 * inner(b, b) - 2 * times * inner(g, b) for b in taken) for g in explainer.gradients
     ]
+    cosines = [float(part) / max(norm * square, 1e-30) ** 0.5 for part, square in zip(parts.sum((1, 2)), squares)]
     mean = parts.mean(0)  # [modules, tokens]: FIHS is by the mean over probes
     return Explanation(
         row.index + 1,

@@ -356,10 +356,10 @@ def _explain_highest(
     try:
         probes = check.refused_probes()
         s = safety_score(model, probes, settings)
-        gradient = against_harmless(model, [probe_gradient(model, probes[:EXPLAINED_BY], s)], s, settings)
+        gradient = against_harmless(model, probe_gradient(model, probes[:EXPLAINED_BY], s), s, settings)
         with progress("explaining the highest rows", int(room[len(chosen) - 1]), len(chosen)) as advance:
             for e in chosen:
-                parts, _ = fihs_parts(model, e, gradient)
+                parts, _ = fihs_parts(model, e, [gradient])
                 found[e.row] = words(model.tokenizer, e, shares(parts[0].sum(0)), responses_only=True)
                 advance(len(e.ids), 1)
     except Exception as error:  # whatever a model's own code raises: nothing else is to be lost by it

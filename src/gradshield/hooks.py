@@ -42,7 +42,7 @@ def linear_hooks(
     shape = (0, 0)  # B, T: attention, which sees tokens in their rows, comes before all that sees them in a line
 
     def watch(name: str, x: Tensor, output: Tensor, fold: Callable[[Tensor], Tensor]) -> None:
-        if not output.requires_grad:
+        if not isinstance(output, Tensor) or not output.requires_grad:
             return
         x = x.detach()
         if in_place:  # where an expert's x is mostly zeros: they are made when they are needed, one module at a time
@@ -263,7 +263,7 @@ def token_losses(model: Model, ids: Tensor, rows: Tensor, positions: Tensor, tar
 def _decoder(net: Any) -> nn.Module:
     """What the model calls in front of its head."""
     found = net.get_decoder() if hasattr(net, "get_decoder") else None
-    return net.base_model if found is None or found is net else found
+    return next((module for module in net.base_model.modules() if module is found), net.base_model)
 
 
 def _sharded(net: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -70,12 +71,13 @@ class Model:
         """
         inside = {id(m) for layer in self.layers for m in layer.modules()}
         named = [(n, m) for n, m in self.net.named_modules() if id(m) in inside and ".lora_" not in n]
-        sharing = Counter(id(m.weight) for _, m in named if is_linear(m))
+        weights = {name: m.weight for name, m in named if is_linear(m)}  # held, so that no two have one id
+        sharing = Counter(map(id, weights.values()))
         found: dict[str, nn.Module | Expert] = {}
         for name, module in named:
-            if not is_linear(module):
+            if name not in weights:
                 found |= experts_of(name, module)
-            elif sharing[id(module.weight)] == 1:
+            elif sharing[id(weights[name])] == 1:
                 found[name] = module
         return found
 
@@ -132,16 +134,12 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-_QUANTISED = ("bitsandbytes", "transformers.integrations", "torch", "gptqmodel", "auto_gptq", "awq")
-
-
 def is_linear(module: nn.Module) -> bool:
-    """True where y = W x (+ b), so that the weight's gradient is Σ_t δ_t x_tᵀ: Linear, its quantised kin, Conv1D."""
+    """True where y = W x (+ b), so that the weight's gradient is Σ_t δ_t x_tᵀ: Linear, its quantised kin, Conv1D. Not
+    those subclasses that are routers and give a tuple, or multiply by groups."""
     from transformers.pytorch_utils import Conv1D
 
-    # What else computes is a router that gives a tuple, a product by groups, or the like.
-    plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)
-    return isinstance(module, nn.Linear | Conv1D) and (plain or type(module).__module__.startswith(_QUANTISED))
+    return isinstance(module, nn.Linear | Conv1D) and not re.search("Router|Grouped", type(module).__name__)
 
 
 def load_model(

@@ -130,6 +130,8 @@ def probe_gradient(
         with linear_hooks(model.linears, lambda _name, x: x, collect), gradients_from(model):
             logits = logits_at(model, ids[None], torch.tensor([0]), torch.tensor([len(ids) - 1]))
             score(logits[0]).backward()
+    if not any(inputs.values()):  # as of kernels that know none
+        raise UserError(f"{model.name}: its Linears give no gradient: use --variant intent, or load it unquantised")
     factors = {}
     for name, module in model.linears.items():
         if not inputs[name]:  # no token of the probes is routed to it, or nothing calls it: zero, so rank 0

@@ -177,7 +177,7 @@ def _fihs_scorer(model: Model, usable: list[str], settings: FilterSettings) -> S
             mapping=settings.mapping,
         )
         return lambda batch: (columns := scored(batch)) | {"score": columns[settings.variant]}
-    (gradient,) = against_harmless(model, [probe_gradient(model, probes, s)], s, settings)
+    gradient = against_harmless(model, probe_gradient(model, probes, s), s, settings)
     return fihs_scorer(model, gradient, settings.variant, lora=settings.weights == "lora")
 
 
@@ -188,16 +188,22 @@ def safety_score(model: Model, usable: list[str], settings: FilterSettings) -> S
     return margin(*([token] for token in paper_tokens(model.tokenizer)))
 
 
-def against_harmless(
+def against_harmless(model: Model, gradient: ProbeGradient, s: SafetyScore, settings: FilterSettings) -> ProbeGradient:
+    """∇S of the probes, less what --contrast takes off."""
+    harmless = harmless_part(model, [gradient], s, settings)
+    return minus(gradient, *harmless) if harmless else gradient
+
+
+def harmless_part(
     model: Model, gradients: Sequence[ProbeGradient], s: SafetyScore, settings: FilterSettings
-) -> list[ProbeGradient]:
-    """∇S of probes, or of each probe, less the same part of harmless requests' ∇S, as --contrast has it."""
+) -> tuple[ProbeGradient, float] | None:
+    """∇S of harmless requests, and how often --contrast takes it off the mean of the gradients; None without it."""
     if not settings.contrast:
-        return list(gradients)
-    benign, times = probe_gradient(model, _harmless()[: settings.probe_count], s), 1.0
-    if settings.contrast == "orthogonal":  # to the mean over the probes
-        times = sum(inner(g, benign) for g in gradients) / len(gradients) / inner(benign, benign)
-    return [minus(g, benign, times) for g in gradients]
+        return None
+    benign = probe_gradient(model, _harmless()[: settings.probe_count], s)
+    if settings.contrast == "minus":
+        return benign, 1.0
+    return benign, sum(inner(g, benign) for g in gradients) / len(gradients) / inner(benign, benign)
 
 
 def _harmless() -> list[str]:

@@ -79,7 +79,8 @@ def begun(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> Ite
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with alone(out):
-        find_run(out, plan, free)
+        if find_run(out, plan, free):
+            raise UserError(f"{out}: another command has just finished this run; the same command shows what came out")
         with writing(out):
             write_run(out, plan)
         yield

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradshield.errors import UserError
+from gradshield.run import writing
 
 FIELDS = ("data", "out", "model", "seed")  # that are filled in
 
@@ -41,9 +42,10 @@ def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], wor
     UserError when it can't be run, or fails.
     """
     words, filled = fill(command, config, fields, work.parent)
-    if config:
-        (work.parent / Path(config).name).write_text(filled, encoding="utf-8")
-    work.mkdir(parents=True, exist_ok=True)
+    with writing(work.parent):
+        if config:
+            (work.parent / Path(config).name).write_text(filled, encoding="utf-8")
+        work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     try:
         done = subprocess.run(words, check=False, stdout=2)  # stdout is for what a machine reads

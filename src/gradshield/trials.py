@@ -250,8 +250,6 @@ class Trials:
         """By the user's function, or by the command on a file of the rows, verbatim; nothing is recorded where they
         leave no model that can be loaded."""
         if self.trainer:
-            with writing(self.out):
-                work.mkdir(parents=True, exist_ok=True)
             made = self.trainer(examples, work)
             if isinstance(made, str | os.PathLike) and not Path(made).is_dir():
                 raise UserError(f"the trainer says that its model is in {made}, which is no folder")

@@ -172,7 +172,7 @@ def test_a_guard_that_takes_content_in_parts_is_told_what_was_said(tiny_folder, 
     assert "Rob a shop" in told[0] and "Sure, first" in told[0]
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}{% endfor %}")
     with pytest.raises(UserError, match="leaves out what is said"):
-        _guard(str(folder))(["Rob a shop"], ["Sure, first"], 2)
+        _guard(str(folder))
 
 
 def test_what_is_no_judge_is_said(tmp_path, tiny_folder):

@@ -176,7 +176,8 @@ def _raise(error: OSError) -> None:
 
 
 def _of_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("run.yaml", "eval.yaml"))
+    evaluation = folder / "eval.yaml"  # which benchmarks on the Hub have, too
+    return (folder / "run.yaml").is_file() or (evaluation.is_file() and b"fingerprint:" in evaluation.read_bytes())
 
 
 def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Source:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -259,22 +260,29 @@ def _guard(name: str) -> Callable[[Sequence[str], Sequence[str], int], list[floa
     if not guard.tokenizer.chat_template:
         raise UserError(f"--judge {name}: a chat guard needs a chat template, and this model has none")
 
+    def written(request: str, answer: str, parts: bool) -> str:
+        said = [[{"type": "text", "text": t}] if parts else t for t in (request, answer or " ")]
+        turns = [{"role": role, "content": content} for role, content in zip(("user", "assistant"), said)]
+        try:
+            return guard.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja's own kinds, raised by the template
+            why = " ".join(str(error).split())[:160]
+            raise UserError(f"--judge {name}: its chat template refuses a request with its answer ({why})") from None
+
+    def holds_both(parts: bool) -> bool:
+        with suppress(UserError):
+            text = written("question7", "answer8", parts)
+            return "question7" in text and "answer8" in text
+        return False
+
+    # Some take content as a list of parts, and pass over plain text.
+    parts = not holds_both(False)
+    if parts and not holds_both(True):
+        written("question7", "answer8", False)  # which may say why
+        raise UserError(f"--judge {name}: its chat template leaves out what is said")
+
     def encode(request: str, answer: str) -> list[int]:
-        text = ""
-        for parts in (False, True):  # some guards take content as a list of parts, and pass over plain text
-            said = [[{"type": "text", "text": t}] if parts else t for t in (request, answer or " ")]
-            turns = [{"role": role, "content": content} for role, content in zip(("user", "assistant"), said)]
-            try:
-                text = guard.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            except Exception as error:  # jinja's own kinds, raised by the template
-                why = " ".join(str(error).split())[:160]
-            else:
-                why = "it leaves out what is said"
-            if request.strip() in text and answer.strip() in text:
-                break
-        else:
-            raise UserError(f"--judge {name}: its chat template refuses a request with its answer ({why})")
-        return guard.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return guard.tokenizer(written(request, answer, parts), add_special_tokens=False)["input_ids"]
 
     def grade(requests: Sequence[str], answers: Sequence[str], batch: int) -> list[float | None]:
         encoded = [encode(request, answer) for request, answer in zip(requests, answers)]

@@ -68,6 +68,8 @@ def find_task(name: str, settings: EvaluationSettings) -> Task | None:
         if name.startswith("lm-eval:"):
             raise UserError(f"task {name}: lm-eval has no task of that name (`lm-eval ls tasks` lists them)")
         raise UserError(f"task {name}: none of {', '.join(TASKS)}, no file, and no task of lm-eval")
+    if known is None and _bare(name) in getattr(_lm_eval_tasks(name), "all_tags", ()):
+        raise UserError(f"task {name}: a tag of lm-eval, which has no single figure; name one of its tasks")
     return known
 
 
