@@ -50,6 +50,8 @@ def _on_cluster(
     blocks: list[pa.Table], build: Callable[[], Scorer], known: dict[str, str], workers: int | None
 ) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray Data's threads may ask for something after the cluster was given back, and would start another one for it.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
