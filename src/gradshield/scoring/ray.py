@@ -4,6 +4,7 @@ So the bytes are those of the local engine, a run that was begun by one engine i
 driver needs the run folder. A dead actor or node costs the block that it had in hand: Ray scores that one again.
 """
 
+import gc
 import json
 import logging
 import os
@@ -95,6 +96,9 @@ def _on_cluster(
             raise UserError(mistake)
     finally:
         if ours:
+            # Ray collects garbage in a thread of its own, and what it finalises after the shutdown ends this process.
+            found = None
+            gc.collect()
             ray.shutdown()
 
 
