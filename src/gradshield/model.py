@@ -4,7 +4,6 @@ Weights come from safetensors or GGUF only, never from a pickle, and no remote c
 """
 
 import gc
-import hashlib
 import importlib.util
 import io
 import json
@@ -26,6 +25,7 @@ from torch import nn
 
 from gradshield.errors import UserError, out_of_memory
 from gradshield.experts import Expert, experts_of
+from gradshield.fingerprint import fingerprint_of
 
 EMBEDDED = "embedded"  # SmolLM2-135M-Instruct with our alignment adapter
 EMBEDDED_BASE = "embedded-unaligned"  # the same without the adapter
@@ -198,7 +198,7 @@ def load_model(
         net = _with_adapter(net, path, merge=quantize is None)
     net.eval()
     net.requires_grad_(False)
-    return Model(name, net, tokenizer, _fingerprint(name, source, adapters, quantize, net, tokenizer), named)
+    return Model(name, net, tokenizer, fingerprint_of(name, source, adapters, quantize, net, tokenizer), named)
 
 
 def embedded_gguf() -> tuple[Path, str]:
@@ -347,46 +347,6 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {device}: not to be had here ({_first_line(error)[:100]})") from None
-
-
-def _fingerprint(
-    name: str, source: dict[str, Any], adapters: list[str], quantize: str | None, net: Any, tokenizer: Any
-) -> str:
-    """sha256 (16 hex digits) over the files of weights and their configs (or the Hub commit), and the tokenizer.
-
-    Every byte counts: an edit of a few matrices in the middle can be all that a refusal hung on.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    reading = f"{tokenizer.chat_template} {backend.to_str() if backend else tokenizer.get_vocab()}"
-    reading += f" {tokenizer.special_tokens_map}"  # which templates read
-    digest = hashlib.sha256(f"{net.config.model_type} {net.dtype} {quantize} {reading}".encode())
-    folder = Path(source["pretrained_model_name_or_path"])
-    files = [folder / source["gguf_file"]] if "gguf_file" in source else sorted(folder.glob("*.safetensors"))
-    if not files:
-        digest.update(f"{name} {getattr(net.config, '_commit_hash', None)}".encode())
-    for adapter in adapters:
-        at = Path(adapter) if Path(adapter).is_dir() else _on_hub(adapter)
-        found = sorted(at.glob("*.safetensors")) if at else []
-        files += [*found, at / "adapter_config.json"] if at and found else []
-        digest.update((Path(adapter).name if found else adapter).encode())
-    code = sorted(folder.glob("*.py")) if source.get("trust_remote_code") else []
-    for file in (*files, folder / "config.json", *code):
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _on_hub(adapter: str) -> Path | None:
-    """Where the Hub's cache has the adapter that was just loaded."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        file = try_to_load_from_cache(adapter, "adapter_config.json")
-    except HFValidationError:  # no id of the Hub's
-        return None
-    return Path(file).parent if isinstance(file, str) else None
 
 
 def _remedy(name: str) -> str:

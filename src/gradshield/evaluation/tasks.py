@@ -100,10 +100,8 @@ class _Words:
     """rouge_score's own tokens for ASCII, whose letters are all that it knows; words of other scripts beside them, and
     characters where a script has no spaces."""
 
-    _WORD = re.compile(
-        r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
-        r"|(?:(?![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])[^\W_])+"
-    )
+    _ALONE = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+    _WORD = re.compile(rf"{_ALONE}|(?:(?!{_ALONE})[^\W_])+")
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer
