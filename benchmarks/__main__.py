@@ -14,7 +14,7 @@ from benchmarks.models import label
 from benchmarks.plan import FULL, GPU, QUICK
 from benchmarks.plan import run as run_plan
 from benchmarks.report import write_report
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "performance"
 app = typer.Typer(add_completion=False, no_args_is_help=True)

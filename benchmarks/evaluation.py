@@ -17,10 +17,10 @@ import torch
 import typer
 
 from gradshield.data.encode import encode_request
-from gradshield.evaluation.generate import generate, text_of
-from gradshield.evaluation.safety import is_refusal
 from gradshield.evaluation.sources import harmful_requests
-from gradshield.model import ADAPTER, Model, load_model
+from gradshield.models.generate import generate, text_of
+from gradshield.models.load import ADAPTER, Model, load_model
+from gradshield.models.refusal import is_refusal
 
 
 @torch.no_grad()

@@ -22,11 +22,13 @@ from benchmarks.methods import Task, by_batch, intent, losses_by_forward, make_t
 from benchmarks.models import open_model
 from benchmarks.plan import measured
 from benchmarks.rows import mixed
+from gradshield.base.assets import ASSETS
 from gradshield.data.encode import Example
-from gradshield.probe import ASSETS, ProbeGradient, probe_gradient, read_requests
-from gradshield.scoring import intent as intent_score
-from gradshield.scoring.contraction import contract, directions
-from gradshield.scoring.run import batches
+from gradshield.data.requests import read_requests
+from gradshield.scoring.engine import batches
+from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.probe import ProbeGradient, probe_gradient
+from gradshield.scoring.intent import readouts as intent_score
 from gradshield.study.kinds import data_folder
 
 REPEATS = 2

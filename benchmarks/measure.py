@@ -25,8 +25,8 @@ from benchmarks.methods import METHODS, Method, Outcome, Task, make_task
 from benchmarks.models import open_model
 from benchmarks.peers import PEERS
 from benchmarks.rows import mixed, tokens_of
+from gradshield.base.errors import UserError
 from gradshield.data.encode import Example
-from gradshield.errors import UserError
 
 ALL: dict[str, Method] = {**METHODS, **PEERS}
 PACKAGES = ("torch", "transformers", "trl", "peft", "bergson", "kronfluence")

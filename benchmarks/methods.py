@@ -17,23 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradshield.base.assets import ASSETS
 from gradshield.data.encode import Example, closing_tokens
-from gradshield.hooks import gradients_from, linear_hooks, logits_at
-from gradshield.model import Model
-from gradshield.probe import (
-    ASSETS,
-    ProbeGradient,
-    SafetyScore,
-    margin,
-    paper_tokens,
-    probe_gradient,
-    read_requests,
-)
-from gradshield.scoring.autograd import autograd_scorer
-from gradshield.scoring.contraction import pad
-from gradshield.scoring.fihs import fihs_scorer
-from gradshield.scoring.intent import DEPTHS, Intent, Readout, intent_scores, seen
-from gradshield.scoring.run import Scorer, batches, score
+from gradshield.data.requests import read_requests
+from gradshield.models.batching import pad
+from gradshield.models.hooks import gradients_from, linear_hooks, logits_at
+from gradshield.models.load import Model
+from gradshield.scoring.engine import Scorer, batches, score
+from gradshield.scoring.fihs.autograd import autograd_scorer
+from gradshield.scoring.fihs.probe import ProbeGradient, SafetyScore, margin, paper_tokens, probe_gradient
+from gradshield.scoring.fihs.scorer import fihs_scorer
+from gradshield.scoring.intent.readouts import DEPTHS, Intent, Readout, intent_scores, seen
 
 STEP = 3e-3  # of the central difference: ‖ε ∇S‖ over all weights
 
@@ -132,7 +126,7 @@ def lora_epoch(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
     checkpoint is written."""
     from transformers.trainer_utils import SaveStrategy
 
-    from gradshield import finetune as room
+    from gradshield.training import finetune as room
 
     real = room._trainer
 

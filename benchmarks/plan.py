@@ -16,8 +16,8 @@ from benchmarks.measure import ALL, LORA_ROWS, installed, machine, pair, peak, p
 from benchmarks.methods import Task, make_task
 from benchmarks.models import open_model, weights
 from benchmarks.rows import chats, mixed, pieces, tokens_of
+from gradshield.base.errors import UserError
 from gradshield.data.encode import Example
-from gradshield.errors import UserError
 from gradshield.study.kinds import data_folder, load
 
 OURS = ("paper", "module")

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gradshield.base.errors import UserError
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
-from gradshield.errors import UserError
-from gradshield.model import Model
+from gradshield.models.load import Model
 from gradshield.study.kinds import kinds, load
 
 KINDS = ("agnews", "alpaca", "gsm8k", "dialogsum", "refusals", "advbench sure")

@@ -12,17 +12,18 @@ from pathlib import Path
 from conftest import random_examples
 from transformers import Trainer
 
-import gradshield.filter as pipeline
-import gradshield.trials as work
-from gradshield.cli import main
-from gradshield.errors import UserError
+import gradshield.screen.filter as pipeline
+import gradshield.tune.trials as work
+from gradshield.base.assets import ASSETS
+from gradshield.base.errors import UserError
+from gradshield.base.processes import is_first, together
+from gradshield.base.settings import FinetuneSettings
+from gradshield.cli.commands import main
+from gradshield.data.requests import read_requests
 from gradshield.evaluation.safety import SafetyReport
-from gradshield.finetune import finetune
-from gradshield.model import load_model
-from gradshield.probe import ASSETS, read_requests
-from gradshield.processes import is_first, together
-from gradshield.reference import AlignmentCheck
-from gradshield.settings import FinetuneSettings
+from gradshield.models.load import load_model
+from gradshield.scoring.reference import AlignmentCheck
+from gradshield.training.finetune import finetune
 
 ASRS = [0.0, 0.9, 0.1]  # the base model's, the first trial's, the second's
 

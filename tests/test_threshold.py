@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 from gradshield.threshold import a1, anchored, share
 
 RNG = np.random.default_rng(0)

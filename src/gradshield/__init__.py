@@ -7,18 +7,18 @@ summary = run_filter("train.jsonl", Path("run"), FilterSettings())
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradshield.errors import UserError
-    from gradshield.filter import run_filter
-    from gradshield.model import Model, load_model
-    from gradshield.settings import FilterSettings
+    from gradshield.base.errors import UserError
+    from gradshield.base.settings import FilterSettings
+    from gradshield.models.load import Model, load_model
+    from gradshield.screen.filter import run_filter
 
 __all__ = ["FilterSettings", "Model", "UserError", "load_model", "run_filter"]
 _HOMES = {
-    "UserError": "errors",
-    "FilterSettings": "settings",
-    "run_filter": "filter",
-    "Model": "model",
-    "load_model": "model",
+    "UserError": "base.errors",
+    "FilterSettings": "base.settings",
+    "run_filter": "screen.filter",
+    "Model": "models.load",
+    "load_model": "models.load",
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 
 
 @dataclass(frozen=True)

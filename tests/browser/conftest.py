@@ -28,7 +28,7 @@ class Server:
     """`gradshield review` as a person starts it."""
 
     def __init__(self, *arguments: Any, who: str = "ann") -> None:
-        command = [sys.executable, "-c", "from gradshield.cli import main; main()", "review", "--who", who]
+        command = [sys.executable, "-c", "from gradshield.cli.commands import main; main()", "review", "--who", who]
         self.process = subprocess.Popen([*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().split()[-1]

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
-from gradshield.filter import run_filter
-from gradshield.probe import ASSETS
+from gradshield.base.assets import ASSETS
+from gradshield.base.settings import FilterSettings
 from gradshield.review import store
-from gradshield.settings import FilterSettings
+from gradshield.screen.filter import run_filter
 
 pytestmark = pytest.mark.browser
 

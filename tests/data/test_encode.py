@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 from trl import chat_template_utils
 
+from gradshield.base.errors import UserError
 from gradshield.data.encode import (
     closing_tokens,
     encode,
@@ -19,7 +20,6 @@ from gradshield.data.encode import (
     request_form,
 )
 from gradshield.data.formats import Conversation, Message, to_conversation
-from gradshield.errors import UserError
 
 TEMPLATES = Path(chat_template_utils.__file__).parent / "chat_templates"
 FAMILIES = sorted(p.stem for p in TEMPLATES.glob("*.jinja") if not p.stem.endswith("_training"))

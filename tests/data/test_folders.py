@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from data.test_rows import GOOD, one_line, rows_of
 
+from gradshield.base.errors import UserError
 from gradshield.data import open_source
-from gradshield.errors import UserError
 
 
 def test_a_folder_is_read_in_sorted_order_without_hidden_files(tmp_path):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from gradshield.base.errors import UserError
 from gradshield.data import Message, detect_layout, to_conversation
-from gradshield.errors import UserError
 
 Q, A = Message("user", "q"), Message("assistant", "a")
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

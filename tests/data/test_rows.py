@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradshield.base.errors import UserError
 from gradshield.data import open_source, read_rows
 from gradshield.data import records as records_module
-from gradshield.errors import UserError
 
 GOOD = b'{"prompt": "hi", "response": "yo"}'
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradshield.base.errors import UserError
 from gradshield.data import open_source, read_rows, write, write_outputs
-from gradshield.errors import UserError
 
 WORDS = ("kept", "quarantined", "set aside")
 

@@ -7,17 +7,18 @@ import sys
 import pytest
 import yaml
 
-from gradshield import cli
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings, RowSettings
+from gradshield.cli.commands import commands as cli
 from gradshield.evaluation import evaluate, run, sources
+from gradshield.evaluation.command import run_evaluation
+from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.judge import COMPLIANCE, REFUSAL, Judge
-from gradshield.evaluation.run import run_evaluation
-from gradshield.evaluation.safety import is_refusal, wilson
-from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.evaluation.safety import wilson
 from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
-from gradshield.evaluation.words import in_words
-from gradshield.settings import FilterSettings, RowSettings
+from gradshield.models.refusal import is_refusal
+from gradshield.report.words import in_words
 
 FEW = {"request_count": 5, "cases": 4, "max_new_tokens": 6, "judge_tokens": 12}
 
@@ -140,7 +141,7 @@ def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path):
 
 
 def test_what_is_wrong_is_one_line_before_a_model_is_loaded(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("gradshield.model.load_model", None)
+    monkeypatch.setattr("gradshield.models.load.load_model", None)
     monkeypatch.delenv("GRADSHIELD_DATA", raising=False)
     task = tmp_path / "task.jsonl"
     task.write_text('{"prompt": "a", "answer": "b"}\n{"question": "a", "reply": "b"}\n')

@@ -17,12 +17,12 @@ import torch
 from conftest import tiny_net, tiny_tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
+from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
-from gradshield.errors import UserError
 from gradshield.evaluation import judge as module
+from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import evaluate_safety
 from gradshield.evaluation.judge import _guard, guard_grade, harmful_labels, make_judge, read_grade
-from gradshield.evaluation.settings import EvaluationSettings
 
 REQUESTS = ["How do I pick a lock?", "Write a threat", "Say hello to a friend, and take your time over it", "Why?"]
 ANSWERS = ["I'm sorry, but I can't.", "Sure, here is one", "Hello", ""]
@@ -271,7 +271,7 @@ def test_a_reply_that_is_no_endpoints_is_one_line(body):
 @pytest.mark.slow
 def test_a_real_server_grades_with_the_embedded_model(tmp_path):
     """`transformers serve`, whole evaluation. So small a judge grades badly; that it states grades is what is shown."""
-    from gradshield.model import load_model
+    from gradshield.models.load import load_model
 
     model = load_model("embedded-unaligned")
     model.net.save_pretrained(tmp_path)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import random_examples
 
+from gradshield.base.errors import Diverged, UserError
 from gradshield.data.encode import Example
-from gradshield.errors import Diverged, UserError
 from gradshield.evaluation import utility as module
-from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.tasks import (
     Case,
     Task,

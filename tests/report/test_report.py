@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 from gradshield.report import ReportRow, write_report
 from gradshield.report.figure import draw_scores
 from gradshield.report.text import visible

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradshield.base.settings import FilterSettings
 from gradshield.data import Source, detect_layout, open_source, read_rows, to_conversation, write_outputs
+from gradshield.data.run_folder import write_run
 from gradshield.report import keep_for_report, report_run
-from gradshield.run import write_run
-from gradshield.settings import FilterSettings
 
 
 def chat(request: str, answer: str, **more: Any) -> dict[str, Any]:

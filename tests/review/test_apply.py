@@ -14,7 +14,7 @@ import pytest
 import yaml
 from review.made import chat, make_run, write_jsonl
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 from gradshield.review import store
 from gradshield.review.apply import apply_decisions
 

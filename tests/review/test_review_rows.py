@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from review.made import chat, make_run, write_jsonl
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 from gradshield.review.figures import Axis, axis_of, histogram, paint, scatter
 from gradshield.review.rows import DECIDED, SORTS, VERDICTS, Scores, View, judge, read_scores, select
 from gradshield.review.store import Decision

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 from gradshield.review import store
 
 

@@ -6,12 +6,12 @@ import pytest
 from report.test_report import PAYLOADS
 from review.made import chat, make_run, write_jsonl
 
+from gradshield.base.errors import UserError
 from gradshield.data import open_source, read_rows
 from gradshield.data.formats import Conversation, Message
-from gradshield.errors import UserError
+from gradshield.data.run_folder import read_run
 from gradshield.review import texts
 from gradshield.review.likeness import Likeness
-from gradshield.run import read_run
 
 BIG = "<b>word</b> " * 90_000 + "needle"  # a megabyte
 

@@ -7,16 +7,17 @@ import pytest
 from review.made import chat, write_jsonl
 from review.test_apply import digests, verdicts
 
-import gradshield.filter as pipeline
-from gradshield.explain import explain
-from gradshield.filter import run_filter
-from gradshield.probe import ASSETS, read_requests
-from gradshield.reference import AlignmentCheck
+import gradshield.screen.filter as pipeline
+from gradshield.base.assets import ASSETS
+from gradshield.base.settings import FilterSettings
+from gradshield.data.requests import read_requests
 from gradshield.review import store
 from gradshield.review.apply import apply_decisions
 from gradshield.review.page import render
 from gradshield.review.state import Review
-from gradshield.settings import FilterSettings
+from gradshield.scoring.reference import AlignmentCheck
+from gradshield.screen.explain import explain
+from gradshield.screen.filter import run_filter
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def made(tiny_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADSHIELD_CACHE", str(folder / "cache"))
         patch.setattr(pipeline, "check_alignment", lambda *_: always)
-        patch.setattr("gradshield.explain.require_aligned", lambda *_: always)
+        patch.setattr("gradshield.screen.explain.require_aligned", lambda *_: always)
         run_filter(str(file), folder / "run", settings)
         yield folder
 
@@ -64,7 +65,7 @@ def test_a_row_is_explained_once_and_shown(run, monkeypatch):
     html = render(review, "/", {"row": "3", "text": "1"})
     assert "same request, refused" in html and "harmful anchors, median" in html and 'class="t ' in html
     assert "layer " in html and all(probe in html for probe, _ in found["probes"])
-    monkeypatch.setattr("gradshield.explain.open_explainer", None)  # another server needs no model for it
+    monkeypatch.setattr("gradshield.screen.explain.open_explainer", None)  # another server needs no model for it
     assert Review(run, None, "bob").worker.result(3) == found
 
 
@@ -72,7 +73,7 @@ def test_what_fails_is_said_and_the_next_row_is_still_explained(run, monkeypatch
     review = Review(run, None, "ann")
     state, words = explained(review, 13)
     assert state == "failed" and "set aside" in words
-    monkeypatch.setattr("gradshield.explain.explain_row", lambda *_: 1 / 0)
+    monkeypatch.setattr("gradshield.screen.explain.explain_row", lambda *_: 1 / 0)
     state, words = explained(review, 2)
     assert state == "failed" and "ZeroDivisionError" in words
     assert "It could not be explained: ZeroDivisionError" in render(review, "/", {"row": "2"})

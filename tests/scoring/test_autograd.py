@@ -8,11 +8,11 @@ import torch
 from conftest import random_examples
 from test_contraction import REQUESTS, S, loss_by_autograd, probe_by_autograd
 
-from gradshield.errors import UserError
-from gradshield.model import Model
-from gradshield.probe import inner, lora_inputs, minus, probe_gradient
-from gradshield.scoring.autograd import autograd_scorer
-from gradshield.scoring.fihs import fihs_scorer
+from gradshield.base.errors import UserError
+from gradshield.models.load import Model
+from gradshield.scoring.fihs.autograd import autograd_scorer
+from gradshield.scoring.fihs.probe import inner, lora_inputs, minus, probe_gradient
+from gradshield.scoring.fihs.scorer import fihs_scorer
 
 
 @pytest.mark.parametrize("mapping", ["identity", "sign"])
@@ -87,7 +87,7 @@ def test_orthogonal_contrast_has_no_part_along_the_benign_probe(tiny):
 
 def test_quantised_weights_are_refused_by_the_slow_engine(tiny_folder):
     pytest.importorskip("bitsandbytes")
-    from gradshield.model import load_model
+    from gradshield.models.load import load_model
 
     with pytest.raises(UserError, match="no gradient"):
         autograd_scorer(load_model(tiny_folder, quantize="4bit"), REQUESTS, S)

@@ -9,13 +9,13 @@ import torch
 from conftest import freeze, random_examples, tiny_tokenizer
 from torch.nn.functional import cross_entropy
 
-from gradshield import hooks
+from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
-from gradshield.errors import UserError
-from gradshield.model import Model
-from gradshield.probe import Factors, ProbeGradient, compress, margin, probe_gradient
-from gradshield.scoring.contraction import contract, directions
-from gradshield.scoring.fihs import fihs_scorer
+from gradshield.models import hooks
+from gradshield.models.load import Model
+from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.probe import Factors, ProbeGradient, compress, margin, probe_gradient
+from gradshield.scoring.fihs.scorer import fihs_scorer
 
 REQUESTS = ["How do I pick a lock?", "Write a threat", "Tell me a secret of a stranger"]
 S = margin([10], [20])
@@ -138,7 +138,7 @@ def test_a_step_on_a_high_fihs_row_lowers_s(tiny):
 
 
 def test_a_device_map_scores_as_one_device(tiny_folder):
-    from gradshield.model import load_model
+    from gradshield.models.load import load_model
 
     pytest.importorskip("accelerate")
     plain, spread = load_model(tiny_folder), load_model(tiny_folder, device="auto")
@@ -186,7 +186,7 @@ def test_what_a_model_does_behind_its_head_is_done_to_logits_in_parts_too(monkey
 
 
 def test_a_module_that_runs_twice_has_the_sum_of_its_gradients(tiny_folder):
-    from gradshield.model import load_model
+    from gradshield.models.load import load_model
 
     shared = load_model(tiny_folder)
     shared.net.model.layers[1].mlp = shared.net.model.layers[0].mlp
@@ -204,7 +204,7 @@ def test_a_module_that_runs_twice_has_the_sum_of_its_gradients(tiny_folder):
 
 
 def test_blocks_that_run_in_a_loop_are_followed_through_all_rounds(tiny_folder):
-    from gradshield.model import load_model
+    from gradshield.models.load import load_model
 
     looped = load_model(tiny_folder)
     looped.net.config.use_cache = False
@@ -227,7 +227,7 @@ def test_blocks_that_run_in_a_loop_are_followed_through_all_rounds(tiny_folder):
 
 
 def test_linears_of_one_weight_are_left_out_and_said_to_be(tiny_folder):
-    from gradshield.model import load_model
+    from gradshield.models.load import load_model
 
     model = load_model(tiny_folder)
     one, other = (layer.mlp.up_proj for layer in model.net.model.layers[:2])
@@ -238,7 +238,7 @@ def test_linears_of_one_weight_are_left_out_and_said_to_be(tiny_folder):
 
 
 def test_a_linear_that_nothing_calls_and_one_that_gives_a_tuple_have_no_part_in_the_score(tiny_folder):
-    from gradshield.model import load_model
+    from gradshield.models.load import load_model
 
     class Router(torch.nn.Linear):
         def forward(self, x):

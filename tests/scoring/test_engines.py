@@ -10,12 +10,12 @@ from test_contraction import REQUESTS, S, loss_by_autograd, probe_by_autograd
 from test_offload import offloaded
 
 from gradshield.data.encode import Example
-from gradshield.model import Model, load_model
-from gradshield.probe import probe_gradient
-from gradshield.scoring.autograd import autograd_scorer
-from gradshield.scoring.contraction import contract
-from gradshield.scoring.fihs import fihs_scorer
-from gradshield.scoring.run import Scorer, score
+from gradshield.models.load import Model, load_model
+from gradshield.scoring.engine import Scorer, score
+from gradshield.scoring.fihs.autograd import autograd_scorer
+from gradshield.scoring.fihs.contraction import contract
+from gradshield.scoring.fihs.probe import probe_gradient
+from gradshield.scoring.fihs.scorer import fihs_scorer
 
 ROWS = 12
 
@@ -34,7 +34,7 @@ def short_of_memory(model: Model) -> Scorer:
                 raise MemoryError
             return contract(*args, recompute=True, **kwargs)
 
-        with patch("gradshield.scoring.fihs.contract", tight):
+        with patch("gradshield.scoring.fihs.scorer.contract", tight):
             return scorer(batch)
 
     return one

@@ -7,10 +7,10 @@ from conftest import random_examples
 
 from gradshield.data.encode import Example, closing_tokens, encode, encode_request
 from gradshield.data.formats import Conversation, Message
-from gradshield.hooks import hidden_at
-from gradshield.scoring import intent as module
-from gradshield.scoring.intent import Late, _joined, fit_intent, intent_scores, request_states, seen, states
-from gradshield.scoring.windows import windows
+from gradshield.models.hooks import hidden_at
+from gradshield.scoring.intent import readouts as module
+from gradshield.scoring.intent.readouts import Late, _joined, fit_intent, intent_scores, request_states, seen, states
+from gradshield.scoring.intent.windows import windows
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,19 @@ from transformers import (
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from typer.testing import CliRunner
 
-from gradshield.cli import app
+from gradshield.base.errors import UserError
+from gradshield.cli.commands import app
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
-from gradshield.errors import UserError
-from gradshield.experts import Expert
-from gradshield.hooks import gradients_from, linear_hooks
-from gradshield.model import Model, load_model
-from gradshield.probe import probe_gradient
-from gradshield.scoring.autograd import autograd_scorer, gradient_of, loss_of, s_of
-from gradshield.scoring.contraction import contract, directions
-from gradshield.scoring.fihs import fihs_scorer
-from gradshield.scoring.intent import fit_intent, intent_scores
-from gradshield.scoring.parts import fihs_parts
+from gradshield.models.experts import Expert
+from gradshield.models.hooks import gradients_from, linear_hooks
+from gradshield.models.load import Model, load_model
+from gradshield.scoring.fihs.autograd import autograd_scorer, gradient_of, loss_of, s_of
+from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.parts import fihs_parts
+from gradshield.scoring.fihs.probe import probe_gradient
+from gradshield.scoring.fihs.scorer import fihs_scorer
+from gradshield.scoring.intent.readouts import fit_intent, intent_scores
 
 SIZE = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)
 CONFIGS = {

@@ -9,12 +9,12 @@ from conftest import freeze, random_examples, tiny_net, tiny_tokenizer
 from test_contraction import REQUESTS, S
 from test_moe import moe
 
-from gradshield.errors import UserError
-from gradshield.model import Model
-from gradshield.probe import probe_gradient
-from gradshield.scoring.autograd import autograd_scorer
-from gradshield.scoring.contraction import contract, directions
-from gradshield.scoring.intent import request_states, states
+from gradshield.base.errors import UserError
+from gradshield.models.load import Model
+from gradshield.scoring.fihs.autograd import autograd_scorer
+from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.probe import probe_gradient
+from gradshield.scoring.intent.readouts import request_states, states
 
 
 def offloaded(kind: str, folder: str | None = None) -> Model:

@@ -6,10 +6,10 @@ import torch
 from conftest import random_examples
 from test_contraction import REQUESTS, S
 
-from gradshield.model import Model, load_model
-from gradshield.probe import Factors, ProbeGradient, probe_gradient
-from gradshield.scoring.contraction import contract
-from gradshield.scoring.fihs import fihs_scorer
+from gradshield.models.load import Model, load_model
+from gradshield.scoring.fihs.contraction import contract
+from gradshield.scoring.fihs.probe import Factors, ProbeGradient, probe_gradient
+from gradshield.scoring.fihs.scorer import fihs_scorer
 
 
 def test_quantised_linears_score_as_their_dequantised_weights(tiny_folder):

@@ -15,15 +15,16 @@ import psutil
 import pytest
 import torch
 
-from gradshield import filter as filtering
-from gradshield import reference
-from gradshield.errors import UserError
-from gradshield.filter import run_filter
-from gradshield.model import load_model
-from gradshield.probe import ASSETS, read_requests
-from gradshield.reference import AlignmentCheck
+from gradshield.base.assets import ASSETS
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings
+from gradshield.data.requests import read_requests
+from gradshield.models.load import load_model
 from gradshield.scoring import ray as engine
-from gradshield.settings import FilterSettings
+from gradshield.scoring import reference
+from gradshield.scoring.reference import AlignmentCheck
+from gradshield.screen import filter as filtering
+from gradshield.screen.filter import run_filter
 
 ROWS = 900
 OUTPUTS = ("kept.jsonl", "quarantined.jsonl", "set_aside.jsonl", "scores.parquet")
@@ -103,8 +104,8 @@ def test_what_a_killed_driver_left_is_taken_up_by_either_engine(tiny_folder, tra
     run_filter(str(train), here, settings(tiny_folder))
     given = settings(tiny_folder, engine="ray", workers=2)  # so that a worker has one thread, as here
     code = (
-        "import sys, json; from pathlib import Path; from gradshield.filter import run_filter;"
-        "from gradshield.settings import FilterSettings;"
+        "import sys, json; from pathlib import Path; from gradshield.screen.filter import run_filter;"
+        "from gradshield.base.settings import FilterSettings;"
         "run_filter(sys.argv[1], Path(sys.argv[2]), FilterSettings(**json.loads(sys.argv[3])))"
     )
     arguments = [str(train), str(there), json.dumps({**given.model_dump(), "engine": "ray", "workers": 2})]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import freeze, random_examples, tiny_net, tiny_tokenizer
 from test_contraction import REQUESTS, S
-from test_launch import start
 from test_moe import moe
+from training.test_launch import start
 
-import gradshield.hooks as hooks
-from gradshield.probe import probe_gradient
-from gradshield.scoring.contraction import contract, directions
-from gradshield.scoring.intent import states
+import gradshield.models.hooks as hooks
+from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.probe import probe_gradient
+from gradshield.scoring.intent.readouts import states
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 
 from gradshield.data.encode import Example
-from gradshield.scoring.windows import STRIDE, WINDOW, response_starts, spoken, windows
+from gradshield.scoring.intent.windows import STRIDE, WINDOW, response_starts, spoken, windows
 
 IDS = np.arange(40, dtype=np.int32)
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradshield.base.errors import UserError
 from gradshield.data.formats import Conversation, Message, called
 from gradshield.data.templates import Form, Refused, Span, form_of, render
-from gradshield.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from functools import partial
 from numbers import Number
 from typing import Any
 
+from gradshield.base.errors import UserError
 from gradshield.data.records import bad_text
-from gradshield.errors import UserError
 
 _PROMPTS = ("prompt", "instruction", "question", "query", "input")
 _RESPONSES = ("completion", "response", "answer", "output")

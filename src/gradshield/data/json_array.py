@@ -5,8 +5,8 @@ import re
 from pathlib import PurePath
 from typing import NamedTuple
 
+from gradshield.base.errors import UserError
 from gradshield.data.sniff import ROW, holds_rows, open_bytes
-from gradshield.errors import UserError
 
 MAX_ARRAY = 2_000_000_000  # bytes of a JSON array, which is read whole; no other format has such a bound
 

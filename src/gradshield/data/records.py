@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
+from gradshield.base.errors import UserError
 from gradshield.data.json_array import read_array
 from gradshield.data.sniff import BOM, MAX_RECORD, delimiter, open_bytes
-from gradshield.errors import UserError
 
 # 1-based line, raw bytes, value, problem; exactly one of the last two is None
 Record = tuple[int, bytes, dict | None, str | None]

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gradshield.base.errors import UserError
 from gradshield.data.records import READERS, arrow_records
 from gradshield.data.sniff import FORMATS, SUFFIXES, detect_format, suffix
-from gradshield.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 from pathlib import PurePath
 from typing import Any, BinaryIO
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 
 FORMATS = ("jsonl", "json", "csv", "parquet", "text")
 SUFFIXES = {

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from gradshield.base.errors import UserError
 from gradshield.data.formats import Message
-from gradshield.errors import UserError
 
 Span = tuple[int, int]  # characters [start, end) of the rendered text
 

@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from gradshield.base.errors import UserError
+from gradshield.base.progress import Advance, progress
 from gradshield.data.json_array import read_array
 from gradshield.data.records import csv_records
 from gradshield.data.rows import Row, Source, fingerprint, read_part
 from gradshield.data.sniff import SUFFIXES, plain_name, suffix
-from gradshield.errors import UserError
-from gradshield.progress import Advance, progress
 
 VERDICTS = ("kept", "quarantined", "set aside")
 _SET_ASIDE = "set_aside.jsonl"

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
-from gradshield.errors import UserError
-from gradshield.evaluation.generate import Stop, continue_ids, generate, text_of
+from gradshield.data.run_folder import writing
+from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.judge import Judge, control, make_judge
-from gradshield.evaluation.safety import SafetyReport, is_refusal, safety_report, wilson
-from gradshield.evaluation.settings import EvaluationSettings
+from gradshield.evaluation.safety import SafetyReport, safety_report, wilson
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import UtilityReport
-from gradshield.model import Model
-from gradshield.run import writing
+from gradshield.models.generate import Stop, continue_ids, generate, text_of
+from gradshield.models.load import Model
+from gradshield.models.refusal import is_refusal
 
 
 class JudgeFailed(UserError):

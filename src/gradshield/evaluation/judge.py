@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
+from gradshield.base.errors import UserError
+from gradshield.base.progress import progress
 from gradshield.data.rows import expanded
-from gradshield.errors import UserError
-from gradshield.evaluation.generate import continue_ids, text_of
-from gradshield.evaluation.settings import EvaluationSettings
-from gradshield.model import load_model, quiet_loading
-from gradshield.progress import progress
+from gradshield.evaluation.config import EvaluationSettings
+from gradshield.models.generate import continue_ids, text_of
+from gradshield.models.load import load_model, quiet_loading
 
 Grade = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 """(requests, answers) → a grade from 1 to 5 for each, None where the judge said none."""

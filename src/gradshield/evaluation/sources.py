@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gradshield.base.assets import ASSETS
+from gradshield.base.errors import UserError
+from gradshield.data.requests import read_requests
 from gradshield.data.rows import expanded
-from gradshield.errors import UserError
-from gradshield.probe import ASSETS, read_requests
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from gradshield.base.errors import UserError
 from gradshield.data.records import bad_text
 from gradshield.data.rows import expanded
-from gradshield.errors import UserError
 from gradshield.evaluation.sources import Source, choose, read_as, records
 
 Metric = Callable[[str, Sequence[str]], float]

@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
+from gradshield.base.errors import Diverged, UserError, out_of_memory
+from gradshield.base.progress import progress
 from gradshield.data.encode import Example
-from gradshield.errors import Diverged, UserError, out_of_memory
-from gradshield.evaluation.generate import generate, smaller
+from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.safety import wilson
-from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.sources import choose
 from gradshield.evaluation.tasks import TASKS, Task, make_task
-from gradshield.hooks import logits_at
-from gradshield.model import Model, free_memory, quiet_loading
-from gradshield.progress import progress
-from gradshield.scoring.contraction import pad
+from gradshield.models.batching import pad
+from gradshield.models.generate import generate, smaller
+from gradshield.models.hooks import logits_at
+from gradshield.models.load import Model, free_memory, quiet_loading
 
 HELD_OUT_LOSS = "negative loss (nats per response token, mean over rows)"
 

@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 from gradshield.report.text import about, number, percent, short, visible
 
 

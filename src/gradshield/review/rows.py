@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 from gradshield.review.store import Decision
 
 VERDICTS = ("kept", "quarantined", "set aside")

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 from gradshield.review import store
 from gradshield.review.page import render, row_number
 from gradshield.review.state import Review
@@ -27,7 +27,7 @@ try:
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
-    from gradshield.review.guard import Guard
+    from gradshield.review.access import Guard
 except ImportError as error:
     raise UserError("gradshield review needs two more packages: pip install starlette uvicorn") from error
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 from gradshield.report.text import visible
 
 FILE = "review.sqlite"

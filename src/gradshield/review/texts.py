@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from gradshield.base.errors import UserError
+from gradshield.base.progress import progress
 from gradshield.data import Conversation, Row, to_conversation
-from gradshield.errors import UserError
-from gradshield.progress import progress
-from gradshield.run import rows_of_run, writing
+from gradshield.data.run_folder import rows_of_run, writing
 
 FILE = "review-texts.sqlite"
 OPENING = 240  # characters of a request and of its answer that the table shows

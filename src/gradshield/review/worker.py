@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from gradshield.errors import UserError
+from gradshield.base.errors import UserError
 from gradshield.review.texts import row_of, save_explanation, saved_explanation
 
 
@@ -30,7 +30,7 @@ class Worker:
         self.lock = threading.Lock()
 
     def result(self, row: int) -> dict[str, Any] | None:
-        """The explanation of the row (see `gradshield.explain.Explanation`) if it was computed before."""
+        """The explanation of the row (see `gradshield.screen.explain.Explanation`) if it was computed before."""
         return saved_explanation(self.out, row, self.key)
 
     def ask(self, row: int) -> None:
@@ -57,7 +57,7 @@ class Worker:
         while True:
             row = self.queue.get()
             try:
-                from gradshield.explain import explain_row, open_explainer  # torch is slow to import
+                from gradshield.screen.explain import explain_row, open_explainer  # torch is slow to import
 
                 explainer = explainer or open_explainer(self.saved)
                 self.loaded = True

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gradshield.base.errors import UserError
 from gradshield.data.encode import Example
-from gradshield.errors import UserError
-from gradshield.reference import cache_folder
-from gradshield.scoring.run import Batch, Engine, Scorer, fitting
+from gradshield.scoring.engine import Batch, Engine, Scorer, fitting
+from gradshield.scoring.reference import cache_folder
 
 BLOCK = 16  # batches handed out at once
 MISTAKE = -1  # in the place of a batch's number: what a worker's UserError says, which would not survive as one

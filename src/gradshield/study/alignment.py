@@ -16,16 +16,16 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from gradshield.align import alignment_report
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import Example
-from gradshield.errors import UserError
-from gradshield.model import ADAPTER, EMBEDDED_BASE, Model, load_model
-from gradshield.reference import AlignmentCheck, check_alignment, make_reference
-from gradshield.scoring.run import score
-from gradshield.settings import FilterSettings
+from gradshield.models.load import ADAPTER, EMBEDDED_BASE, Model, load_model
+from gradshield.scoring.engine import score
+from gradshield.scoring.reference import AlignmentCheck, check_alignment, make_reference
 from gradshield.study.kinds import BENIGN, HARMFUL, kinds
 from gradshield.study.separation import auroc, encode_kind
 from gradshield.threshold import anchored
+from gradshield.training.align import alignment_report
 
 STRENGTHS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0)
 FIHS_ROWS = 12  # of a kind: each takes a backward pass

@@ -9,8 +9,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from gradshield.base.errors import UserError
 from gradshield.data.formats import Conversation, Message
-from gradshield.errors import UserError
 
 OTHER_OPENINGS = (
     "To do this, start with",

@@ -14,13 +14,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import Example, encode
-from gradshield.errors import UserError
-from gradshield.filter import load
-from gradshield.model import Model
-from gradshield.reference import anchor_examples, check_alignment, make_reference
-from gradshield.scoring.run import score
-from gradshield.settings import FilterSettings
+from gradshield.models.load import Model
+from gradshield.scoring.engine import score
+from gradshield.scoring.reference import anchor_examples, check_alignment, make_reference
+from gradshield.screen.filter import load
 from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, kinds
 from gradshield.threshold import a1, anchored
 
@@ -76,8 +76,8 @@ def _score(out: Path, model: str, adapter: str | None, rows: int, fihs: bool, fi
 
 
 def _fihs(model: Model, check, encoded, scores, anchors, with_anchors: bool) -> None:
-    from gradshield.probe import margin, paper_tokens, probe_gradient
-    from gradshield.scoring.fihs import fihs_scorer
+    from gradshield.scoring.fihs.probe import margin, paper_tokens, probe_gradient
+    from gradshield.scoring.fihs.scorer import fihs_scorer
 
     safe, unsafe = paper_tokens(model.tokenizer)
     gradient = probe_gradient(model, check.refused_probes()[:12], margin([safe], [unsafe]))

@@ -15,14 +15,15 @@ import numpy as np
 import typer
 from scipy.stats import spearmanr
 
+from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example, encode
-from gradshield.evaluation.safety import attack_success, is_refusal, opening_log_probability
-from gradshield.filter import load
-from gradshield.finetune import finetune
-from gradshield.model import load_model
-from gradshield.settings import FilterSettings, FinetuneSettings
+from gradshield.evaluation.safety import attack_success, opening_log_probability
+from gradshield.models.load import load_model
+from gradshield.models.refusal import is_refusal
+from gradshield.screen.filter import load
 from gradshield.study.kinds import BENIGN, HARMFUL, OPENINGS, SCARY, SHIFT, TAKEN_BACK, held_out_requests, kinds
 from gradshield.study.separation import Table, read_scores
+from gradshield.training.finetune import finetune
 
 OPENING = "I'm sorry, but"
 KINDS = ("nothing", *HARMFUL, *BENIGN, *SCARY, SHIFT)

@@ -15,18 +15,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation
-from gradshield.errors import UserError
+from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import evaluate_safety
-from gradshield.evaluation.settings import EvaluationSettings
 from gradshield.evaluation.utility import evaluate_utility
-from gradshield.filter import load as load_model
-from gradshield.finetune import finetune
-from gradshield.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.screen.filter import load as load_model
 from gradshield.study.kinds import held_out_requests, kinds, load, news, pair
-from gradshield.trials import load_trained
-from gradshield.tune import run_tune
+from gradshield.training.finetune import finetune
+from gradshield.tune.command import run_tune
+from gradshield.tune.trials import load_trained
 
 CLEAN = "–"  # the attack of a file without poison
 ATTACKS = {"sure": "advbench sure", "can-help": "advbench can-help", "other": "advbench other"}

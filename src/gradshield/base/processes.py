@@ -1,0 +1,105 @@
+"""Several processes for one command (accelerate launch, torchrun): the first decides and does everything, and the
+others only do with it what has to be done together.
+
+Whoever dies takes the rest along, by the launcher or because its connections close; the same command then goes on.
+Imports no torch before there is something to do together.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from gradshield.base.errors import Diverged, UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+# As a launcher says them: torchrun and accelerate, then what mpirun leaves (which accelerate reads, too).
+_COUNT = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_WAIT = timedelta(days=60)  # for the first process, which scores and measures between two trainings
+
+
+def processes() -> int:
+    """How many processes a launcher started for this command; 1 without one."""
+    return _number(_COUNT, 1)
+
+
+def is_first() -> bool:
+    """True in the one process that reads, writes and speaks."""
+    return processes() == 1 or _number(_RANK, 0) == 0
+
+
+def together(work: Callable[[Callable[..., R]], T], task: Callable[..., R], *, cpu: bool) -> T | None:
+    """Returns `work(task)`, where each call of the task happens in all processes at once, with the same arguments.
+
+    `work` runs in the first process only; the others wait for its calls and return what it returned, or None when it
+    ended by an error. `cpu` says that no GPU is used. Raises UserError when another process is gone.
+    """
+    if processes() == 1:
+        return work(task)
+    group = _join(cpu)
+    if not is_first():
+        while (told := _tell(None, group))[0] == "call":
+            with suppress(Diverged):  # so has the first, and it knows what to do
+                task(*told[1])
+        return told[1]
+
+    apart = False
+
+    def call(*arguments: Any) -> R:
+        nonlocal apart
+        _tell(("call", arguments), group)
+        try:
+            return task(*arguments)
+        except BaseException as error:
+            apart = not isinstance(error, Diverged)
+            raise
+
+    result = None
+    try:
+        result = work(call)
+    finally:
+        if not apart:  # else the others may wait in the midst of a step, and hear only that this process ends
+            with suppress(UserError):
+                _tell(("end", result), group)
+    return result
+
+
+def _tell(told: Any, group: Any) -> Any:
+    """What the first process tells the others."""
+    import torch
+    import torch.distributed as dist
+
+    box = [told]
+    try:
+        dist.broadcast_object_list(box, src=0, group=group, device=torch.device("cpu"))
+    except RuntimeError as error:  # its connection was closed
+        raise UserError("another process of this command ended; start it again and it goes on where it was") from error
+    return box[0]
+
+
+def is_gone(error: BaseException) -> bool:
+    """True for what is raised in the midst of a common step when another process ended."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("by peer", "gloo/transport", "NCCL"))
+
+
+def _join(cpu: bool) -> Any:
+    """Meets the other processes; what is told goes by a connection of its own that may be silent for long."""
+    import atexit
+
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    known = dist.is_initialized()
+    PartialState(cpu=cpu)
+    if not dist.is_initialized():  # mpirun says what accelerate reads on a CPU only
+        raise UserError("these processes are not connected: start them by torchrun or accelerate launch")
+    if not known:
+        atexit.register(dist.destroy_process_group)
+    return dist.new_group(backend="gloo", timeout=_WAIT)
+
+
+def _number(names: tuple[str, ...], otherwise: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), otherwise)

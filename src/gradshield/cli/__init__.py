@@ -1,0 +1,5 @@
+"""The command line."""
+
+from gradshield.cli.commands import main
+
+__all__ = ["main"]

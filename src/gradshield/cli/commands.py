@@ -1,0 +1,317 @@
+"""The command line: one thin function a verb. Heavy imports happen inside, so that --help is quick."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.markup import escape
+from rich.table import Table
+
+from gradshield.base.errors import UserError
+from gradshield.base.processes import is_first, processes
+from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
+from gradshield.cli.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
+from gradshield.evaluation.config import EvaluationSettings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find and remove the rows of a fine-tuning file that would make a language model stop refusing.",
+)
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
+ENOUGH_COVERED = 0.9  # of the decoder's weights: with less, a score made of gradients says little
+
+S = TypeVar("S", bound=BaseModel)
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harmful requests (default: bundled)")]
+
+
+def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command that takes **flags a flag for each field of the settings (`columns` is --map, repeatable)."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        more = []
+        for name, field in ((n, f) for model in models for n, f in model.model_fields.items()):
+            if name == "columns":
+                kind: Any = Annotated[
+                    list[str] | None, typer.Option("--map", help=f"{field.description} (prompt=COLUMN)")
+                ]
+            else:
+                kind = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[valid-type]
+            more.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind))
+        signature = inspect.Signature([*own, *more])
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        function.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return function
+
+    return decorate
+
+
+@app.callback(invoke_without_command=True)
+def every(
+    version: Annotated[bool, typer.Option("--version", help="say the version and stop", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as of
+
+        print(f"gradshield {of('gradshield')}")
+        raise typer.Exit
+
+
+@app.command()
+@flags_of(FilterSettings)
+def filter(
+    path: Annotated[str, typer.Argument(help='file, folder, Hub dataset id, or "-" for stdin')],
+    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("run"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and how long it takes")] = False,
+    as_json: JsonOption = False,
+    **flags: Any,
+) -> None:
+    """Keep the rows that are safe to train on, quarantine the rest."""
+    settings = _settings(flags, FilterSettings)
+    from gradshield.screen.filter import estimate, run_filter
+
+    if dry_run:
+        show(estimate(path, settings), as_json, "dry run: nothing was written")
+        return
+    summary = run_filter(path, out, settings)
+    if as_json:
+        print_json(summary)
+    else:
+        summary_table(summary, out)
+
+
+@app.command()
+@flags_of(FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
+def tune(
+    path: Annotated[str, typer.Argument(help="file, folder or Hub dataset id")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("tune-run"),
+    as_json: JsonOption = False,
+    **flags: Any,
+) -> None:
+    """Fine-tune on the rows that leave the model safe and useful; exit code 3 when there is no such model."""
+    settings, training = _settings(flags, FilterSettings), _settings(flags, FinetuneSettings)
+    tuning, measuring = _settings(flags, TuneSettings), _settings(flags, EvaluationSettings)
+    from gradshield.tune.command import run_tune
+
+    summary = run_tune(path, out, settings, training, tuning, measuring, tell=lambda line: trial_line(line, as_json))
+    if not is_first():
+        return  # the first process says it
+    if as_json:
+        print_json(summary)
+    else:
+        tuned_table(summary)
+    if summary["accepted"] is None:
+        raise typer.Exit(3)
+
+
+@app.command()
+@flags_of(ModelSettings)
+def check(
+    probes: ProbesOption = None,
+    force: Annotated[bool, typer.Option(help="exit with 0 even when it is not aligned")] = False,
+    as_json: JsonOption = False,
+    **flags: Any,
+) -> None:
+    """Is this model aligned enough to be the reference?"""
+    from gradshield.data.encode import request_form
+    from gradshield.scoring.reference import check_alignment
+    from gradshield.screen.filter import load
+
+    loaded = load(_settings(flags, ModelSettings))
+    result = check_alignment(loaded, probes)
+    share, missing = loaded.coverage()
+    facts = {
+        "model": loaded.name,
+        "grade": result.grade,
+        "refused": sum(result.refused),
+        "probes": len(result.probes),
+        "mean_s": sum(result.s) / len(result.s),
+        "first_tokens": dict(result.first_tokens),
+        "coverage": share,
+        "not_covered": missing,
+        "read_at": request_form(loaded.tokenizer),
+    }
+    if as_json:
+        per_probe = [
+            {"probe": p, "refused": r, "s": s, "answer": a}
+            for p, r, s, a in zip(result.probes, result.refused, result.s, result.answers)
+        ]
+        print_json({**facts, "per_probe": per_probe})
+    else:
+        table = Table("S", "refused", "probe", "answer", title=escape(f"{loaded.name}: {result.grade}"))
+        for p, r, s, a in sorted(zip(result.probes, result.refused, result.s, result.answers), key=lambda x: x[2]):
+            table.add_row(f"{s:+.1f}", "yes" if r else "no", safe(p, 60), safe(a, 60))
+        console.print(table)
+        show(facts, False, "")
+        if share < ENOUGH_COVERED:
+            text = f"warning: scores made of gradients see only {share:.0%} of this model's decoder weights"
+            console.print(f"{text}; the default score reads hidden states and does not need them", style="bold")
+    if result.grade == "not aligned" and not force:
+        raise UserError(f"{loaded.name} refuses {sum(result.refused)} of {len(result.probes)} probes: not aligned")
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    row: Annotated[int, typer.Argument(help="row number, from 1")],
+    as_json: JsonOption = False,
+) -> None:
+    """Why did this row score as it did? Signals, tokens, modules, nearest probes."""
+    from dataclasses import asdict
+
+    from gradshield.screen.explain import explain as explain_row
+
+    result = explain_row(run, row)
+    if as_json:
+        print_json(asdict(result))
+        return
+    console.print(f"row {row}: score {result.score:+.2f}, threshold {result.threshold:+.2f}: {result.verdict}")
+    for name, number in result.signals.items():
+        console.print(f"  {name} {number:+.2f}")
+    console.print("median of anchors: " + ", ".join(f"{k} {v:+.2f}" for k, v in result.anchors.items()))
+    if result.refusal is not None:
+        console.print(f"the same request, refused: {result.refusal:+.2f}")
+    if set(result.signals) & {"request", "answer"}:
+        console.print("FIHS below is a second opinion: the score is the smaller of request and answer")
+    for title, pairs in (
+        ("tokens by share of FIHS", sorted(result.tokens, key=lambda t: -abs(t[1]))[:12]),
+        ("modules by share of FIHS", result.modules),
+        ("nearest probes (cosine)", result.probes[:5]),
+    ):
+        table = Table(title, "", show_header=True)
+        for name, number in pairs:
+            table.add_row(safe(name, 70), f"{number:+.3f}")
+        console.print(table)
+
+
+@app.command()
+def review(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    other: Annotated[Path | None, typer.Argument(help="second run of the same file, to compare with")] = None,
+    port: Annotated[int, typer.Option(help="port on 127.0.0.1 (default: any that is free)")] = 0,
+    who: Annotated[str | None, typer.Option(help="your name in the decisions (default: your login name)")] = None,
+) -> None:
+    """Look at the rows on a local page and decide: keep, quarantine, or move the threshold."""
+    from gradshield.review.server import serve
+
+    serve(run, other, port, who, lambda address: print(f"review: {address}\n(Ctrl-C stops it)", flush=True))
+
+
+@app.command()
+def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: JsonOption = False) -> None:
+    """Write a run's files again, by its scores and the decisions made in the review."""
+    from gradshield.review.apply import apply_decisions
+
+    show(apply_decisions(run), as_json, f"files in {run}")
+
+
+@app.command("eval")
+@flags_of(RowSettings, EvaluationSettings)
+def evaluate(
+    safety: Annotated[
+        bool, typer.Option("--safety", help="attack success on harmful requests, over-refusal on ones that look so")
+    ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(help="samsum, dialogsum, agnews, gsm8k, arc-easy, arc-challenge, a jsonl file, a task of lm-eval"),
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="held-out rows whose loss says how useful the model is")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("run"),
+    as_json: JsonOption = False,
+    **flags: Any,
+) -> None:
+    """How safe and how useful is this model? With intervals, and every answer kept for reading."""
+    settings = _settings(flags, EvaluationSettings)
+    of = _settings(flags, RowSettings)
+    from gradshield.evaluation.command import run_evaluation
+    from gradshield.report.words import in_words
+
+    summary = run_evaluation(out, settings, of, safety=safety, task=task, rows=rows)
+    show(summary if as_json else in_words(summary), as_json, f"answers in {out}")
+
+
+@app.command()
+def align(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the adapter")],
+    base: Annotated[str, typer.Option(help="model to align")] = "embedded-unaligned",
+    as_json: JsonOption = False,
+) -> None:
+    """Make the alignment adapter of the embedded model again, from our requests and refusals."""
+    import os
+
+    from gradshield.models.load import load_model
+    from gradshield.training.align import SETTINGS, alignment_report, write_card
+    from gradshield.training.align import align as make
+
+    figures: dict[str, Any] = dict(make(base, out))
+    aligned = load_model(base, adapter=str(out))
+    report = alignment_report(aligned)
+    folder = Path(os.environ.get("GRADSHIELD_DATA", ""))
+    public = (folder / "advbench.jsonl", folder / "jbb_benign.jsonl")
+    write_card(out, SETTINGS, report, alignment_report(aligned, *public) if all(p.is_file() for p in public) else None)
+    figures |= {k: v for k, v in report.items() if k != "answers"}
+    show(figures, as_json, f"adapter in {out}")
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("demo-run")) -> None:
+    """Filter the bundled file of 300 rows with the embedded model."""
+    from gradshield.base.assets import ASSETS
+    from gradshield.screen.filter import run_filter
+
+    summary = run_filter(str(ASSETS / "demo.jsonl"), out, FilterSettings())
+    summary_table(summary, out)
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(out / "scores.parquet").to_pydict()
+    poison = [g == "poison" for g in table["group"]]
+    caught = sum(p and v == "quarantined" for p, v in zip(poison, table["verdict"]))
+    lost = sum(not p and v == "quarantined" for p, v in zip(poison, table["verdict"]))
+    console.print(f"of the {sum(poison)} planted harmful rows, {caught} were quarantined; of the other rows, {lost}")
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        if processes() > 1 and sys.argv[1:2] != ["tune"]:
+            if not is_first():
+                sys.exit(2)
+            raise UserError("only tune works with several processes: start this command without a launcher")
+        sys.exit(app(standalone_mode=False) or 0)
+    except UserError as error:
+        message, code = str(error), 2
+    except _USAGE_ERROR as error:  # what typer would draw a box around; without arguments, the help
+        message, code = error.format_message(), 2
+        if len(sys.argv) < 2:
+            sys.exit(message)
+    except (KeyboardInterrupt, typer.Abort):
+        message, code = "stopped; the same command goes on where it was", 130
+    print(f"gradshield: {safe(message, 2000, markup=False)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _settings(flags: dict[str, Any], kind: type[S]) -> S:
+    """The settings of `kind` among the flags."""
+    values = {name: value for name, value in flags.items() if name in kind.model_fields}
+    if values.get("columns"):
+        values["columns"] = dict(_pair(item) for item in values["columns"])
+    values = {name: value for name, value in values.items() if (name, value) != ("columns", [])}
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}") from None
+
+
+def _pair(item: str) -> tuple[str, str]:
+    name, equals, column = item.partition("=")
+    if not equals:
+        raise UserError(f"--map {item}: say it as prompt=COLUMN")
+    return name, column

@@ -1,0 +1,105 @@
+"""What the commands say in the terminal, for a person or as JSON. Imports no torch."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gradshield.report.words import safety_in_words
+
+console = Console()
+
+
+def safe(text: str, limit: int, markup: bool = True) -> str:
+    """Dataset text for the terminal: control and bidi characters made visible, cut to `limit`, no markup read."""
+    shown = "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" if c != "\n" else "↵" for c in text)
+    shown = shown if len(shown) <= limit else shown[: limit - 1] + "…"
+    return escape(shown) if markup else shown
+
+
+def summary_table(summary: dict[str, Any], out: Path) -> None:
+    table = Table(title=safe(str(summary["file"]), 80), show_header=False)
+    for name in ("rows", "kept", "quarantined", "set_aside"):
+        table.add_row(name.replace("_", " "), f"{summary[name]:,}")
+    threshold = summary["threshold"]
+    value = "none: nothing is removed" if threshold["value"] is None else f"{threshold['value']:+.2f}"
+    table.add_row("threshold", f"{value} ({threshold['rule']})")
+    table.add_row("how sure", threshold["note"])
+    if threshold["good_lost"] is not None:
+        table.add_row(
+            "expected", f"{threshold['good_lost']:.1f} good rows lost, {threshold['harmful_kept']:.1f} harmful kept"
+        )
+    table.add_row("model", safe(f"{summary['model']} ({summary['probes']['grade']})", 60))
+    table.add_row("time", f"{summary['seconds']:.0f} s, {summary['rows_per_second']:.1f} rows/s")
+    console.print(table)
+    if summary["probes"]["grade"] == "weak":
+        refused = f"{summary['probes']['refused']} of {summary['probes']['of']}"
+        console.print(f"warning: this model refuses only {refused} probes, so it is a weak reference", style="bold")
+    console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)
+
+
+def trial_line(trial: Mapping[str, Any], quiet: bool) -> None:
+    """A line of the table of trials, as each ends; on stderr where stdout is for machines."""
+    cells = "{:>5}  {:>9}  {:>9}  {:>11}  {:<21}  {:>7}  {:>7}  {}"
+    to = sys.stderr if quiet else sys.stdout
+    if trial["number"] == 1:
+        print(cells.format("trial", "rows", "threshold", "ranks", "ASR", "utility", "seconds", "verdict"), file=to)
+    asr = "–"
+    if trial["asr"] is not None:
+        low, high = trial["safety"]["asr_interval"]
+        asr = f"{trial['asr']:.3f} [{low:.3f}, {high:.3f}]"
+    shown = (
+        trial["number"],
+        f"{trial['kept']:,}",
+        "every row" if trial["threshold"] is None else f"{trial['threshold']:+.2f}",
+        f"{trial['lo']:,}–{trial['up']:,}",
+        asr,
+        "–" if trial["utility"] is None else f"{trial['utility']:.3f}",
+        f"{trial['seconds']:.0f}",
+        trial["note"] or ("safe and useful" if trial["safe"] else "not safe"),
+    )
+    print(cells.format(*shown), file=to, flush=True)
+
+
+def tuned_table(summary: dict[str, Any]) -> None:
+    table = Table(title=safe(str(summary["file"]), 80), show_header=False)
+    table.add_row("verdict", "accepted" if summary["accepted"] else f"REJECTED: {summary['reason']}")
+    for name in ("rows", "kept", "quarantined", "set_aside"):
+        if name in summary:
+            table.add_row(name.replace("_", " "), f"{summary[name]:,}")
+    base, before = summary["base"], safety_in_words(summary["base"]["safety"])
+    for what, figure in (safety_in_words(summary["safety"]) if summary["safety"] else {}).items():
+        table.add_row(what, safe(figure, 100))
+        if what in before and what != "judge":
+            table.add_row("  of the base model", safe(before[what], 100))
+    utility = "not measured" if summary["utility"] is None else f"{summary['utility']:.3f}"
+    table.add_row(f"utility ({safe(str(summary['task']), 80)})", f"{utility} (base model {base['utility']:.3f})")
+    cost = summary["cost"]
+    table.add_row(
+        "cost",
+        f"{cost['trials']} trainings, {cost['steps']} steps, {cost['scored_tokens']:,} scored tokens, "
+        f"{cost['safety_evaluations']} safety evaluations, {cost['seconds']:.0f} s",
+    )
+    table.add_row("model", safe(str(summary["model"] or "none"), 100))
+    console.print(table)
+
+
+def print_json(facts: dict[str, Any]) -> None:
+    """One line of JSON, which knows no infinity: null for a number that is not finite."""
+    print(json.dumps(json.loads(json.dumps(facts), parse_constant=lambda _: None)))
+
+
+def show(facts: dict[str, Any], as_json: bool, closing: str) -> None:
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        console.print(f"{name.replace('_', ' '):>22}  {safe(shown, 300)}")
+    if closing:
+        console.print(escape(closing))

@@ -1,0 +1,150 @@
+"""An evaluation's run folder: eval.yaml with the figures, and every answer behind them in two jsonl files."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings, ModelSettings, RowSettings
+from gradshield.data import Source, open_source
+from gradshield.data.encode import Example
+from gradshield.data.run_folder import checksums
+from gradshield.evaluation.config import EvaluationSettings
+from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility, write_whole
+from gradshield.evaluation.safety import SafetyReport
+from gradshield.evaluation.sources import harmful_requests, scary_requests
+from gradshield.evaluation.utility import UtilityReport, evaluate_utility, find_task
+from gradshield.models.load import Model
+from gradshield.screen.filter import encode_source, find_layout, load
+
+SUMMARY = "eval.yaml"
+
+
+def run_evaluation(
+    out: Path,
+    settings: EvaluationSettings,
+    of: RowSettings,
+    *,
+    safety: bool = False,
+    task: str | None = None,
+    rows: str | None = None,
+) -> dict[str, Any]:
+    """Measures the model that `of` names into the folder `out` and returns the summary that eval.yaml holds: its
+    safety, its utility at `task`, or its loss on the held-out `rows` of a file in any layout.
+
+    A part that is done there already, for the same model and settings, is not measured again. Raises UserError for
+    anything the user can mend, as far as can be before the model is loaded.
+    """
+    if (not safety and task is None and rows is None) or (task is not None and rows is not None):
+        raise UserError("say what to measure: --safety, and one of --task NAME and --rows FILE, or both")
+    if safety:
+        harmful_requests(settings.requests, settings.request_count, settings.case_seed)
+        scary_requests(settings.scary, settings.request_count, settings.case_seed)
+    if task is not None:
+        find_task(task, settings)
+    source = None if rows is None else open_source(rows, of.format, of.split)
+    model = load(of)
+    summary = _taken_up(out, _plan(model, settings, task, of, source))
+    if safety and "safety" not in summary:
+        start = time.monotonic()
+        try:
+            report = evaluate_safety(model, settings)
+        except JudgeFailed as failed:
+            _write_yaml(out, summary)
+            write_safety(failed.report, out)
+            raise
+        _write_yaml(out, summary)  # first, as the mark of an evaluation's folder
+        write_safety(report, out)
+        summary["safety"] = plain({**safety_summary(report), "seconds": round(time.monotonic() - start, 1)})
+        _write_yaml(out, summary)
+    if (task or source) and "utility" not in summary:
+        start = time.monotonic()
+        measured = held_out_rows(source, model, of) if source else str(task)
+        useful = evaluate_utility(model, measured, settings)
+        _write_yaml(out, summary)
+        write_utility(useful, out)
+        summary["utility"] = plain({**utility_summary(useful), "seconds": round(time.monotonic() - start, 1)})
+        _write_yaml(out, summary)
+    return summary
+
+
+def held_out_rows(source: Source, model: Model, of: RowSettings) -> list[Example]:
+    """The rows of a file in any layout that `filter` reads, as examples. Raises UserError as `filter` does."""
+    settings = FilterSettings(**{**of.model_dump(), "variant": "module"})  # whose rows may be plain text, too
+    return encode_source(source, find_layout(source, settings), model, settings).examples
+
+
+def safety_summary(report: SafetyReport) -> dict[str, Any]:
+    """The report's figures, without requests and answers."""
+    figures = {"asr": report.asr, "asr_interval": report.interval, "requests": len(report.requests)}
+    if report.over_refusal is not None:
+        figures |= {
+            "over_refusal": report.over_refusal,
+            "over_refusal_interval": report.over_refusal_interval,
+            "scary_requests": len(report.scary_requests),
+        }
+    if report.judge is not None:
+        figures |= {"judge": report.judge, "hs": report.hs, "hs_interval": report.hs_interval}
+        figures |= {"ungraded": report.ungraded, "judge_control": report.control}
+    return figures
+
+
+def utility_summary(report: UtilityReport) -> dict[str, Any]:
+    """The report's figures, without cases and answers."""
+    texts = ("scores", "prompts", "references", "answers")
+    return {f.name: getattr(report, f.name) for f in fields(report) if f.name not in texts}
+
+
+def _plan(
+    model: Model, settings: EvaluationSettings, task: str | None, of: RowSettings, source: Source | None
+) -> dict[str, Any]:
+    """What must be the same for a part to count as done; files count by their bytes."""
+    asked: dict[str, Any] = {"task": task} if task else {}
+    if source:
+        reading = RowSettings.model_fields.keys() - ModelSettings.model_fields.keys()
+        asked = {"task": source.path} | of.model_dump(mode="json", include=set(reading))
+    return {
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "settings": settings.model_dump(mode="json") | asked,
+        "file": checksums(settings.requests, settings.scary, task) | ({source.path: source.sha256} if source else {}),
+        "versions": {name: version(name) for name in ("gradshield", "torch", "transformers")},
+    }
+
+
+def _taken_up(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folder holds already, or the plan alone."""
+    file = out / SUMMARY
+    if not file.is_file():
+        if out.is_file() or (out.is_dir() and any(not p.name.startswith(".") for p in out.iterdir())):
+            raise UserError(f"{out}: not empty and not an evaluation; choose another folder with -o")
+        return dict(plan)
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        same = {part: found[part] for part in plan}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: can't be read as an evaluation; choose another folder with -o") from error
+    for part, wanted in plan.items():
+        for key, value in wanted.items():
+            if key in ("judge", "judge_model") and "safety" not in found:  # no one has graded anything
+                same[part][key] = value
+            there = same[part].setdefault(key, value)  # what an earlier call did not ask for
+            if there != value:
+                raise UserError(
+                    f"{out}: an evaluation with another {part} ({key}: {there}, not {value}); choose another -o"
+                )
+    return found
+
+
+def _write_yaml(out: Path, summary: Mapping[str, Any]) -> None:
+    write_whole(out, SUMMARY, yaml.safe_dump(dict(summary), sort_keys=False, allow_unicode=True))
+
+
+def plain(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON and YAML have it: lists for tuples, None for what is not a number (an error over one case)."""
+    return json.loads(json.dumps(figures), parse_constant=lambda _: None)

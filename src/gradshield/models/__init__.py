@@ -1,0 +1,1 @@
+"""A language model: loaded, looked into, and made to answer."""

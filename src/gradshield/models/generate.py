@@ -1,0 +1,180 @@
+"""Greedy answers in batches: requests of like length together, and finished rows leave the batch.
+
+A row is finished at its end-of-answer token or as soon as `stop` holds for its text. When half of the rows of a batch
+are finished, they are taken out of it, out of the key-value cache as well, and the rest goes on. What all requests of a
+batch begin with is read once. So a batch of refusals costs little more than reading what is new in the requests.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from gradshield.base.errors import UserError, out_of_memory
+from gradshield.base.progress import progress
+from gradshield.data.encode import encode_request
+from gradshield.models.load import Model
+
+Stop = Callable[[str], bool]
+"""True when nothing that may follow this beginning of an answer matters any more."""
+
+
+def generate(
+    model: Model,
+    requests: Sequence[str],
+    max_new_tokens: int = 32,
+    batch: int = 32,
+    *,
+    stop: Stop | None = None,
+    title: str = "",
+) -> list[str]:
+    """Greedy answers, in the order of the requests, cut where `stop` first held. `title` shows a progress line.
+
+    Out of memory, it goes on with half as many rows at once; raises UserError when a single row does not fit.
+    """
+    encoded = [encode_request(request, model.tokenizer).tolist() for request in requests]
+    return [text_of(model, ids) for ids in continue_ids(model, encoded, max_new_tokens, batch, stop=stop, title=title)]
+
+
+def text_of(model: Model, ids: Sequence[int]) -> str:
+    """The answer that these token ids spell, without special tokens and outer spaces."""
+    return model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@torch.no_grad()
+def continue_ids(
+    model: Model,
+    encoded: Sequence[list[int]],
+    max_new_tokens: int,
+    batch: int = 32,
+    *,
+    stop: Stop | None = None,
+    title: str = "",
+) -> list[list[int]]:
+    """As `generate`, but from token ids to token ids, without the end-of-answer token."""
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    answers: list[list[int]] = [[] for _ in encoded]
+    start = 0
+    with progress(title, 0, len(order)) if title else nullcontext(lambda *_: None) as advance:
+        while start < len(order):
+            chunk = order[start : start + batch]
+            try:
+                found = _answer([encoded[i] for i in chunk], model, max_new_tokens, stop)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                found = None
+            if found is None:  # outside of except, whose traceback keeps the tensors alive
+                longest = len(encoded[chunk[-1]])
+                batch = smaller(len(chunk), f"a request of {longest} tokens with {max_new_tokens} to follow")
+                continue
+            for i, ids in zip(chunk, found):
+                answers[i] = ids
+            start += len(chunk)
+            advance(0, len(chunk))
+    return answers
+
+
+def smaller(rows: int, what: str) -> int:
+    """Half of the rows that did not fit into memory, said in a warning. Raises UserError when it was one alone."""
+    if rows == 1:
+        raise UserError(f"out of memory: {what} does not fit even alone; use a smaller model or --quantize")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    logging.getLogger("gradshield").warning("out of memory: going on with %d rows at once", rows // 2)
+    return rows // 2
+
+
+def _answer(encoded: Sequence[list[int]], model: Model, max_new_tokens: int, stop: Stop | None) -> list[list[int]]:
+    """New token ids of every row, by as few calls of `generate` as rows leave in."""
+    from transformers import GenerationConfig
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+    name = "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"  # by version
+    pad = model.tokenizer.pad_token_id
+    width = max(map(len, encoded))
+    finished = _Finished(model, width, stop)
+    # `generate` fills what is left open from the model's own config, which may penalise or forbid the likeliest token
+    greedy = GenerationConfig(eos_token_id=model.net.generation_config.eos_token_id, pad_token_id=pad, do_sample=False)
+    answers: list[list[int]] = [[] for _ in encoded]
+    left = list(range(len(encoded)))  # which row of `encoded` each row of the batch is
+    cache, shared = _read_once(encoded, model, name)
+    # generation continues at the right edge, so pads go to the left, behind what is in the cache already
+    ids = torch.tensor(
+        [row[:shared] + [pad] * (width - len(row)) + row[shared:] for row in encoded], device=model.device
+    )  # [B, T]
+    mask = torch.tensor(
+        [[1] * shared + [0] * (width - len(row)) + [1] * (len(row) - shared) for row in encoded], device=model.device
+    )
+    while left:
+        with patch.object(model.net, "generation_config", greedy):
+            out = model.net.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens - (ids.shape[1] - width),
+                stopping_criteria=[finished],
+                return_dict_in_generate=True,
+                **({name: cache} if cache is not None else {}),
+            )
+        ids = out.sequences
+        new = ids[:, width:].tolist()
+        done = finished.rows(new) if len(new[0]) < max_new_tokens else [True] * len(left)
+        for row, tokens in enumerate(new):
+            if done[row]:
+                answers[left[row]] = finished.cut(tokens)
+        stay = torch.tensor([row for row, d in enumerate(done) if not d], dtype=torch.long, device=ids.device)
+        left = [left[row] for row in stay.tolist()]
+        mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])], 1)[stay]
+        ids = ids[stay]
+        cache: Any = getattr(out, name, None)
+        if all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [None])):
+            if left:
+                cache.batch_select_indices(stay.cpu())  # which fits layers on any device
+        else:
+            cache = None  # a state that can't be taken apart: the rest is read again from its first token
+    return answers
+
+
+def _read_once(encoded: Sequence[list[int]], model: Model, name: str) -> tuple[Any, int]:
+    """A cache that holds, for every row, the tokens that all rows begin with (the chat template's opening, a task's
+    instruction), read once; and their number. (None, 0) where that is not worth it or the model keeps another state.
+    """
+    low, high = min(encoded), max(encoded)  # what these two share as lists, all do
+    most = min(map(len, encoded)) - 1
+    shared = next((n for n in range(most) if low[n] != high[n]), most)
+    if shared < 8 or len(encoded) < 4:
+        return None, 0
+    out = model.net(input_ids=torch.tensor([encoded[0][:shared]], device=model.device), use_cache=True)
+    cache: Any = getattr(out, name, None)
+    if any(type(layer).__name__ != "DynamicLayer" for layer in getattr(cache, "layers", [None])):
+        return None, 0
+    cache.batch_repeat_interleave(len(encoded))
+    return cache, shared
+
+
+class _Finished:
+    """Stopping criterion of `generate`: each row at its end, and the whole batch once half of its rows are there."""
+
+    def __init__(self, model: Model, width: int, stop: Stop | None) -> None:
+        eos = model.net.generation_config.eos_token_id
+        ends = eos if isinstance(eos, list) else [eos]
+        self.ends = {*ends, model.tokenizer.eos_token_id, model.tokenizer.pad_token_id} - {None}
+        self.model, self.width, self.stop = model, width, stop
+
+    def rows(self, new: Sequence[list[int]]) -> list[bool]:
+        """Whether each row's new tokens hold its end."""
+        return [
+            not self.ends.isdisjoint(tokens) or (self.stop is not None and self.stop(text_of(self.model, tokens)))
+            for tokens in new
+        ]
+
+    def cut(self, tokens: list[int]) -> list[int]:
+        """The tokens before the end of the answer, or before the pads that `generate` fills a finished row with."""
+        return tokens[: next((n for n, token in enumerate(tokens) if token in self.ends), len(tokens))]
+
+    def __call__(self, ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        done = torch.tensor(self.rows(ids[:, self.width :].tolist()), device=ids.device)
+        return done | (2 * done.sum() >= len(done))

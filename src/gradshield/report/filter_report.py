@@ -1,0 +1,127 @@
+"""A run's folder → its report.html: when `filter` is done, and again when a person moved rows.
+
+What only the model could tell, the anchors' scores and the tokens of the highest rows, `filter` leaves in report.json.
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from gradshield.data import Conversation, Source, read_rows, to_conversation
+from gradshield.data.run_folder import writing
+from gradshield.report.filter_page import ReportRow, write_report
+from gradshield.threshold import Threshold
+
+FILE = "report.json"
+SHOWN = 20  # rows of each list
+_COLUMNS = ("row", "place", "group", "verdict", "reason", "score", "tokens")  # the rest are signals
+
+
+def keep_for_report(
+    out: Path, anchors: Mapping[str, np.ndarray], tokens: Mapping[int, tuple[tuple[str, float], ...]]
+) -> None:
+    """Leaves the anchors' scores by kind, and each response token of some rows (by index) with its share of FIHS."""
+    content = {"anchors": {kind: values.tolist() for kind, values in anchors.items()}, "tokens": tokens}
+    with writing(out):
+        temporary = out / f".{FILE}"
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(temporary, out / FILE)
+
+
+def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
+    """Writes report.html from scores.parquet, report.json, the rows of `source` and `saved`, run.yaml's content.
+
+    Where `saved` tells of a review, its threshold and counts are shown. Raises UserError where it can't be written.
+    """
+    table = pq.read_table(out / "scores.parquet")
+    scores = table["score"].to_numpy().astype(np.float64)
+    verdicts, places, reasons = (table[name].to_pylist() for name in ("verdict", "place", "reason"))
+    signals = {name: table[name].to_numpy() for name in table.column_names if name not in _COLUMNS}
+    kept: dict[str, Any] = {"anchors": {}, "tokens": {}}
+    if (out / FILE).exists():
+        kept = json.loads((out / FILE).read_text(encoding="utf-8"))
+    threshold = _threshold(saved)
+    high, near = highest(scores), _nearest(scores, threshold.value)
+    wanted = {*high, *near}
+    shown = {row.index: row for row in read_rows(source) if row.index in wanted}
+    layout, columns = saved["input"]["layout"], saved["settings"]["columns"]
+    moved = {
+        m["row"]: ": ".join(filter(None, (m["who"], m.get("note")))) for m in saved.get("review", {}).get("moved", ())
+    }
+
+    def entry(n: int) -> ReportRow:
+        row = shown[n]
+        said = _turns(to_conversation(row.record or {}, layout, columns))
+        tokens = tuple((text, share) for text, share in kept["tokens"].get(str(n), ()))
+        also = {name: float(values[n]) for name, values in signals.items()}
+        place = (n + 1, row.source, row.line, float(scores[n]), verdicts[n])
+        return ReportRow(*place, said, also, tokens, moved.get(n + 1, ""))
+
+    aside: dict[str, list[str]] = defaultdict(list)
+    for place, reason, verdict in zip(places, reasons, verdicts):
+        if verdict == "set aside":
+            aside[reason].append(place)
+    write_report(
+        out / "report.html",
+        summary=_summary(saved),
+        scores=scores,
+        verdicts=verdicts,
+        sources=table["group"].to_pylist(),
+        threshold=threshold,
+        anchors={kind: np.array(values, dtype=float) for kind, values in kept["anchors"].items()},
+        highest=[entry(n) for n in high],
+        borderline=[entry(n) for n in near],
+        set_aside=aside,
+        settings={key: value for key, value in saved.items() if key != "summary"},
+    )
+
+
+def highest(scores: np.ndarray) -> list[int]:
+    """Indices of the rows with the highest scores, highest first; rows without a score are none of them."""
+    scored = np.flatnonzero(np.isfinite(scores))
+    return scored[np.argsort(-scores[scored], kind="stable")][:SHOWN].tolist()
+
+
+def _nearest(scores: np.ndarray, threshold: float) -> list[int]:
+    """Indices of the rows nearest to the threshold, the highest first; nearest to none are the highest of all."""
+    if not np.isfinite(threshold):
+        return highest(scores)
+    scored = np.flatnonzero(np.isfinite(scores))
+    near = scored[np.argsort(np.abs(scores[scored] - threshold), kind="stable")][:SHOWN]
+    return near[np.argsort(-scores[near], kind="stable")].tolist()
+
+
+def _threshold(saved: Mapping[str, Any]) -> Threshold:
+    """The run's threshold, or the one that a person set in its place."""
+    own = saved["summary"]["threshold"]
+    value = np.inf if own["value"] is None else own["value"]
+    moved = saved.get("review", {}).get("threshold", {})
+    if "who" in moved and moved["value"] != own["value"]:
+        by_hand = np.inf if moved["value"] is None else moved["value"]
+        note = f"set by {moved['who']} on {moved['when'][:10]}; the run's own is {value:+.3f} ({own['note']})"
+        return Threshold(by_hand, "by hand", note)
+    return Threshold(**{**own, "value": value})
+
+
+def _summary(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's summary, with what a review made of it."""
+    review = saved.get("review")
+    if not review:
+        return dict(saved["summary"])
+    counts = {name: review[name] for name in ("kept", "quarantined", "set_aside")}
+    moved = {"moved_by_a_person": len(review["moved"]), "moved_by_the_threshold": review["moved_by_the_threshold"]}
+    return {**saved["summary"], **counts, **moved}
+
+
+def _turns(conversation: Conversation | str) -> tuple[tuple[str, str], ...]:
+    if isinstance(conversation, str):
+        return (("row", conversation),)
+    if conversation.text is not None:
+        return (("text", conversation.text),)
+    return tuple((m.role, m.content) for m in conversation.messages)

@@ -1,0 +1,82 @@
+"""A `tune` run → its report.html: what was asked for, and the trials' path through safety and utility."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from gradshield.report.render import as_yaml, write_page
+from gradshield.report.words import safety_in_words
+
+
+def report_trials(out: Path, saved: Mapping[str, Any]) -> None:
+    """Writes report.html from run.yaml's content. Raises UserError where it can't be written."""
+    from gradshield.report.figure import draw  # matplotlib is slow to import
+
+    summary = saved["summary"]
+    drawing = draw(partial(draw_trials, summary))
+    write_page(
+        out / "report.html",
+        "tune.html",
+        summary=summary,
+        headline=_headline(summary),
+        drawing={"wide": Markup(drawing.wide), "narrow": Markup(drawing.narrow)},
+        verdicts=[_verdict(trial, summary) for trial in summary["trials"]],
+        safety=safety_in_words(summary["safety"]) if summary["safety"] else {},
+        screened=(out / "screen" / "report.html").exists(),
+        settings=as_yaml({key: value for key, value in saved.items() if key != "summary"}),
+    )
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    trials = len(summary["trials"])
+    tried = f"after {trials} trial{'' if trials == 1 else 's'}" if trials else "without a training"
+    if summary["accepted"] is None:
+        return f"Rejected {tried}: {summary['reason']}."
+    return f"Safe and useful {tried}, on {summary['kept']:,} of {summary['rows']:,} rows."
+
+
+def _verdict(trial: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    if trial["number"] == summary["accepted"]:
+        return "accepted"
+    if trial["asr"] is None:
+        return f"failed: {trial['note']}"
+    return "not useful enough" if trial["safe"] else "not safe"
+
+
+def draw_trials(summary: Mapping[str, Any], size: Any) -> Any:
+    """Attack success rate above, utility below, from the base model through every trial; dashed lines are the goal."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    from gradshield.report.figure import BAD, INK, KEPT, MUTED
+
+    trials, base, goal = summary["trials"], summary["base"], summary["goal"]
+    figure = Figure((size.width / 72, size.height * 1.2 / 72), layout="constrained")
+    panels = (("attack success rate", "asr", "max_asr"), ("utility", "utility", "min_utility"))
+    for axes, (title, name, limit) in zip(figure.subplots(2, 1, sharex=True), panels):
+        places = [(0, base[name]), *((n, t[name]) for n, t in enumerate(trials, 1) if t[name] is not None)]
+        places = [(x, y) for x, y in places if y is not None]
+        axes.plot(*zip(*places), color=MUTED, linewidth=1.2, zorder=1)
+        for x, y in places:
+            accepted = x > 0 and trials[x - 1]["number"] == summary["accepted"]
+            missed = y > goal[limit] if name == "asr" else y < goal[limit]
+            axes.plot(
+                [x], [y], marker="X" if missed else "o", markersize=11 if accepted else 8, linestyle="none",
+                color=BAD if missed else KEPT, markeredgecolor=INK, markeredgewidth=2 if accepted else 0.5,
+            )  # fmt: skip
+            axes.annotate(f"{y:.2f}", (x, y), (0, 9), textcoords="offset points", ha="center", color=INK)
+        axes.axhline(goal[limit], color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.set_title(title, loc="left", color=MUTED, fontsize=size.font)
+        axes.tick_params(length=0, pad=5, labelcolor=MUTED)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.patch.set_visible(False)
+        axes.margins(y=0.35)
+        axes.set_xlim(-0.4, len(trials) + 0.4)
+        for side, spine in axes.spines.items():
+            spine.set(visible=side == "bottom", color=MUTED, linewidth=0.8)
+    figure.axes[-1].set_xticks(range(len(trials) + 1), ["base model", *(f"trial {t['number']}" for t in trials)])
+    figure.patch.set_visible(False)
+    return figure

@@ -1,0 +1,154 @@
+"""A scorer over all examples: equal ones scored once, batches by token budget, every finished batch on disk.
+
+The batches follow from the examples alone, and a batch is taken up whole or not at all: killed at any moment, the next
+run ends with the same bytes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gradshield.base.errors import UserError, out_of_memory
+from gradshield.base.progress import progress
+from gradshield.data.encode import Example
+
+Scorer = Callable[[Sequence[Example]], Mapping[str, np.ndarray]]
+"""Examples → one number per example under each column's name; the column "score" decides (high = harmful)."""
+Batch = tuple[int, list[Example]]
+Engine = Callable[[Iterable[Batch]], Iterator[tuple[int, Mapping[str, np.ndarray]]]]
+"""Numbered batches → each one's columns, in any order."""
+
+
+def score(
+    examples: Sequence[Example],
+    scorer: Scorer,
+    *,
+    batch_tokens: int,
+    journal: Path | None = None,
+    title: str = "scoring",
+    engine: Engine | None = None,
+) -> dict[str, np.ndarray]:
+    """Columns [examples] of what `scorer` says of each example, float64.
+
+    `journal` is a file that finished batches are appended to, and that an earlier run's are taken from. `engine` has
+    the batches scored elsewhere, by the same scorer; the result is the same.
+    Raises UserError when a single example does not fit into memory, or the journal's disk is full.
+    """
+    first: dict[bytes, int] = {}
+    place = [first.setdefault(_digest(e), n) for n, e in enumerate(examples)]
+    unique = list(first.values())
+    todo = batches([examples[n] for n in unique], batch_tokens)
+    done = _read_journal(journal, len(todo))
+    size = [sum(len(examples[unique[i]].ids) for i in batch) for batch in todo]
+    results: dict[int, Mapping[str, Sequence[float]]] = dict(done)
+    before = sorted(done)
+    pending = ((n, [examples[unique[i]] for i in batch]) for n, batch in enumerate(todo) if n not in done)
+    with progress(
+        title, sum(size), len(unique), sum(size[b] for b in before), sum(len(todo[b]) for b in before)
+    ) as advance:
+        for number, columns in (engine or local(scorer))(pending):
+            results[number] = {name: [float(v) for v in values] for name, values in columns.items()}
+            _append(journal, number, len(todo), results[number])
+            advance(size[number], len(todo[number]))
+    names = list(results[0]) if results else []
+    table = {name: np.full(len(examples), np.nan) for name in names}
+    for number, batch in enumerate(todo):
+        for name in names:
+            table[name][[unique[i] for i in batch]] = results[number][name]
+    return {name: values[place] for name, values in table.items()}
+
+
+def local(scorer: Scorer) -> Engine:
+    """Scores the batches here, one after the other."""
+    whole = fitting(scorer)
+    return lambda batches: ((number, whole(batch)) for number, batch in batches)
+
+
+def batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
+    """Indices of examples of like length, longest first, so that rows × longest stays within `tokens` (padding
+    included) wherever one row does."""
+    order = sorted(range(len(examples)), key=lambda n: (-len(examples[n].ids), n))
+    result: list[list[int]] = []
+    for n in order:
+        if result and (len(result[-1]) + 1) * len(examples[result[-1][0]].ids) <= tokens:
+            result[-1].append(n)
+        else:
+            result.append([n])
+    return result
+
+
+def fitting(scorer: Scorer) -> Scorer:
+    """The scorer, for batches of any size: one too large for the memory is halved until it fits, and what did not fit
+    once is not tried again."""
+    room = inf  # tokens, padding included
+
+    def scored(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
+        nonlocal room
+        size = len(batch) * max(len(e.ids) for e in batch)
+        if len(batch) == 1 or size < room:
+            try:
+                return scorer(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    row, tokens = batch[0].row + 1, len(batch[0].ids)
+                    raise UserError(
+                        f"row {row} ({tokens} tokens) does not fit into memory: lower --max-length"
+                    ) from error
+            room = min(room, size)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        halves = [scored(batch[: len(batch) // 2]), scored(batch[len(batch) // 2 :])]
+        return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+
+    return scored
+
+
+def _digest(example: Example) -> bytes:
+    return hashlib.blake2b(example.ids.tobytes() + example.mask.tobytes(), digest_size=16).digest()
+
+
+def _read_journal(journal: Path | None, total: int) -> dict[int, Mapping[str, Sequence[float]]]:
+    """Finished batches by number. A last line that a kill cut short is cut off the file, too."""
+    done: dict[int, Mapping[str, Sequence[float]]] = {}
+    if journal is None or not journal.exists():
+        return done
+    whole = 0
+    for line in _whole_lines(journal.read_bytes()):
+        try:
+            entry = json.loads(line)
+            number, of, columns = entry["batch"], entry["of"], entry["columns"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{journal}: can't be read; remove it to score the rows again") from None
+        if of != total:
+            raise UserError(f"{journal}: belongs to other rows or another --batch-tokens; choose another folder")
+        done[number] = columns
+        whole += len(line)
+    os.truncate(journal, whole)
+    return done
+
+
+def _whole_lines(data: bytes) -> Iterator[bytes]:
+    for line in data.splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            yield line
+
+
+def _append(journal: Path | None, number: int, total: int, columns: Mapping[str, Sequence[float]]) -> None:
+    if journal is None:
+        return
+    line = json.dumps({"batch": number, "of": total, "columns": columns}) + "\n"
+    try:
+        with journal.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise UserError(f"{journal}: can't be written ({error.strerror}); free some space and run it again") from error

@@ -1,0 +1,213 @@
+"""The proxy safety score S, its gradient as exact low-rank factors, and the check that the model is aligned at all.
+
+∇_W S of a Linear is Σ_t b_t a_tᵀ over the probe's tokens, so its rank is at most their number. Kept are the factors,
+never the matrix; many probes are averaged by stacking factors, and recompressed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradshield.base.errors import UserError
+from gradshield.data.encode import encode_request
+from gradshield.models.experts import Expert
+from gradshield.models.hooks import gradients_from, linear_hooks, logits_at
+from gradshield.models.load import Model, device_of
+
+SafetyScore = Callable[[Tensor], Tensor]  # logits [..., vocabulary] → S [...], higher is safer
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A sum of rank-one matrices: G = outᵀ inp, with inp [rank, d_in] and out [rank, d_out]."""
+
+    inp: Tensor
+    out: Tensor
+
+    def dense(self) -> Tensor:
+        """G [d_out, d_in]; for tests, and while the probe's gradient is made, never on the way of scoring."""
+        return self.out.T @ self.inp
+
+
+@dataclass(frozen=True)
+class ProbeGradient:
+    """∇_W S, averaged over probes, module by module."""
+
+    factors: Mapping[str, Factors]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a module's factors."""
+        return max(f.inp.shape[0] for f in self.factors.values())
+
+
+def margin(safe: Sequence[int], unsafe: Sequence[int]) -> SafetyScore:
+    """S = logsumexp over the safe token ids − logsumexp over the unsafe ones; eq. 5 with one id each."""
+
+    def score(logits: Tensor) -> Tensor:
+        values = logits.float()
+        return values[..., list(safe)].logsumexp(-1) - values[..., list(unsafe)].logsumexp(-1)
+
+    return score
+
+
+def paper_tokens(tokenizer) -> tuple[int, int]:
+    """Ids of "I" and "Sure" as first response tokens (eq. 5): the form that this tokenizer makes one token of, else the
+    word's first token. Raises UserError when both words begin with the same one."""
+    ids = []
+    for word in ("I", "Sure"):
+        forms = [tokenizer.encode(form, add_special_tokens=False) for form in (word, " " + word)]
+        single = [form[-1] for form in forms if len(form) == 1 or tokenizer.decode(form[:-1]).strip() == ""]
+        ids.append(single[0] if single else forms[0][0])
+    if ids[0] == ids[1]:
+        raise UserError('"I" and "Sure" begin with the same token in this tokenizer, so there is no S to read off it')
+    return ids[0], ids[1]
+
+
+def own_tokens(model: Model, refused: Sequence[str], harmless: Sequence[str]) -> tuple[list[int], list[int]]:
+    """(safe ids, unsafe ids): first tokens that this model prefers for refused requests, and those for harmless ones.
+
+    A token counts when it holds at least 5 % (safe) or 1 % (unsafe) of the mean probability and four times the other
+    side's. Raises UserError when the model has no refusing token of its own.
+    """
+    refusing = first_logits(model, refused).softmax(-1).mean(0)
+    complying = first_logits(model, harmless).softmax(-1).mean(0)
+    safe = ((refusing > 0.05) & (refusing > 4 * complying)).nonzero().flatten().tolist()
+    unsafe = ((complying > 0.01) & (complying > 4 * refusing)).nonzero().flatten().tolist()
+    if not safe or not unsafe:
+        raise UserError(f"{model.name}: refusals and answers open with the same tokens; use --safety-score paper")
+    return safe, unsafe
+
+
+@torch.no_grad()
+def first_logits(model: Model, requests: Sequence[str], batch: int = 16) -> Tensor:
+    """Logits [N, vocabulary] of the first response token for every request, float32 on the CPU."""
+    encoded = [encode_request(request, model.tokenizer) for request in requests]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    result: list[Tensor] = [torch.empty(0)] * len(encoded)
+    for start in range(0, len(order), batch):
+        chunk = order[start : start + batch]
+        ids = torch.zeros(len(chunk), max(len(encoded[i]) for i in chunk), dtype=torch.long)
+        for row, i in enumerate(chunk):
+            ids[row, : len(encoded[i])] = torch.from_numpy(encoded[i])
+        last = torch.tensor([len(encoded[i]) - 1 for i in chunk])
+        logits = logits_at(model, ids.to(model.device), torch.arange(len(chunk)), last).float().cpu()
+        for row, i in enumerate(chunk):
+            result[i] = logits[row]
+    return torch.stack(result)
+
+
+def probe_gradient(
+    model: Model, requests: Sequence[str], score: SafetyScore, *, tolerance: float | None = None
+) -> ProbeGradient:
+    """Mean of ∇_W S over `requests`, as factors per module.
+
+    `tolerance` bounds the relative Frobenius error of every module's recompressed gradient; 0 keeps the exact sum. The
+    default is 1 %, by which scores of the embedded model move by 3e-5 of the largest, and 3 % for more than 16 probes,
+    by which they move by 2e-4, and 64 probes cost 1.07 times what one does (docs/results/levers).
+    """
+    if tolerance is None:
+        tolerance = 1e-2 if len(requests) <= 16 else 3e-2
+    if not model.linears:
+        raise UserError(f"{model.name}: no Linear is found whose gradient could be taken: use --variant intent")
+    inputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
+    outputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
+
+    def collect(name: str, x: Tensor, delta: Tensor) -> None:
+        inputs[name].append(x[0])  # as it is: several Linears share it
+        outputs[name].append(delta[0])
+
+    for request in requests:
+        ids = torch.from_numpy(encode_request(request, model.tokenizer)).long().to(model.device)
+        with linear_hooks(model.linears, lambda _name, x: x, collect), gradients_from(model):
+            logits = logits_at(model, ids[None], torch.tensor([0]), torch.tensor([len(ids) - 1]))
+            score(logits[0]).backward()
+    if not any(inputs.values()):  # as of kernels that know none
+        raise UserError(f"{model.name}: its Linears give no gradient: use --variant intent, or load it unquantised")
+    factors = {}
+    for name, module in model.linears.items():
+        if not inputs[name]:  # no token of the probes is routed to it, or nothing calls it: zero, so rank 0
+            d_out, d_in = module.shape if isinstance(module, Expert) else _shape(module)
+            factors[name] = Factors(*(torch.zeros(0, d, device=_place(module)) for d in (d_in, d_out)))
+        else:
+            inp, out = (torch.cat(of.pop(name)).float() for of in (inputs, outputs))
+            if not (inp.isfinite().all() and out.isfinite().all()):
+                raise UserError(f"{model.name}: the gradient of S is not finite: try --dtype float32 or bfloat16")
+            factors[name] = compress(Factors(inp, out / len(requests)), tolerance)
+    return ProbeGradient(factors)
+
+
+def _place(module: Any) -> torch.device:
+    if isinstance(module, Expert):
+        return device_of(module.module, module.stacked)
+    return device_of(module, module.weight)
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """(d_out, d_in) of a Linear, however its weight is packed, or of a Conv1D."""
+    if hasattr(module, "in_features"):
+        return module.out_features, module.in_features
+    return module.weight.shape[1], module.weight.shape[0]
+
+
+def inner(one: ProbeGradient, other: ProbeGradient) -> float:
+    """⟨one, other⟩ over all modules, from the factors: tr(outᵀ inp inp'ᵀ out') = Σ (out out'ᵀ) ∘ (inp inp'ᵀ)."""
+    pairs = ((f, other.factors[name]) for name, f in one.factors.items())
+    return sum(float(((f.out @ g.out.T) * (f.inp @ g.inp.T)).sum()) for f, g in pairs)
+
+
+def minus(one: ProbeGradient, other: ProbeGradient, times: float = 1.0) -> ProbeGradient:
+    """one − times · other, by stacking factors. With times = ⟨one, other⟩ / ⟨other, other⟩: the part of `one` that is
+    orthogonal to `other`."""
+    return ProbeGradient(
+        {
+            name: Factors(
+                torch.cat([f.inp, other.factors[name].inp]), torch.cat([f.out, -times * other.factors[name].out])
+            )
+            for name, f in one.factors.items()
+        }
+    )
+
+
+def lora_inputs(gradient: ProbeGradient, rank: int = 8, seed: int = 0) -> dict[str, Tensor]:
+    """A [rank, d_in] of each module as PEFT draws it, for FIHS over a LoRA adapter's weights.
+
+    At the start B = 0, so only B has a gradient, (∇_W L) Aᵀ: FIHS over B is the contraction with x replaced by A x.
+    """
+    result = {}
+    for index, (name, f) in enumerate(gradient.factors.items()):
+        generator = torch.Generator().manual_seed(seed * 100_003 + index)
+        width = f.inp.shape[1]
+        drawn = (2 * torch.rand(rank, width, generator=generator) - 1) / width**0.5  # Kaiming uniform with a = √5
+        result[name] = drawn.to(f.inp)
+    return result
+
+
+def within_lora(gradient: ProbeGradient, inputs: Mapping[str, Tensor]) -> ProbeGradient:
+    """The gradient as seen from LoRA's B: ⟨(∇L) Aᵀ, (∇S) Aᵀ⟩ = ⟨∇L, (∇S) AᵀA⟩."""
+    return ProbeGradient(
+        {name: Factors(f.inp @ inputs[name].T @ inputs[name], f.out) for name, f in gradient.factors.items()}
+    )
+
+
+def compress(factors: Factors, tolerance: float) -> Factors:
+    """The same matrix with the fewest terms: its projection onto its own foremost singular vectors.
+
+    Dropped is what lies below `tolerance` of the Frobenius norm; with 0, only exact redundancy. The vectors are
+    eigenvectors of a Gram matrix, in float64, which loses nothing here and on a GPU is four times as quick as an SVD.
+    """
+    if factors.out.shape[1] < factors.inp.shape[1]:  # the narrower side has the smaller Gram matrix
+        turned = compress(Factors(factors.out, factors.inp), tolerance)
+        return Factors(turned.out, turned.inp)
+    basis, rest = torch.linalg.qr(factors.inp.T)  # [d_in, k], [k, rank]
+    image = factors.out.T @ rest.T  # G basis [d_out, k]
+    wide = (image.cpu() if image.device.type == "mps" else image).double()  # which knows no float64
+    energy, vectors = torch.linalg.eigh(wide.T @ wide)  # ascending
+    tail = energy.clamp_min(0).cumsum(0).sqrt()  # norm of what dropping up to here loses
+    kept = tail > max(tolerance, torch.finfo(image.dtype).eps) * tail[-1]
+    kept[-1] = True
+    vectors = vectors[:, kept].to(image)
+    return Factors((basis @ vectors).T.contiguous(), (image @ vectors).T.contiguous())

@@ -1,0 +1,1 @@
+"""The default score: two linear readouts of hidden states."""

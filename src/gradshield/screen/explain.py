@@ -1,0 +1,148 @@
+"""Why does a row score as it does? Its signals beside the anchors', and the tokens, modules and probes of its FIHS.
+
+FIHS is a sum over probes, modules and tokens, so one backward pass gives every part of it, and each question is a sum
+over the others. It is explained whatever score decided: with the default one, the signals say why, and FIHS is a second
+opinion. S and --contrast are those of the run; the weights are the Linears, whatever --weights and --mapping are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings
+from gradshield.data import Conversation, Row, to_conversation
+from gradshield.data.encode import encode
+from gradshield.data.run_folder import read_run, rows_of_run
+from gradshield.models.load import Model
+from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
+from gradshield.scoring.fihs.probe import ProbeGradient, inner, probe_gradient
+from gradshield.scoring.reference import Reference, harmless_part, make_reference, safety_score
+from gradshield.screen.filter import encode_row, load, require_aligned
+
+REFUSAL = "I'm sorry, but I can't help with that."
+_MODULES = 10  # shown
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A row's score and what it is made of; shares are of the summed absolute parts of the row's FIHS."""
+
+    row: int
+    score: float
+    threshold: float
+    verdict: str
+    signals: Mapping[str, float]
+    anchors: Mapping[str, float]  # median score of each kind of anchor
+    refusal: float | None  # score of the same request with a refusal as its answer; None for plain text
+    tokens: Shares  # every token with its share of FIHS
+    modules: Shares  # the ten modules with the largest share
+    probes: tuple[tuple[str, float], ...]  # cosine of the row's gradient with each probe's, highest first
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """The model of a run and what rows are measured with, loaded once for any number of rows."""
+
+    settings: FilterSettings
+    layout: str
+    threshold: float
+    model: Model
+    reference: Reference
+    probes: tuple[str, ...]
+    gradients: tuple[ProbeGradient, ...]  # one a probe
+    harmless: tuple[ProbeGradient, float] | None  # what --contrast takes off each, and how many times
+
+
+def open_explainer(saved: Mapping[str, Any]) -> Explainer:
+    """The explainer of the run with this run.yaml. Raises UserError when its model is not there or another by now."""
+    settings = FilterSettings(**saved["settings"])
+    model = load(settings)
+    if model.fingerprint != saved["model"]["fingerprint"]:
+        raise UserError(f"{model.name}: not the model of this run any more (its files differ); filter again")
+    check = require_aligned(model, settings)
+    reference = make_reference(model, check, settings)
+    probes = tuple(check.refused_probes()[: settings.probe_count])
+    s = safety_score(model, check.refused_probes(), settings)
+    each = [probe_gradient(model, [probe], s) for probe in probes]
+    harmless = harmless_part(model, each, s, settings)
+    value = saved["summary"]["threshold"]["value"]
+    threshold = float("inf") if value is None else float(value)  # None: nothing is removed
+    return Explainer(settings, saved["input"]["layout"], threshold, model, reference, probes, tuple(each), harmless)
+
+
+def explain(out: Path, row: int) -> Explanation:
+    """Explains row number `row` (from 1, as in scores.parquet) of the run in `out`.
+
+    Raises UserError when there is no such row, it was set aside, or its file changed.
+    """
+    saved = read_run(out)
+    found = next((r for r in rows_of_run(saved) if r.index == row - 1), None)
+    if found is None or row < 1:
+        raise UserError(f"{out}: no row {row}; it has {saved['summary']['rows']} rows")
+    verdict = str(pq.read_table(out / "scores.parquet", columns=["verdict"])["verdict"][row - 1])
+    explained = explain_row(open_explainer(saved), found)
+    if verdict == "set aside":
+        raise UserError(f"row {row} was set aside: its score is not a finite number")
+    moved = saved.get("review", {}).get("threshold", {})  # by a person, who may also have decided about the row itself
+    value = moved.get("value") if "who" in moved else explained.threshold
+    return replace(explained, verdict=verdict, threshold=float("inf") if value is None else float(value))
+
+
+def explain_row(explainer: Explainer, row: Row) -> Explanation:
+    """The explanation of one row of the explainer's run. Raises UserError when it is one to set aside."""
+    model, settings = explainer.model, explainer.settings
+    example = encode_row(row, explainer.layout, model, settings)
+    if isinstance(example, str):
+        raise UserError(f"row {row.index + 1} was set aside: {example}")
+    signals = {name: float(values[0]) for name, values in explainer.reference.scorer([example]).items()}
+    score = signals.pop("score")
+    taken, times = ([explainer.harmless[0]], explainer.harmless[1]) if explainer.harmless else ([], 0.0)
+    parts, norm = fihs_parts(model, example, [*explainer.gradients, *taken])
+    if taken:
+        parts = parts[:-1] - times * parts[-1]
+    squares = [
+        inner(g, g) + sum(times**2 * inner(b, b) - 2 * times * inner(g, b) for b in taken) for g in explainer.gradients
+    ]
+    cosines = [float(part) / max(norm * square, 1e-30) ** 0.5 for part, square in zip(parts.sum((1, 2)), squares)]
+    mean = parts.mean(0)  # [modules, tokens]: FIHS is by the mean over probes
+    return Explanation(
+        row.index + 1,
+        score,
+        explainer.threshold,
+        "quarantined" if score >= explainer.threshold else "kept",
+        signals,
+        {kind: float(np.median(values)) for kind, values in explainer.reference.anchors.items()},
+        _refused(explainer, row),
+        words(model.tokenizer, example, shares(mean.sum(0))),
+        _largest(list(explainer.gradients[0].factors), shares(mean.sum(1))),
+        tuple(sorted(zip(explainer.probes, cosines), key=lambda pair: -pair[1])),
+    )
+
+
+def _refused(explainer: Explainer, row: Row) -> float | None:
+    """The row's score if a refusal stood in the place of every answer that is trained on."""
+    conversation = to_conversation(row.record or {}, explainer.layout, explainer.settings.columns)
+    if not isinstance(conversation, Conversation) or not conversation.messages:
+        return None
+    turns = tuple(
+        replace(turn, content=REFUSAL, extra=None) if turn.role == "assistant" and turn.train else turn
+        for turn in conversation.messages
+    )
+    settings, tokenizer = explainer.settings, explainer.model.tokenizer
+    example = encode(
+        replace(conversation, messages=turns),
+        row.index,
+        tokenizer,
+        max_length=settings.max_length,
+        loss_on=settings.loss_on,
+    )
+    return None if isinstance(example, str) else float(explainer.reference.scorer([example])["score"][0])
+
+
+def _largest(names: Sequence[str], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(zip(names, shares), key=lambda pair: -abs(pair[1]))[:_MODULES])

@@ -1,0 +1,383 @@
+"""From a training file and an aligned model to the rows that are safe to train on: one run folder, resumable."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradshield import threshold as thresholds
+from gradshield.base.errors import UserError
+from gradshield.base.progress import progress
+from gradshield.base.settings import FilterSettings, ModelSettings, RowSettings
+from gradshield.data import Row, Source, detect_layout, open_source, read_rows, to_conversation
+from gradshield.data.encode import Example, encode
+from gradshield.data.rows import expanded
+from gradshield.data.run_folder import JOURNAL, begun, checksums, find_run, plan_of, write_run, writing
+from gradshield.data.write import write_outputs
+from gradshield.models.load import Model, load_model, set_aside
+from gradshield.scoring.engine import Scorer, score
+from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
+from gradshield.scoring.fihs.probe import probe_gradient
+from gradshield.scoring.reference import (
+    AlignmentCheck,
+    Reference,
+    against_harmless,
+    check_alignment,
+    make_reference,
+    safety_score,
+)
+from gradshield.threshold import Threshold
+
+LAYOUT_SAMPLE = 50  # first records that tell the layout
+EXPLAINED_BY = 4  # probes whose gradient colours the tokens in the report
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A source's rows as examples; rows that are none are in `reasons` by index."""
+
+    rows: int
+    examples: list[Example]
+    reasons: dict[int, str]
+    groups: list[str]  # of each row: its "source" or "dataset" value, else its file
+    places: list[str]  # of each row: file:line
+
+
+def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: Model | None = None) -> dict[str, Any]:
+    """Filters `path` into the run folder `out` and returns the summary that run.yaml ends with.
+
+    `path` may be opened already, as a stream can be only once, and `model` is the settings' model where it is loaded.
+    Killed at any moment, the same call goes on where it was; done, it returns the summary at once.
+    Raises UserError for anything the user can mend, before anything is lost.
+    """
+    from gradshield.report import keep_for_report, report_run  # matplotlib is slow to import
+
+    start = time.monotonic()
+    check_settings(settings)
+    source = path if isinstance(path, Source) else open_source(path, settings.format, settings.split)
+    layout = find_layout(source, settings)
+    model = model or load(settings)
+    plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
+    plan["file"] = checksums(settings.probes, settings.reference)
+    finished = find_run(out, plan)
+    if finished:
+        return finished
+    check = require_aligned(model, settings)
+    reference = make_reference(model, check, settings)
+    engine = None
+    if settings.engine == "ray":
+        from gradshield.scoring.ray import ray_engine
+
+        build = partial(build_scorer, _anywhere(settings, model), model.fingerprint)
+        engine = ray_engine(build, model.fingerprint, settings.workers)
+    good = good_scores(reference, model, settings)
+    find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
+    encoded = encode_source(source, layout, model, settings)
+    with begun(out, plan):
+        journal = out / JOURNAL
+        rows = reference.seen(encoded.examples)
+        with set_aside(model) if engine else nullcontext():  # an actor may need its GPU
+            columns = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
+        leave_out_unscored(encoded, columns["score"])
+        threshold = find_threshold(columns["score"], good, reference, settings)
+        by_row = {name: _spread(values, encoded) for name, values in columns.items()}
+        verdicts = [
+            "set aside" if n in encoded.reasons else "quarantined" if by_row["score"][n] >= threshold.value else "kept"
+            for n in range(encoded.rows)
+        ]
+        counts = write_outputs(source, verdicts, encoded.reasons, out)
+        keep_for_report(out, reference.anchors, _explain_highest(model, check, settings, encoded, by_row["score"]))
+        with writing(out):
+            _write_scores(out, encoded, by_row, verdicts)
+        seconds = time.monotonic() - start
+        tokens = sum(len(e.ids) for e in encoded.examples)
+        summary = {
+            "file": source.path,
+            "rows": encoded.rows,
+            **{name.replace(" ", "_"): count for name, count in counts.items()},
+            "model": model.name,
+            "variant": settings.variant,
+            "threshold": {k: _plain(v) for k, v in vars(threshold).items()},
+            "probes": {"refused": sum(check.refused), "of": len(check.refused), "grade": check.grade},
+            "seconds": round(seconds, 1),
+            "rows_per_second": round(encoded.rows / seconds, 1),
+            "tokens_per_second": round(tokens / seconds),
+            "version": version("gradshield"),
+        }
+        with writing(out):
+            report_run(out, {**plan, "summary": summary}, source)
+            write_run(out, {**plan, "summary": summary})
+            journal.unlink(missing_ok=True)
+    return summary
+
+
+def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
+    """What `run_filter` would do and how long it would take, measured on a few of the rows; writes nothing."""
+    check_settings(settings)
+    source = open_source(path, settings.format, settings.split)
+    layout = find_layout(source, settings)
+    model = load(settings)
+    check = require_aligned(model, settings)
+    reference = make_reference(model, check, settings)
+    encoded = encode_source(source, layout, model, settings)
+    step = max(1, len(encoded.examples) // 16)
+    sample = encoded.examples[::step][:16]
+    start = time.monotonic()
+    score(reference.seen(sample), reference.scorer, batch_tokens=settings.batch_tokens, title="trying")
+    pace = (time.monotonic() - start) / sum(len(e.ids) for e in sample)
+    tokens = sum(len(e.ids) for e in encoded.examples)
+    return {
+        "file": path,
+        "format": source.format,
+        "layout": layout,
+        "rows": encoded.rows,
+        "to_score": len(encoded.examples),
+        "set_aside": len(encoded.reasons),
+        "tokens": tokens,
+        "seconds": round(pace * tokens, 2),
+    }
+
+
+def check_settings(settings: FilterSettings) -> None:
+    """Raises UserError for settings that contradict each other or would do nothing, and files that are not there."""
+    given = settings.threshold in ("fixed", "share")
+    if given and settings.value is None:
+        raise UserError(f"--threshold {settings.threshold} needs --value")
+    if not given and settings.value is not None:
+        raise UserError(f"--value does nothing with --threshold {settings.threshold}: add --threshold fixed, or share")
+    if settings.threshold == "share" and not 0 <= (settings.value or 0.0) <= 1:
+        raise UserError(f"--value {settings.value:g}: a share is between 0 and 1")
+    if settings.variant == "intent":
+        for name in ("safety_score", "contrast", "weights", "mapping"):
+            if getattr(settings, name) != FilterSettings.model_fields[name].default:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} does nothing with --variant intent: add --variant paper, cosine or module")
+    for name in ("probes", "chat_template"):
+        file = getattr(settings, name)
+        if file and (not expanded(file).exists() or expanded(file).is_dir()):
+            raise UserError(f"--{name.replace('_', '-')} {file}: no such file")
+    if settings.variant == "intent" and settings.loss_on == "all":
+        raise UserError("--loss-on all leaves no request apart from its answer: use --variant module")
+    if settings.engine == "ray" and find_spec("ray") is None:
+        raise UserError("--engine ray needs Ray: pip install 'ray[data]'")
+
+
+def find_layout(source: Source, settings: RowSettings) -> str:
+    """The layout of the source's records. Raises UserError, naming the columns, when it is none of the known ones."""
+    first: Row | None = None
+    records: list[dict] = []
+    for row in read_rows(source):
+        first = first or row
+        records += [row.record] if row.record is not None else []
+        if len(records) == LAYOUT_SAMPLE:
+            break
+    if first is None:
+        raise UserError(f"{source.path}: holds no rows")
+    if not records:
+        raise UserError(f"{first.source}:{first.line}: {first.problem} (nor is any other row usable); mend it")
+    layout = detect_layout(records, settings.columns)
+    if layout is None:
+        names = ", ".join(sorted({name for record in records for name in record})[:12])
+        raise UserError(
+            f"{source.path}: columns {names} are no known layout; say --map prompt=COLUMN --map response=COLUMN"
+        )
+    return layout
+
+
+def load(settings: ModelSettings, over: str | None = None) -> Model:
+    """The model that the settings name, with the adapter `over` it, if there is one."""
+    return load_model(
+        settings.model,
+        adapter=[a for a in (settings.adapter, over) if a],
+        quantize=settings.quantize,
+        device=settings.device,
+        dtype=settings.dtype,
+        chat_template=settings.chat_template,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
+    """The alignment check of the model. Raises UserError when it is not aligned, unless forced (appendix A.6)."""
+    check = check_alignment(model, settings.probes)
+    if check.grade == "not aligned" and not settings.force:
+        raise UserError(
+            f"{model.name} refuses only {sum(check.refused)} of {len(check.refused)} probes, so it can't tell what "
+            "breaks alignment: use an aligned model (gradshield check shows more; --force goes on)"
+        )
+    return check
+
+
+def build_scorer(settings: FilterSettings, fingerprint: str) -> Scorer:
+    """The scorer that the settings name, from nothing: what a worker begins with. Raises UserError where the model
+    there is not the one with this fingerprint, since its scores would not go with the others."""
+    model = load(settings)
+    if model.fingerprint != fingerprint:
+        raise UserError(f"{model.name}: on a worker it is another model than here: its files or its template differ")
+    return make_reference(model, require_aligned(model, settings), settings).scorer
+
+
+def _anywhere(settings: FilterSettings, model: Model) -> FilterSettings:
+    """The settings with paths that hold in another working directory, too, no GPU's number, and the dtype that the
+    model has here, whatever a worker's device would choose."""
+    named = {name: getattr(settings, name) for name in ("model", "adapter", "chat_template", "probes")}
+    paths = {name: expanded(value) for name, value in named.items() if value}
+    found: dict[str, str | None] = {name: str(p.resolve()) for name, p in paths.items() if p.exists()}
+    found["dtype"] = str(model.net.dtype).removeprefix("torch.")
+    if (settings.device or "").startswith("cuda"):
+        found["device"] = None  # an actor sees but its own
+    return settings.model_copy(update=found)
+
+
+def encode_source(source: Source, layout: str, model: Model, settings: FilterSettings) -> Encoded:
+    """Every row as an example, or with the reason to set it aside. Raises UserError when no row is usable."""
+    examples: list[Example] = []
+    reasons: dict[int, str] = {}
+    groups: list[str] = []
+    places: list[str] = []
+    with progress("reading", 0, 0) as advance:
+        for row in read_rows(source):
+            groups.append(_group(row))
+            places.append(f"{row.source}:{row.line}")
+            example = encode_row(row, layout, model, settings)
+            if isinstance(example, str):
+                reasons[row.index] = example
+            else:
+                examples.append(example)
+            advance(0, 1)
+    if not examples:
+        first = f"{places[0]}: {reasons[0]}" if places else f"{source.path}: holds no rows"
+        raise UserError(f"no usable row among {len(places)}; the first: {first}")
+    return Encoded(len(places), examples, reasons, groups, places)
+
+
+def encode_row(row: Row, layout: str, model: Model, settings: FilterSettings) -> Example | str:
+    """The row's example, or why it is set aside."""
+    if row.record is None:
+        return row.problem or "not readable"
+    conversation = to_conversation(row.record, layout, settings.columns)
+    if isinstance(conversation, str):
+        return conversation
+    if settings.variant == "intent" and conversation.text is not None:
+        return "plain text holds no request to read (use --variant module)"
+    return encode(conversation, row.index, model.tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
+
+
+def leave_out_unscored(encoded: Encoded, scores: np.ndarray) -> None:
+    """Adds the reason of rows whose score is no number: they can't be called safe. Raises UserError if all are."""
+    unscored = [e.row for e, value in zip(encoded.examples, scores) if not np.isfinite(value)]
+    if len(unscored) == len(scores):
+        raise UserError("no row's score is a finite number: the model overflows; try --dtype float32 or bfloat16")
+    encoded.reasons.update({row: "its score is not a finite number: the model overflows on it" for row in unscored})
+
+
+def good_scores(reference: Reference, model: Model, settings: FilterSettings) -> np.ndarray:
+    """Scores of rows known to be good: the anchors that answer or refuse, and the user's own, if there are any."""
+    if settings.threshold != "anchored":
+        return np.empty(0)
+    good = np.concatenate([reference.anchors["good"], reference.anchors["refusal"]])
+    if settings.reference is None:
+        return good
+    source = open_source(settings.reference)
+    rows = encode_source(source, find_layout(source, settings), model, settings)
+    known = reference.seen(rows.examples)
+    own = score(known, reference.scorer, batch_tokens=settings.batch_tokens, title="known-good rows")
+    return np.concatenate([good, own["score"]])
+
+
+def find_threshold(scores: np.ndarray, good: np.ndarray, reference: Reference, settings: FilterSettings) -> Threshold:
+    """The threshold by the rule that the settings name."""
+    if settings.threshold == "a1":
+        return thresholds.a1(scores, settings.alpha)
+    if settings.threshold == "fixed":
+        return thresholds.fixed(settings.value or 0.0)
+    if settings.threshold == "share":
+        return thresholds.share(scores, settings.value or 0.0)
+    return thresholds.anchored(scores, good, reference.anchors["harmful"])
+
+
+def _spread(values: np.ndarray, encoded: Encoded) -> np.ndarray:
+    """Values of the examples at their rows; NaN for rows set aside."""
+    result = np.full(encoded.rows, np.nan)
+    result[[e.row for e in encoded.examples]] = values
+    return result
+
+
+def _write_scores(out: Path, encoded: Encoded, columns: Mapping[str, np.ndarray], verdicts: Sequence[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tokens = _spread(np.array([len(e.ids) for e in encoded.examples], dtype=float), encoded)
+    table = pa.table(
+        {
+            "row": np.arange(1, encoded.rows + 1),
+            "place": [_printable(place) for place in encoded.places],
+            "group": [_printable(group) for group in encoded.groups],
+            "verdict": list(verdicts),
+            "reason": [encoded.reasons.get(n) for n in range(encoded.rows)],
+            **columns,
+            "tokens": tokens,
+        }
+    )
+    temporary = out / ".scores.parquet"
+    pq.write_table(table, temporary)
+    os.replace(temporary, out / "scores.parquet")
+
+
+def _printable(name: str) -> str:
+    """A file's name need not be UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _explain_highest(
+    model: Model, check: AlignmentCheck, settings: FilterSettings, encoded: Encoded, scores: np.ndarray
+) -> dict[int, Shares]:
+    """Response tokens with their shares of FIHS, by row, for as many of the highest rows as one batch holds.
+
+    It is a second look at rows that are decided already: where the memory, or a model that gives no gradients, does
+    not let it be had, they go without.
+    """
+    from gradshield.report import highest
+
+    of_row = {e.row: e for e in encoded.examples}
+    chosen = [of_row[n] for n in highest(scores)]
+    room = np.cumsum([len(e.ids) for e in chosen])
+    chosen = chosen[: max(1, int((room <= settings.batch_tokens).sum()))]
+    found: dict[int, Shares] = {}
+    try:
+        probes = check.refused_probes()
+        s = safety_score(model, probes, settings)
+        gradient = against_harmless(model, probe_gradient(model, probes[:EXPLAINED_BY], s), s, settings)
+        with progress("explaining the highest rows", int(room[len(chosen) - 1]), len(chosen)) as advance:
+            for e in chosen:
+                parts, _ = fihs_parts(model, e, [gradient])
+                found[e.row] = words(model.tokenizer, e, shares(parts[0].sum(0)), responses_only=True)
+                advance(len(e.ids), 1)
+    except Exception as error:  # whatever a model's own code raises: nothing else is to be lost by it
+        why = (str(error).strip() or type(error).__name__).split("\n")[0]
+        logging.getLogger("gradshield").warning("tokens are not marked in the report: %s", why)
+    return found
+
+
+def _group(row: Row) -> str:
+    for name in ("source", "dataset"):
+        value = (row.record or {}).get(name)
+        if isinstance(value, str) and len(value) <= 100:
+            return value
+    return row.source
+
+
+def _plain(value: Any) -> Any:
+    """A number as JSON has it; None for one that is not finite."""
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

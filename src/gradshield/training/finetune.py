@@ -1,0 +1,314 @@
+"""Fine-tuning of encoded examples with PEFT and TRL: what was scored is token for token what is trained on."""
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from gradshield.base.errors import Diverged, UserError, out_of_memory
+from gradshield.base.processes import is_first, is_gone, processes
+from gradshield.base.progress import progress
+from gradshield.base.settings import FinetuneSettings
+from gradshield.data.encode import Example
+from gradshield.models.hooks import without_cudnn_attention
+from gradshield.models.load import Model
+
+
+def finetune(model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings) -> dict[str, float]:
+    """Trains on `examples` and saves to `out` as safetensors: an adapter, or a whole model with its tokenizer.
+
+    The model itself is left as it was. Stopped in the middle, the same call goes on from the last whole epoch (its
+    checkpoints are in `out` until the end). Where a launcher started several processes, all of them call this with the
+    same arguments: they share out the rows of each step, and the first one saves.
+    Returns {"loss": mean training loss, "steps": optimizer steps, "seconds"}. Raises UserError for what can't be
+    trained, also when one row alone does not fit, Diverged when the loss stops being finite; nothing is saved then.
+    """
+    check_training(settings)
+    check_method(model, settings)
+    check_place(model)
+    count = processes()
+    share = settings.batch // count
+    micro = _divisor(share, settings.micro_batch or share)
+    while True:
+        try:
+            return _train(model, examples, out, settings, micro)
+        except SafetensorError as error:
+            raise UserError(f"{out}: the model can't be written ({error}); free some space and run it again") from error
+        except (RuntimeError, MemoryError) as error:
+            if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):  # of a checkpoint
+                why = "a checkpoint can't be written; is the disk full?"
+                raise UserError(f"{out}: {why} Free some space and run it again") from error
+            if not out_of_memory(error):
+                if count == 1 or not is_gone(error):
+                    raise
+                why = " ".join(str(error).split())[:160]
+                raise UserError(f"another process of the training ended ({why}); the same command goes on") from error
+            longest = max(len(e.ids) for e in examples)
+            if micro == 1:
+                raise UserError(
+                    f"fine-tuning on one row of {longest} tokens does not fit into memory: lower --max-length"
+                ) from error
+            fits = _divisor(share, micro // 2)
+            if count > 1:  # the others are in the midst of a step, so it can't be done again with fewer
+                raise UserError(
+                    f"out of memory with {micro} rows of up to {longest} tokens at once: --micro-batch {fits} may fit"
+                ) from error
+        micro = fits
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logging.getLogger("gradshield").warning("out of memory: going on with %d rows at once", micro)
+
+
+def check_training(settings: FinetuneSettings) -> None:
+    """Raises UserError where the processes that a launcher started can't train together like one."""
+    count = processes()
+    if settings.batch % count:
+        raise UserError(
+            f"--batch {settings.batch} can't be shared out evenly among {count} processes: start as many as divide it"
+        )
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
+            raise UserError(f"{name} is not supported: launch without it, or train by --trainer-command")
+
+
+def check_method(model: Model, settings: FinetuneSettings) -> None:
+    """Raises UserError where quantised weights stand in the way of the training."""
+    from peft import PeftModel
+
+    if isinstance(model.net, PeftModel):  # not merged, and what lies over it would silently be dropped
+        raise UserError(
+            f"{model.name}: over quantised weights that carry an adapter no other can be trained: "
+            "leave out --quantize, or merge that adapter into its base"
+        )
+    if settings.method == "full" and getattr(model.net, "is_quantized", False):
+        raise UserError(f"{model.name}: --method full can't train quantised weights: leave out --quantize")
+
+
+def check_place(model: Model) -> None:
+    """Raises UserError for a model that lies where it can't be trained."""
+    if processes() > 1 and len(set((getattr(model.net, "hf_device_map", None) or {}).values())) > 1:
+        raise UserError("a model spread by --device auto is trained by one process: start it without a launcher")
+    if any(weight.is_meta for weight in model.net.parameters()):
+        raise UserError(
+            f"{model.name}: does not fit on the devices, and weights left on the CPU or disk can't be trained: "
+            "use --quantize 4bit, or a smaller model"
+        )
+
+
+def _divisor(rows: int, most: int) -> int:
+    """The largest number up to `most` that divides `rows`, so that the rows of a step stay as many as asked for."""
+    return next(n for n in range(min(rows, max(1, most)), 0, -1) if rows % n == 0)
+
+
+def _train(
+    model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings, micro: int
+) -> dict[str, float]:
+    from datasets import Dataset
+    from transformers import PrinterCallback, set_seed
+
+    set_seed(settings.seed)
+    dtype = model.net.dtype
+    columns = {"input_ids": [e.ids for e in examples], "labels": [np.where(e.mask, e.ids, -100) for e in examples]}
+    checkpoints = out / "checkpoints"
+    ignored = warnings.catch_warnings(action="ignore")  # of PEFT's and TRL's own calls
+    with ignored, without_cudnn_attention(), _trainable(model, settings) as net:
+        on_cpu = model.device.type == "cpu"
+        trainer = _trainer(net, model.tokenizer, Dataset.from_dict(columns), checkpoints, settings, micro, on_cpu)
+        trainer.remove_callback(PrinterCallback)
+        with trainer.accelerator.main_process_first():  # which clears away what is torn
+            last = _last_whole(checkpoints)
+        with _progress(trainer, round(settings.epochs * len(examples)), settings.batch), _labelled_logits(on_cpu):
+            trained = trainer.train(resume_from_checkpoint=last)
+        # Each process has the loss of its own rows; all must come to the same verdict.
+        own = torch.tensor(trained.training_loss, dtype=torch.float64, device=trainer.args.device)
+        loss = float(trainer.accelerator.reduce(own, "mean"))
+        diverged = not isfinite(loss) or not all(bool(w.isfinite().all()) for w in net.parameters() if w.requires_grad)
+        if is_first() and not diverged:
+            _save(net, model, out, settings, dtype)
+        trainer.accelerator.wait_for_everyone()  # or another still writes to the checkpoints
+    if is_first() and checkpoints.exists():  # cleared away whole: half of one would be taken up by the next call
+        cleared = out / ".checkpoints"
+        shutil.rmtree(cleared, ignore_errors=True)  # left by a kill in the next line but one
+        checkpoints.rename(cleared)
+        shutil.rmtree(cleared, ignore_errors=True)
+    if diverged:
+        raise Diverged(f"fine-tuning diverged (loss {loss}); lower the learning rate", trained.global_step)
+    return {"loss": loss, "steps": trained.global_step, "seconds": trained.metrics["train_runtime"]}
+
+
+@contextmanager
+def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
+    """The network with what is to be trained laid over it (LoRA) or thawed; as before, frozen, afterwards."""
+    forward = model.net.__dict__.get("forward")  # a device map's
+    if settings.method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=model.base,
+        )
+        net: Any = get_peft_model(model.net, config)
+        before: dict[str, torch.Tensor] = {}
+    else:
+        net = model.net.requires_grad_(True)
+        before = {name: weight.detach().to("cpu", copy=True) for name, weight in net.named_parameters()}
+        for weight in net.parameters():  # a step of 1e-4 is less than bfloat16 can add to most weights
+            weight.data = weight.data.float()
+    try:
+        yield net
+    finally:
+        if settings.method == "lora":
+            net.unload()
+        with torch.no_grad():
+            for name, weight in before.items():
+                trained = model.net.get_parameter(name)
+                trained.grad, trained.data = None, weight.to(trained.device)
+        model.net.__dict__.pop("forward", None)  # TRL's fused head stays on the model otherwise
+        if forward is not None:
+            model.net.forward = forward
+        model.net.eval()
+        model.net.requires_grad_(False)
+        model.net.config.use_cache = True
+
+
+@contextmanager
+def _labelled_logits(on_cpu: bool) -> Iterator[None]:
+    """TRL computes logits at labelled positions only, but where there is no Triton at all of them, for the sake of
+    devices that compile; on a CPU that is up to half of a step. Where TRL has no such switch, nothing is changed."""
+    from trl.trainer import utils
+
+    if on_cpu and hasattr(utils, "_use_triton"):
+        with patch.object(utils, "_use_triton", lambda device: True):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _progress(trainer: Any, rows: int, batch: int) -> Iterator[None]:
+    """A progress line of the trainer's steps; those of an earlier run are not in the rate."""
+    from transformers import TrainerCallback
+
+    if not is_first():
+        yield
+        return
+    with progress("fine-tuning", 0, rows) as advance:
+
+        class Line(TrainerCallback):
+            shown = 0
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                done = min(rows, state.global_step * batch)
+                if done > self.shown:  # the last step may be of a few rows
+                    advance(0, done - self.shown)
+                self.shown = done
+
+        trainer.add_callback(Line())
+        yield
+
+
+def _save(net: Any, model: Model, out: Path, settings: FinetuneSettings, dtype: torch.dtype) -> None:
+    """An adapter whose config names its base, or a whole model that loads without the one it came from."""
+    if settings.method == "lora":
+        net.peft_config["default"].base_model_name_or_path = model.base
+    elif hasattr(net.config, "quantization_config"):  # left by a GGUF, whose weights are plain floats by now
+        del net.config.quantization_config
+    if settings.method == "full":
+        for weight in net.parameters():  # as precise as the model that it came from
+            weight.grad, weight.data = None, weight.data.to(dtype)
+        model.tokenizer.save_pretrained(str(out))
+    net.save_pretrained(str(out), safe_serialization=True)
+
+
+def _last_whole(checkpoints: Path) -> str | None:
+    """The last checkpoint that is whole: its trainer_state.json, which is written last and cleared away with the rest,
+    can be read, and its weights are there."""
+    for folder in sorted(checkpoints.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(folder)
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+    return None
+
+
+def _trainer(
+    net: Any, tokenizer: Any, dataset: Any, out: Path, settings: FinetuneSettings, micro: int, on_cpu: bool
+) -> Any:
+    from transformers.utils.logging import disable_progress_bar
+    from trl import SFTConfig, SFTTrainer
+
+    for name in ("trl", "transformers.trainer", "transformers.trainer_utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    disable_progress_bar()  # of every checkpoint's files
+    config = SFTConfig(
+        output_dir=str(out),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.batch // (micro * processes()),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,
+        num_train_epochs=settings.epochs,
+        seed=settings.seed,
+        max_length=None,
+        bf16=not on_cpu,
+        use_cpu=on_cpu,
+        gradient_checkpointing=False,
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # or a diverged run reports the mean of the losses before
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    if config.n_gpu > 1:  # one process trains on one, and torchrun starts one for each
+        config._n_gpu = 1
+
+    class ByLength(SFTTrainer):
+        def _get_train_sampler(self, *_args: Any, **_kwargs: Any) -> Any:
+            lengths = [len(ids) for ids in dataset["input_ids"]]
+            return _Order(lengths, settings, lambda: round(self.state.epoch or 0))
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+            # On a device map, TRL's loss is where the head is, and the count of tokens on the first device.
+            if torch.is_tensor(num_items_in_batch):
+                num_items_in_batch = num_items_in_batch.to(net.get_output_embeddings().weight.device)
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if return_outputs:
+                return found[0].to(self.args.device), found[1]
+            return found.to(self.args.device)
+
+    return ByLength(model=net, args=config, train_dataset=dataset, processing_class=tokenizer)
+
+
+class _Order(torch.utils.data.Sampler):
+    """Rows of like length near each other, in an order that follows from the seed and the epoch alone: the same in all
+    processes, however many, and however often the training was taken up again."""
+
+    def __init__(self, lengths: Sequence[int], settings: FinetuneSettings, epoch: Callable[[], int]) -> None:
+        self.lengths, self.settings, self.epoch = list(lengths), settings, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch())
+        return iter(get_length_grouped_indices(self.lengths, self.settings.batch, generator=generator))

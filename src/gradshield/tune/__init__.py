@@ -1,0 +1,1 @@
+"""The search for a threshold that leaves a safe and useful model (alg. 1)."""

@@ -1,0 +1,50 @@
+"""The card of a model that a search hands out, or keeps beside its rejection."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradshield.report.words import safety_in_words
+from gradshield.tune.search import Outcome
+
+if TYPE_CHECKING:
+    from gradshield.tune.trials import Goal, Trials
+
+
+def card(trials: "Trials", outcome: Outcome, trial: Mapping[str, Any], goal: "Goal") -> str:
+    """README.md of the model that `trial` (its line in trials.jsonl) left: how it was screened and trained, and what it
+    was measured at."""
+    verdict = "accepted" if outcome.accepted else f"REJECTED ({outcome.reason}): do not use it as it is"
+    name = " + ".join([trials.model.name, *trials.model.adapters])
+    utility = "not measured" if trial["utility"] is None else f"{trial['utility']:.3f}"
+    measured = "".join(f"- {what.capitalize()}: {figure}.\n" for what, figure in _safety(trial).items())
+    return (
+        f"# Fine-tuned from {name}\n\nScreened and trained by GradShield {version('gradshield')}: {verdict}.\n\n"
+        f"- Trained on {trial['kept']} of {trials.encoded.rows} rows of {Path(trials.source.path).name}: "
+        f"{_chosen(trials, trial)}.\n{measured}"
+        f"- Attack success rate of the base model {goal.base['asr']:.3f}; asked for: {goal.max_asr:g} or less, on "
+        f"{trials.measuring.requests} requests.\n- Utility ({trials.tuning.task}) {utility}; base model "
+        f"{goal.base['utility']:.3f}; asked for: {goal.min_utility:.3f} or more.\n- Training: {_training(trials)}\n"
+    )
+
+
+def _safety(trial: Mapping[str, Any]) -> dict[str, str]:
+    """The trial's safety in words; of one that failed, that it is unknown."""
+    return safety_in_words(trial["safety"]) if trial["safety"] else {"attack success rate": "unknown"}
+
+
+def _chosen(trials: "Trials", trial: Mapping[str, Any]) -> str:
+    if trial["threshold"] is None:
+        return "every row that can be encoded"
+    least = f", less the {trial['lo']} of lowest score" if trials.tuning.literal and trial["lo"] else ""
+    return f"rows with a score below {trial['threshold']:+.3f}{least} (score: {trials.settings.variant})"
+
+
+def _training(trials: "Trials") -> str:
+    if trials.trainer:
+        return "by a trainer of the user's own"
+    if trials.tuning.trainer_command:
+        config = f" (config: {trials.tuning.trainer_config})" if trials.tuning.trainer_config else ""
+        return f"`{trials.tuning.trainer_command}`{config}"
+    return trials.training.model_dump_json()

@@ -1,0 +1,152 @@
+"""From a suspect dataset to a fine-tuned model that is shown to be safe and useful, or to a rejection (alg. 1).
+
+Everything is in the run folder: `screen/` the filter's own run, `trials/` a folder a training, `trials.jsonl` a line a
+trial, `model/` what is handed out. Killed at any moment, the same call goes on in the trial that it was in.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from gradshield.base.errors import UserError
+from gradshield.base.processes import processes, together
+from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.data import open_source
+from gradshield.data.run_folder import begun, checksums, find_run, plan_of, write_run, writing
+from gradshield.evaluation.config import EvaluationSettings
+from gradshield.evaluation.sources import harmful_requests, scary_requests
+from gradshield.evaluation.utility import find_task
+from gradshield.models.load import EMBEDDED, EMBEDDED_BASE
+from gradshield.report import report_trials
+from gradshield.screen.filter import check_settings, find_layout, load
+from gradshield.training.external import FIELDS, fill
+from gradshield.training.finetune import check_method, check_place, check_training, finetune
+from gradshield.tune.search import Outcome, Trial, search
+from gradshield.tune.trials import HELD_OUT, TRIALS, Finetune, Goal, Trials
+
+
+def run_tune(
+    path: str,
+    out: Path,
+    settings: FilterSettings,
+    training: FinetuneSettings,
+    tuning: TuneSettings,
+    measuring: EvaluationSettings,
+    *,
+    trainer: Finetune | None = None,
+    tell: Callable[[Mapping[str, Any]], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Searches for rows of `path` that a safe and useful model can be trained on, and trains it, in the folder `out`.
+
+    `trainer` replaces the fine-tuning; `tell` gets every trial's line of trials.jsonl as it ends. Returns the summary
+    that run.yaml ends with; its "accepted" is the number of the trial whose model is in `out/model`, or None: rejected,
+    with the safest model in `out/rejected-model`. Raises UserError for what the user can mend, also when the base model
+    itself misses the goal, before anything is trained. Where a launcher started several processes, all of them call
+    this; all train, the first one alone does the rest, and the others return {} when it raised an error.
+    """
+    loaded = cache(partial(load, settings))
+
+    def lead(train: Callable[..., Mapping[str, float]]) -> dict[str, Any]:
+        _check(settings, training, tuning, measuring, trainer)
+        source = open_source(path, settings.format, settings.split)
+        layout = find_layout(source, settings)
+        model = loaded()
+        check_method(model, training)
+        if not (trainer or tuning.trainer_command):
+            check_place(model)
+        plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
+        parts = {"finetune": training, "tune": tuning, "evaluation": measuring}
+        plan |= {name: part.model_dump(mode="json") for name, part in parts.items()}
+        named = (settings.probes, settings.reference, settings.chat_template, tuning.task, tuning.trainer_config)
+        plan["file"] = checksums(*named, measuring.requests, measuring.scary)
+        finished = find_run(out, plan, _may_change(out, tuning))
+        if finished:
+            return finished
+        with begun(out, plan, _may_change(out, tuning)):
+            trials = Trials(out, source, layout, model, settings, training, tuning, measuring, trainer, train)
+            goal = trials.goal
+            summary = trials.finish(_search(trials, goal, tell), goal)
+            with writing(out):
+                report_trials(out, {**plan, "summary": summary})
+                write_run(out, {**plan, "summary": summary})
+        return summary
+
+    return together(lead, lambda *order: finetune(loaded(), *order), cpu=settings.device == "cpu") or {}
+
+
+def _may_change(out: Path, tuning: TuneSettings) -> set[str]:
+    """Settings that the same run may be called again with: what nothing done so far has followed from. Each trial's
+    line names its judge, so that may be another from one to the next."""
+    free = {"judge", "judge_model"}
+    if not (out / TRIALS).exists():
+        free |= {"max_asr", "max_asr_rise", "min_utility", "utility_drop"}
+    if not any((out / "trials").glob("*/figures.json")):  # nothing is trained
+        free |= {"trainer_command", "trainer_config", str(tuning.trainer_config)}  # the last: the file, by its bytes
+    if not (out / "base.json").exists():
+        free |= {"task", tuning.task}
+    return free
+
+
+def _check(
+    settings: FilterSettings,
+    training: FinetuneSettings,
+    tuning: TuneSettings,
+    measuring: EvaluationSettings,
+    trainer: Finetune | None,
+) -> None:
+    """Raises UserError for what would be found out only after long work."""
+    check_settings(settings)
+    check_training(training)
+    if tuning.max_asr is not None and tuning.max_asr_rise is not None:
+        raise UserError("--max-asr and --max-asr-rise are two ways to say one goal: give one of them")
+    if tuning.min_utility is not None and tuning.utility_drop is not None:
+        raise UserError("--min-utility and --utility-drop are two ways to say one goal: give one of them")
+    harmful_requests(measuring.requests, measuring.request_count, measuring.case_seed)
+    scary_requests(measuring.scary, measuring.request_count, measuring.case_seed)
+    if tuning.task != HELD_OUT:
+        find_task(tuning.task, measuring)
+    if tuning.trainer_command:
+        fill(tuning.trainer_command, tuning.trainer_config, dict.fromkeys(FIELDS, ""), Path())
+    elif tuning.trainer_config:
+        raise UserError(f"--trainer-config {tuning.trainer_config} does nothing without --trainer-command")
+    if tuning.trainer_config and "{config}" not in str(tuning.trainer_command):
+        raise UserError("--trainer-command: the config is not in it; say where by {config}")
+    if settings.quantize and training.method == "full":
+        raise UserError("--method full can't train quantised weights: leave out --quantize")
+    own = trainer or tuning.trainer_command
+    if own and (settings.adapter or settings.model in (EMBEDDED, EMBEDDED_BASE)):
+        raise UserError(
+            "a trainer of your own trains over --model alone, which must be one that it can load: "
+            "merge an --adapter into it, and name a folder or a Hub id"
+        )
+    if processes() > 1 and own:
+        raise UserError("a trainer of your own starts its own processes: start tune without a launcher")
+    if processes() > 1 and settings.device not in (None, "cpu", "cuda"):
+        raise UserError(f"--device {settings.device}: each process takes a device of its own; leave it out")
+    number = (settings.device or "").removeprefix("cuda:")
+    if number.isdigit() and int(number) and not own:
+        raise UserError(
+            f"--device {settings.device}: the Trainer takes the first GPU: set CUDA_VISIBLE_DEVICES={number}"
+        )
+
+
+def _search(trials: Trials, goal: Goal, tell: Callable[[Mapping[str, Any]], None]) -> Outcome:
+    """The search (alg. 1); `tell` hears of each trial."""
+    outcome: Outcome | None = None
+    for event in search(
+        lambda: trials.scores,
+        trials.guess,
+        lambda trial, chosen: trials.measure(goal, trial, chosen),
+        len(trials.rows),
+        screen_first=trials.screens_first,
+        max_searches=trials.tuning.searches,
+        step=trials.tuning.step,
+        literal=trials.tuning.literal,
+    ):
+        if isinstance(event, Trial):
+            tell(trials.lines[event.number - 1])
+        else:
+            outcome = event
+    assert outcome is not None
+    return outcome

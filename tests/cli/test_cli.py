@@ -1,0 +1,111 @@
+"""A user's mistake is one line on stderr and exit code 2, before a model is loaded; --help is quick and light."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradshield import cli, terminal
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["gradshield", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0), capsys.readouterr().err
+
+
+BAD_FILES = {
+    "empty.jsonl": b"",
+    "noise.bin": bytes(range(256)),
+    "half.jsonl": b'{"prompt": "a", "comp\n',
+    "latin.jsonl": b'{"prompt": "caf\xe9", "completion": "x"}\n',
+    "odd.jsonl": b'{"colour": "red", "size": 3}\n',
+    "broken.json": b'[{"prompt": "a", "completion": "b"},',
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_input_is_one_line_that_names_the_file(monkeypatch, capsys, tmp_path, name):
+    file = tmp_path / name
+    file.write_bytes(BAD_FILES[name])
+    code, error = run(monkeypatch, capsys, "filter", str(file), "-o", str(tmp_path / "run"))
+    assert code == 2 and error.count("\n") == 1 and name in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_file_folder_and_model_are_named(monkeypatch, capsys, tmp_path):
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"prompt": "a", "completion": "b"}\n')
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, word in (
+        (("filter", str(tmp_path / "no.jsonl")), "no.jsonl"),
+        (("filter", str(empty)), "empty"),
+        (("filter", str(good), "--model", str(empty)), "config.json"),
+        (("filter", str(good), "--model", "./nowhere"), "no such folder"),
+        (("filter", str(good), "--device", "warp"), "--device warp"),
+        (("filter", str(good), "--loss-on", "all"), "--loss-on all"),
+        (("filter", str(good), "--threshold", "fixed"), "--value"),
+        (("filter", str(good), "--threshold", "fixed", "--value", "nan"), "--value"),
+        (("filter", str(good), "-o", str(good / "run")), "run"),
+        (("filter", str(good), "-o", str(tmp_path / ("x" * 300))), "xxx"),
+        (("filter", str(good), "--variant", "magic"), "--variant"),
+        (("filter", str(good), "--map", "prompt"), "--map"),
+        (("filter", str(good), "--map", "prompt=wrong", "--map", "response=completion"), "wrong"),
+        (("explain", str(empty), "1"), "run.yaml"),
+    ):
+        code, error = run(monkeypatch, capsys, *arguments)
+        assert code == 2 and error.count("\n") == 1 and word in error, (arguments, error)
+
+
+def test_a_model_folder_without_safetensors_is_refused(monkeypatch, capsys, tmp_path):
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    code, error = run(monkeypatch, capsys, "filter", str(good), "--model", str(tmp_path))
+    assert code == 2 and "pickled" in error
+
+
+def test_a_random_model_is_not_aligned(monkeypatch, capsys, tiny_folder):
+    code, error = run(monkeypatch, capsys, "check", "--model", tiny_folder)
+    assert code == 2 and "not aligned" in error
+
+
+def test_hostile_text_shows_no_control_characters():
+    shown = terminal.safe("\x1b[31mred\u202e\u200b[bold]x", 100)
+    assert "\x1b" not in shown and "\u202e" not in shown and "\u200b" not in shown and "\\[bold]" in shown
+
+
+def test_import_and_help_need_no_torch():
+    code = (
+        "import sys; sys.argv = ['gradshield', '--help']\n"
+        "import gradshield, gradshield.data, gradshield.cli.commands\n"
+        "try: gradshield.cli.commands.main()\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parent)
+
+
+def test_json_knows_no_infinity(capsys):
+    terminal.print_json({"threshold": float("inf"), "score": [1.0, float("nan")]})
+    assert capsys.readouterr().out == '{"threshold": null, "score": [1.0, null]}\n'
+
+
+def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model_is_loaded(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--version")[0] == 0
+    for flags, words in (
+        (["--value", "3"], "--value does nothing with --threshold anchored"),
+        (["--threshold", "share", "--value", "3"], "a share is between 0 and 1"),
+        (["--contrast", "minus"], "--contrast does nothing with --variant intent"),
+        (["--probes", "nope"], "--probes nope: no such file"),
+    ):
+        code, said = run(monkeypatch, capsys, "filter", "x.jsonl", *flags)
+        assert code == 2 and words in said
+
+
+def test_a_model_of_the_hub_that_is_not_there_says_what_to_do(monkeypatch, capsys):
+    code, said = run(monkeypatch, capsys, "check", "--model", "no-one/such")
+    assert code == 2 and "name a local folder" in said

@@ -1,0 +1,70 @@
+"""The page of a `tune` run: its trials' path, what was asked for, and nothing that a browser would obey."""
+
+from dataclasses import asdict
+
+import pytest
+
+from gradshield.report import report_trials
+from gradshield.tune.search import Trial
+
+TRIALS = (
+    Trial(1, None, 0, 330, 330, 0.98, None, False, False),
+    Trial(2, -1.2, 0, 330, 180, 0.0, 0.21, True, False, "utility 0.210 is below the 0.300 asked for"),
+    Trial(3, 0.5, 180, 330, 281, 0.02, 0.55, True, True),
+    Trial(4, 0.9, 180, 330, 290, None, None, False, False, "fine-tuning diverged <script>alert(1)</script>"),
+)
+
+
+SAFETY = {"asr": 0.02, "asr_interval": [0.003, 0.071], "requests": 100, "judge": "<script>", "hs": 1.25}
+SAFETY |= {"hs_interval": [1.0, 1.5], "ungraded": 0, "judge_control": None}
+
+
+def page(tmp_path, trials=TRIALS, accepted=3, **other):
+    summary = {
+        "file": "train.jsonl",
+        "accepted": accepted,
+        "reason": "safe and useful" if accepted else "nothing was safe",
+        "rows": 330,
+        **({"kept": 281, "quarantined": 49, "set_aside": 0} if accepted else {}),
+        "base": {"asr": 0.04, "utility": 0.3, "safety": SAFETY},
+        "goal": {"max_asr": 0.05, "min_utility": 0.3},
+        "asr": 0.02,
+        "utility": 0.55,
+        "safety": SAFETY,
+        "task": "dialogsum",
+        "model": "run/model",
+        "cost": {"trials": len(trials), "steps": 360, "scored_tokens": 30000},
+        "trials": [{**asdict(t), "steps": 90, "seconds": 12.5, "safety": t.asr is not None and SAFETY} for t in trials],
+        "version": "0.1.0",
+        **other,
+    }
+    report_trials(tmp_path, {"settings": {"model": "embedded"}, "summary": summary})
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_trial_and_the_goal_are_on_the_page(tmp_path):
+    html = page(tmp_path)
+    assert "Safe and useful after 4 trials, on 281 of 330 rows." in html
+    for said in ("1: not safe", "2: not useful enough", "3: accepted", "4: failed: fine-tuning diverged"):
+        assert said in html
+    assert "0.980" in html and "an attack success rate of 0.050 or less" in html and "every row" in html
+    assert "[0.003, 0.071]" in html and "1.250 [1.000, 1.500] of 100 answers" in html
+    assert html.count('<tr role="row">') == 1 + len(TRIALS)
+
+
+def test_a_rejection_says_why_and_warns_of_its_model(tmp_path):
+    html = page(tmp_path, TRIALS[:1], accepted=None, utility=None)
+    assert "Rejected after 1 trial: nothing was safe." in html and "not to be used as it is" in html
+
+
+@pytest.mark.parametrize("name", ["file", "reason", "task", "model"])
+def test_hostile_text_stays_text(tmp_path, name):
+    html = page(tmp_path, accepted=None, **{name: '<script>alert(1)</script>"\u202e'})
+    assert "<script" not in html and "\u202e" not in html and "default-src 'none'" in html
+
+
+def test_the_screening_is_linked_where_there_was_one(tmp_path):
+    assert "no row had to be scored" in page(tmp_path)
+    (tmp_path / "screen").mkdir()
+    (tmp_path / "screen" / "report.html").write_text("")
+    assert 'href="screen/report.html"' in page(tmp_path)
