@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gradshield import cli, terminal
+from gradshield.cli import commands as cli
+from gradshield.cli import terminal
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:

@@ -9,8 +9,9 @@ import yaml
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, RowSettings
-from gradshield.cli.commands import commands as cli
-from gradshield.evaluation import evaluate, run, sources
+from gradshield.cli import commands as cli
+from gradshield.evaluation import command as run
+from gradshield.evaluation import evaluate, sources
 from gradshield.evaluation.command import run_evaluation
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety

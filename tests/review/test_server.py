@@ -16,7 +16,7 @@ from report.test_report import Page as ReportPage
 from review.made import chat, make_run, write_jsonl
 
 from gradshield.base.errors import UserError
-from gradshield.cli.commands import commands as cli
+from gradshield.cli import commands as cli
 from gradshield.review import store
 from gradshield.review.server import open_server, serve
 from gradshield.review.state import Review
