@@ -1,13 +1,26 @@
-"""Every rule on scores whose truth is known, and on the degenerate ones."""
+"""Every rule on scores whose truth is known, in closed form where there is one, and on the degenerate ones."""
+
+import re
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from gradshield.base.errors import UserError
-from gradshield.threshold import a1, anchored, share
+from gradshield.threshold import Threshold, a1, anchored, fixed, share
 
 RNG = np.random.default_rng(0)
 GOOD, HARMFUL = RNG.normal(-2, 0.5, 400), RNG.normal(2, 0.5, 200)
+# By hand: the 99 % quantile is 1 + .01 · 3, the 5 % quantile −1 + .95 · 4, so the threshold is (1.03 + 2.8) / 2.
+GOOD_ANCHORS = np.r_[np.full(198, 1.0), np.full(2, 4.0)]  # 1 % of them are above the threshold
+HARMFUL_ANCHORS = np.r_[np.full(5, -1.0), np.full(95, 3.0)]  # 5 % of them are below it
+BY_HAND = 1.915
+
+
+def file(above: int, near: int = 0, rows: int = 1000) -> np.ndarray:
+    """Scores of a file: `above` rows over BY_HAND, the others below; `near` of the latter within a quarter of it (an
+    eighth of the distance between the anchors' medians)."""
+    return np.r_[np.full(above, 3.0), np.full(near, BY_HAND - 0.24), np.full(rows - above - near, BY_HAND - 0.26)]
 
 
 @pytest.mark.parametrize("poison", [0, 25, 100, 900])
@@ -15,23 +28,120 @@ def test_anchored_holds_from_clean_to_nine_tenths_poison(poison):
     scores = np.concatenate([RNG.normal(-2, 0.5, 1000 - poison), RNG.normal(2, 0.5, poison)])
     found = anchored(scores, GOOD, HARMFUL)
     flagged = scores >= found.value
-    assert flagged[: 1000 - poison].mean() < 0.01 if poison < 1000 else True
-    assert not poison or flagged[1000 - poison :].mean() > 0.97
+    assert flagged[: 1000 - poison].mean() < 0.01
+    assert flagged[1000 - poison :].sum() >= 0.97 * poison
     assert found.good_lost is not None and found.good_lost < 10
 
 
-def test_anchored_refuses_anchors_that_overlap():
+def test_anchored_is_the_middle_between_the_99_and_the_5_percent_quantile():
+    found = anchored(file(60), np.r_[GOOD_ANCHORS, np.nan], np.r_[HARMFUL_ANCHORS, np.inf])
+    assert found.value == pytest.approx(BY_HAND)
+
+
+def test_anchored_expects_the_errors_that_its_anchors_show():
+    found = anchored(np.r_[file(60), np.nan, -np.inf], GOOD_ANCHORS, HARMFUL_ANCHORS)
+    harmful = (60 - 1000 * 0.01) / (1 - 0.05 - 0.01)  # of 1000 scored rows: 60 = .95 harmful + .01 (1000 − harmful)
+    assert found.good_lost == pytest.approx((1000 - harmful) * 0.01)
+    assert found.harmful_kept == pytest.approx(harmful * 0.05)
+
+
+@pytest.mark.parametrize(("above", "harmful"), [(0, 0), (9, 0), (1000, 1000)])
+def test_anchored_expects_no_fewer_harmful_rows_than_none_and_no_more_than_all(above, harmful):
+    found = anchored(file(above), GOOD_ANCHORS, HARMFUL_ANCHORS)
+    assert found.good_lost == pytest.approx((1000 - harmful) * 0.01)
+    assert found.harmful_kept == pytest.approx(harmful * 0.05)
+
+
+@pytest.mark.parametrize(
+    ("above", "near", "clear", "note"),
+    [
+        (0, 0, False, "one group"),
+        (60, 0, True, "two clear groups: 0 of 1000"),
+        (60, 20, True, "two clear groups: 20 of 1000"),
+        (60, 21, False, "no clear gap: 21 of 1000"),
+    ],
+)
+def test_groups_are_clear_with_at_most_two_percent_of_the_rows_near_the_threshold(above, near, clear, note):
+    found = anchored(file(above, near), GOOD_ANCHORS, HARMFUL_ANCHORS)
+    assert found.clear == clear and found.note.startswith(note)
+
+
+def test_one_row_near_the_threshold_of_a_small_file_is_clear_and_two_are_not():
+    assert anchored(file(5, 1, rows=20), GOOD_ANCHORS, HARMFUL_ANCHORS).clear
+    assert not anchored(file(5, 2, rows=20), GOOD_ANCHORS, HARMFUL_ANCHORS).clear
+
+
+def test_anchored_refuses_anchors_that_overlap_or_have_no_score():
     with pytest.raises(UserError, match="can't be told apart"):
         anchored(GOOD, GOOD, GOOD)
+    with pytest.raises(UserError, match="no finite scores"):
+        anchored(GOOD, GOOD, np.full(3, np.nan))
 
 
-def test_a1_finds_two_groups_and_else_takes_two_spreads():
-    two = np.concatenate([RNG.normal(0, 1, 300), RNG.normal(20, 1, 30)])
-    found = a1(two)
-    assert found.note.startswith("two groups")
-    assert two[:300].max() == found.value  # alg. A1: the smaller of the two maxima
+def gain_of(found: Threshold) -> float:
+    """The log-likelihood gain that an A1 threshold's note states."""
+    match = re.search(r"gain (-?\d+)", found.note)
+    assert match, found.note
+    return float(match[1])
+
+
+def likelihood(groups: list[np.ndarray]) -> float:
+    """Log-likelihood of the rows under a mixture with the groups' own shares, means and spreads."""
+    rows = np.concatenate(groups)
+    parts = [np.log(len(g) / len(rows)) + norm.logpdf(rows, g.mean(), g.std()) for g in groups]
+    return float(np.logaddexp.reduce(parts).sum())
+
+
+def test_a1_sees_two_groups_from_a_gain_of_alpha_on_and_else_takes_two_spreads():
+    low, high = RNG.normal(0, 1, 300), RNG.normal(20, 2, 30)
+    scores = np.r_[low, high, np.nan, np.inf]
+    # The groups don't overlap, so each likelihood is that of Gaussians at its maximum: −½ log 2πe − log spread a row.
+    both = np.r_[low, high]
+    gain = 330 * np.log(both.std()) - sum(len(g) * np.log(g.std() / (len(g) / 330)) for g in (low, high))
+    assert gain_of(a1(scores)) == pytest.approx(gain, abs=0.6)
+    two, one = a1(scores, alpha=gain - 1), a1(scores, alpha=gain + 1)
+    assert two.note.startswith("two groups") and two.clear
+    assert two.value == low.max()  # alg. A1: the smaller of the two maxima
+    assert one.note.startswith("one group") and not one.clear
+    assert one.value == pytest.approx(both.mean() + 2 * both.std())
+
+
+def test_a1_takes_two_spreads_of_one_group():
     one = RNG.normal(5, 2, 500)
-    assert a1(one).value == pytest.approx(one.mean() + 2 * one.std())
+    found = a1(one)
+    assert found.value == pytest.approx(one.mean() + 2 * one.std()) and not found.clear
+    assert found.note.startswith("one group") and "warning" not in found.note
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("good", "harmful"),
+    [
+        (lambda rng: rng.normal(0, 2, 238), lambda rng: rng.normal(2, 0.05, 62)),  # stops early by default: 16, not 92
+        (lambda rng: np.r_[rng.normal(0, 1, 237), -30], lambda rng: rng.normal(6, 1, 62)),  # k-means: 13, not 111
+    ],
+    ids=["plateau", "outlier"],
+)
+def test_a1s_fit_is_as_likely_as_the_groups_that_the_rows_were_drawn_from(good, harmful, seed):
+    rng = np.random.default_rng(seed)
+    groups = [good(rng), harmful(rng)]
+    scores = np.concatenate(groups)
+    found = a1(scores)
+    assert gain_of(found) >= likelihood(groups) - likelihood([scores]) - 0.5
+    assert (scores >= found.value).sum() < 80  # 62 harmful of 300; stopped early, 180
+
+
+def test_a1_warns_where_the_file_is_too_small_or_too_one_sided():
+    sound = np.r_[RNG.normal(0, 1, 300), RNG.normal(20, 1, 30)]
+    assert "warning" not in a1(sound).note
+    assert "40 rows are too few" in a1(np.r_[sound[:30], sound[-10:]]).note
+    assert "too few" not in a1(np.r_[sound[:40], sound[-10:]]).note
+    outlier = a1(np.r_[sound[:300], -60.0])
+    assert "1 of 301 rows in one group may be outliers" in outlier.note
+    assert "301 of 301 rows are above the threshold" in outlier.note
+    mostly_harmful = a1(np.r_[RNG.normal(0, 1, 30), RNG.normal(20, 1, 300)])
+    assert "above the threshold, and a1 expects most rows to be good" in mostly_harmful.note
+    assert "outliers" not in mostly_harmful.note
 
 
 def test_a1_with_nothing_to_tell_apart_removes_nothing():
@@ -43,6 +153,11 @@ def test_a1_with_nothing_to_tell_apart_removes_nothing():
 def test_share_takes_the_highest_rows():
     scores = np.arange(100.0)
     assert (scores >= share(scores, 0.1).value).sum() == 10
+    assert (scores >= share(np.r_[scores, [np.nan] * 50], 0.1).value).sum() == 10
     assert share(scores, 0).value == np.inf
     with pytest.raises(UserError):
         share(scores, 1.5)
+
+
+def test_fixed_is_the_users_number():
+    assert fixed(1.25) == Threshold(1.25, "fixed", "set by hand")

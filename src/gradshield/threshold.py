@@ -1,12 +1,19 @@
 """Scores → the threshold at and above which rows are quarantined: the paper's A1, anchored, fixed, a share."""
 
+import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.stats import norm
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from gradshield.base.errors import UserError
+
+STARTED_ON = 2000  # rows that choose where EM starts
+FEW_ROWS = 50  # below this, a1 warns
+OUTLIERS = 0.02  # a1 warns of a group with a smaller share of the rows
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ def a1(scores: np.ndarray, alpha: float = 10.0) -> Threshold:
     else μ + 2σ.
 
     Scores are standardised for the fit, and non-finite ones never enter it. With fewer than two distinct scores nothing
-    is removed.
+    is removed. The note says where the file is too small or too one-sided for this rule.
     """
     finite = scores[np.isfinite(scores)]
     if len(np.unique(finite)) < 2:
@@ -34,13 +41,47 @@ def a1(scores: np.ndarray, alpha: float = 10.0) -> Threshold:
     mean, spread = finite.mean(), finite.std()
     z = ((finite - mean) / spread)[:, None]
     one = norm.logpdf(z, z.mean(), z.std()).sum()
-    mixture = GaussianMixture(2, n_init=3, random_state=0).fit(z)
+    mixture = _two_gaussians(z)
     gain = mixture.score_samples(z).sum() - one
     labels = mixture.predict(z)
-    if gain > alpha and 0 < labels.sum() < len(labels):
+    sizes = np.bincount(labels, minlength=2)
+    if gain > alpha and sizes.all():
         value = min(finite[labels == 0].max(), finite[labels == 1].max())
-        return Threshold(float(value), "a1", f"two groups (log-likelihood gain {gain:.0f} > {alpha:g})", True)
-    return Threshold(float(mean + 2 * spread), "a1", f"one group (gain {gain:.0f} ≤ {alpha:g}): mean + 2 spreads")
+        note = f"two groups (log-likelihood gain {gain:.0f} > {alpha:g})"
+        return Threshold(float(value), "a1", note + _doubts(finite, value, int(sizes.min())), clear=True)
+    note = f"one group (gain {gain:.0f} ≤ {alpha:g}): mean + 2 spreads; all rows may be good, or all harmful"
+    value = mean + 2 * spread
+    return Threshold(float(value), "a1", note + _doubts(finite, value))
+
+
+def _two_gaussians(z: np.ndarray) -> GaussianMixture:
+    """The likeliest of several fits on evenly spaced ranks, refined on all rows.
+
+    Every fit runs to convergence: scikit-learn's default tolerance stops on a plateau. k-means is not the only start,
+    because an outlier traps it.
+    """
+    ranks = np.linspace(0, len(z) - 1, min(len(z), STARTED_ON)).round().astype(int)
+    sample = np.sort(z, axis=0)[ranks]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after max_iter steps a fit is good enough
+        fit = partial(GaussianMixture, 2, tol=1e-6, max_iter=1000, random_state=0)
+        starts = [fit(init_params="kmeans"), fit(init_params="random_from_data", n_init=10)]
+        best = max((start.fit(sample) for start in starts), key=lambda each: each.score(sample))
+        inits = {"weights_init": best.weights_, "means_init": best.means_, "precisions_init": best.precisions_}
+        return fit(**inits).fit(z)
+
+
+def _doubts(finite: np.ndarray, value: float, smaller: int | None = None) -> str:
+    """Why this threshold may be wrong: few rows, a group of outliers, or most of the file above it."""
+    doubts = []
+    if len(finite) < FEW_ROWS:
+        doubts.append(f"{len(finite)} rows are too few for a1")
+    if smaller is not None and smaller < OUTLIERS * len(finite):
+        doubts.append(f"{smaller} of {len(finite)} rows in one group may be outliers")
+    above = int((finite >= value).sum())
+    if above > len(finite) / 2:
+        doubts.append(f"{above} of {len(finite)} rows are above the threshold, and a1 expects most rows to be good")
+    return "".join(f"; warning: {doubt}" for doubt in doubts)
 
 
 def fixed(value: float) -> Threshold:

@@ -66,11 +66,35 @@ def test_screening_first_skips_it_too_when_good_rows_can_not_account_for_what_is
     assert (trials[0].threshold is not None) == skipped
 
 
-def test_screened_first_and_nothing_kept_is_rejected_without_a_training():
+@pytest.mark.parametrize("outliers", [1, 8])
+def test_a_clean_file_with_low_outliers_is_trained_on_before_a1_is_believed(outliers):
+    clean, _ = world(200, 0)
+    scores = np.r_[clean, np.linspace(-60, -50, outliers)]
+    assert (scores >= a1(scores).value).mean() > 0.95 and a1(scores).clear  # A1 takes the outliers for the good group
+    trials, outcome, _ = play(scores, np.zeros(len(scores), bool), screen_first=True)
+    assert len(trials) == 1 and outcome.accepted is trials[0] and trials[0].kept == len(scores)
+
+
+def test_poison_is_found_beside_a_low_outlier_too():
+    scores, harm = world(200, 40)
+    scores, harm = np.r_[scores, -60.0], np.r_[harm, False]
+    trials, outcome, _ = play(scores, harm, screen_first=True, useful_from=180)
+    assert [(t.safe, t.useful) for t in trials] == [(False, True), (True, False), (True, True)]
+    assert outcome.accepted is trials[-1] and 190 <= trials[-1].kept <= 203
+
+
+@pytest.mark.parametrize(("below", "skipped"), [(9, False), (10, False), (11, True)])
+def test_a_guess_that_leaves_no_more_than_lambda_of_the_rows_skips_no_training(below, skipped):
+    guess = lambda values, number: Threshold(below - 0.5, "x", "", clear=True)  # noqa: E731
+    trials, *_ = play(np.arange(200.0), np.arange(200) >= 9, screen_first=True, step=0.05, guess=guess)
+    assert (trials[0].threshold is not None) == skipped
+
+
+def test_a_file_of_harm_alone_is_rejected_after_trainings_have_shown_it():
     scores, harm = world(0, 40)
-    below = lambda values, number: Threshold(-1.0, "x", "", clear=False)  # noqa: E731
-    trials, outcome, _ = play(scores, harm, screen_first=True, guess=below)
-    assert not trials and outcome.accepted is outcome.best is None and "no row to train on" in outcome.reason
+    below = lambda values, number: Threshold(-1.0, "x", "", clear=True)  # noqa: E731
+    trials, outcome, _ = play(scores, harm, bearable=0, screen_first=True, guess=below)
+    assert [t.kept for t in trials] == [40, 2, 1] and outcome.accepted is None and "no row is left" in outcome.reason
 
 
 def test_clean_data_screened_first_is_trained_on_whole():

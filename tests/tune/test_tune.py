@@ -159,20 +159,18 @@ def test_a_rejection_is_exit_code_3_and_keeps_the_safest_model(tiny_folder, trai
     assert saved["accepted"] is None and saved["asr"] == 0.7
 
 
-def test_a_file_of_which_the_screening_keeps_nothing_is_rejected_without_a_training(
+def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_is_believed(
     tiny_folder,
     train,  # noqa: F811
     tmp_path,
     monkeypatch,
 ):
     answer_with(monkeypatch, 0.0)
-    monkeypatch.setattr(room, "finetune", None)
     settings = FilterSettings(model=tiny_folder, threshold="fixed", value=-1e9, variant="paper", probe_count=2)
     summary = run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
-    assert summary["accepted"] is summary["model"] is None and "no row to train on" in summary["reason"]
-    assert summary["trials"] == [] and summary["cost"]["trials"] == 0
-    assert "Rejected without a training" in (tmp_path / "run" / "report.html").read_text()
-    assert run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING) == summary
+    assert summary["accepted"] == summary["cost"]["trials"] == 1
+    assert summary["trials"][0]["kept"] + summary["held_out"] == summary["kept"] == 33
+    assert "Safe and useful after 1 trial" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811

@@ -32,7 +32,7 @@ def report_trials(out: Path, saved: Mapping[str, Any]) -> None:
 
 def _headline(summary: Mapping[str, Any]) -> str:
     trials = len(summary["trials"])
-    tried = f"after {trials} trial{'' if trials == 1 else 's'}" if trials else "without a training"
+    tried = f"after {trials} trial{'' if trials == 1 else 's'}"
     if summary["accepted"] is None:
         return f"Rejected {tried}: {summary['reason']}."
     return f"Safe and useful {tried}, on {summary['kept']:,} of {summary['rows']:,} rows."

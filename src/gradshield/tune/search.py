@@ -57,10 +57,10 @@ def search(
 
     `scores()` is called when they are first needed: with the paper's start, not before a first model trained on
     everything turned out unsafe. `guess(scores in play, which guess)` is Tguess; `step` is λ; `max_searches` N_max.
-    `screen_first` skips that first model when the guess says that there are harmful rows, and trains none at all when
-    no row is below the guess. `literal` reads two lines as printed: that first model is taken when it is safe, whatever
-    its utility, where otherwise it must be useful, too; and in line 12 the rows below the lower end of the search are
-    not trained on either, where otherwise they are, being the safest.
+    `screen_first` skips that first model when the guess is sure that there are harmful rows (see `doomed`). `literal`
+    reads two lines as printed: that first model is taken when it is safe, whatever its utility, where otherwise it must
+    be useful, too; and in line 12 the rows below the lower end of the search are not trained on either, where otherwise
+    they are, being the safest.
     Scores are finite, or inf for a row that has none; equal ones stay together, so a rank is the number of rows
     strictly below the threshold. Every guess closes the search, by one rank at least.
     """
@@ -77,12 +77,8 @@ def search(
         return trials[-1]
 
     first = guess(scores(), 0) if screen_first else None
-    above = scores() >= first.value if first is not None else np.array([])
-    if first is not None and above.all():
-        yield outcome(None, "the screening leaves no row to train on")
-        return
-    doomed = first is not None and _doomed(first, int(above.sum()))
-    if not doomed:
+    skips = first is not None and doomed(first, scores(), step)
+    if not skips:
         trial = run(None, everything, 0, rows)
         yield trial
         if trial.safe:
@@ -100,7 +96,7 @@ def search(
         if number == max_searches:
             yield outcome(None, f"no model was both safe and useful within {max_searches} searches")
             return
-        if number == 0 and first is not None and doomed:
+        if number == 0 and first is not None and skips:
             t = first.value  # nothing was found unsafe yet, so the guess stands as it is
         else:
             t = _clamp(guess(ordered[lo:up], number).value, ordered, lo, up, step)
@@ -118,11 +114,22 @@ def search(
     yield outcome(None, closed if lo else "no row is left to train on")
 
 
-def _doomed(first: Threshold, above: int) -> bool:
-    """Whether a model trained on everything is sure to be unsafe: rows are at or above the threshold, and either two
-    clear groups are seen or they are more than good rows account for (by three standard deviations of a count)."""
-    lost = first.good_lost if first.good_lost is not None else inf
-    return above > 0 and (first.clear or above > lost + 3 * sqrt(max(lost, 1.0)))
+def leaves_nothing(guess: Threshold, scores: np.ndarray, step: float) -> bool:
+    """Whether no more than the share `step` (λ) of the scored rows is below the guess, as few as alg. 1 ever trains on.
+
+    One low outlier makes A1 say so of a clean file, so it takes a training to believe it.
+    """
+    return bool((scores < guess.value).sum() <= step * np.isfinite(scores).sum())
+
+
+def doomed(guess: Threshold, scores: np.ndarray, step: float) -> bool:
+    """Whether a model trained on every row is sure to be unsafe. Rows are at or above the guess, and either two clear
+    groups are seen or they are more than good rows account for, by three standard deviations of a count. A guess that
+    leaves nothing is never sure."""
+    above = int((scores >= guess.value).sum())
+    lost = guess.good_lost if guess.good_lost is not None else inf
+    sure = guess.clear or above > lost + 3 * sqrt(max(lost, 1.0))
+    return above > 0 and sure and not leaves_nothing(guess, scores, step)
 
 
 def _clamp(t: float, ordered: np.ndarray, lo: int, up: int, step: float) -> float:

@@ -35,7 +35,7 @@ from gradshield.screen.filter import Encoded, encode_source, load, run_filter
 from gradshield.threshold import Threshold, a1
 from gradshield.training.external import check_trained, run_trainer
 from gradshield.tune.card import card
-from gradshield.tune.search import Outcome, Trial
+from gradshield.tune.search import Outcome, Trial, leaves_nothing
 
 HELD_OUT, HELD_OUT_ROWS = "held-out", 50
 TRIALS = "trials.jsonl"
@@ -98,16 +98,17 @@ class Trials:
     def held_out(self) -> np.ndarray:
         """Indices of the examples that are left out of every training to measure utility on them.
 
-        They are drawn from what the screening keeps, so that a good model need not be good at harm; from all where it
-        keeps nothing, or nothing is scored yet.
+        They are drawn from what the screening keeps, so that a good model need not be good at harm. They are drawn
+        from all rows where the screening would keep next to none, which is not believed before a training (see
+        `search`), or where nothing is scored yet.
         """
         if self.tuning.task != HELD_OUT:
             return np.array([], dtype=int)
         kept = np.arange(len(self.encoded.examples))
         if self.screens_first:
             values, threshold = self.screen
-            below = np.flatnonzero(values < threshold.value)
-            kept = below if len(below) else np.flatnonzero(np.isfinite(values))
+            nothing = leaves_nothing(threshold, values, self.tuning.step)
+            kept = np.flatnonzero(np.isfinite(values) if nothing else values < threshold.value)
         count = min(HELD_OUT_ROWS, len(kept) // 5)
         if not count:
             raise UserError(f"{self.source.path}: the screening keeps too few rows to hold any out: name a --task")
