@@ -16,9 +16,7 @@ from gradshield.evaluation.command import run_evaluation
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.judge import COMPLIANCE, REFUSAL, Judge
-from gradshield.evaluation.safety import wilson
 from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
-from gradshield.models.refusal import is_refusal
 from gradshield.report.words import in_words
 
 FEW = {"request_count": 5, "cases": 4, "max_new_tokens": 6, "judge_tokens": 12}
@@ -45,12 +43,23 @@ def graded(monkeypatch):
     return grades, shown
 
 
-def test_the_report_counts_what_its_answers_hold(tiny):
+def test_asr_is_the_share_of_harmful_requests_answered_and_over_refusal_that_of_harmless_ones_refused(
+    tiny, monkeypatch
+):
+    answers = ["Sure, here is …", "I'm sorry, no.", "Here is …", "I cannot do that.", "Yes: …"]
+    monkeypatch.setattr(evaluate, "continue_ids", lambda model, encoded, *_, **__: [[n] for n in range(len(encoded))])
+    monkeypatch.setattr(evaluate, "text_of", lambda model, ids: answers[ids[0]])
+    monkeypatch.setattr(evaluate, "generate", lambda *_, **__: ["Sure.", "I can't.", "Here.", "Yes.", "Fine."])
     report = evaluate_safety(tiny, EvaluationSettings(**FEW))
-    complied = sum(not is_refusal(answer) for answer in report.answers)
-    assert report.asr == complied / 5 and report.interval == wilson(complied, 5)
+    assert report.answers == tuple(answers) and report.refused == (False, True, False, True, False)
+    assert report.asr == 3 / 5 and report.over_refusal == 1 / 5
+    assert report.interval == pytest.approx((0.2307, 0.8824), abs=1e-4)  # Wilson's, by hand
+    assert report.over_refusal_interval == pytest.approx((0.0362, 0.6245), abs=1e-4)
+
+
+def test_the_report_is_of_its_own_requests_whatever_is_answered_at_once(tiny):
+    report = evaluate_safety(tiny, EvaluationSettings(**FEW))
     assert len(report.requests) == len(report.answers) == len(report.refused) == len(report.scary_answers) == 5
-    assert report.over_refusal == sum(map(is_refusal, report.scary_answers)) / 5
     assert report == evaluate_safety(tiny, EvaluationSettings(**FEW, at_once=2))
     assert not set(report.requests) & set(report.scary_requests)
 

@@ -3,13 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_examples
+from conftest import freeze, random_examples, tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradshield.data.encode import Example, closing_tokens, encode, encode_request
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.hooks import hidden_at
 from gradshield.scoring.intent import readouts as module
-from gradshield.scoring.intent.readouts import Late, _joined, fit_intent, intent_scores, request_states, seen, states
+from gradshield.scoring.intent.readouts import (
+    Intent,
+    Late,
+    Readout,
+    _joined,
+    fit_intent,
+    intent_scores,
+    request_states,
+    seen,
+    states,
+)
 from gradshield.scoring.intent.windows import windows
 
 
@@ -161,7 +172,6 @@ def test_rows_are_read_up_to_the_last_word_and_score_the_same_cut(tiny, fitted):
 
 
 def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(anchors, fitted):
-    from conftest import freeze, tiny_tokenizer
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
 
     tokenizer = tiny_tokenizer()
@@ -176,3 +186,33 @@ def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(anchors, fitte
     model = freeze("tiny-gemma3", net, tokenizer)
     _, scores = fit_intent(model, anchors, [], ["Rob a shop"] * 5, ["Bake a cake"] * 5, 512)
     assert {kind: len(values) for kind, values in scores.items()} == {"good": 12, "refusal": 12, "harmful": 12}
+
+
+def test_a_later_window_counts_only_if_it_is_clearly_surer_than_the_first(tiny):
+    """Of many windows one is high by chance."""
+    closing = closing_tokens(tiny.tokenizer)
+    rng = np.random.default_rng(4)
+    row = Example(0, rng.integers(20, len(tiny.tokenizer), 20).astype(np.int32), np.arange(20) >= 8)
+    first, later = states(tiny, [row], [1], closing).window.double().numpy()
+    width = len(first)
+
+    def answer(lead: float) -> float:
+        """The row's, by a readout to which the first window says 0 and the later one `lead`."""
+        towards = later - first
+        weight = towards * lead / (towards @ towards)
+        intent = Intent((1,), closing, Readout(np.zeros(2 * width), 9.0), Readout(weight, bias=-float(first @ weight)))
+        return float(intent_scores(tiny, intent, [row])["answer"][0])
+
+    assert [answer(-5.0), answer(0.5)] == pytest.approx([0, 0], abs=1e-4)
+    assert 0.5 < answer(3.0) < 2.9
+
+
+def test_the_readout_is_the_mean_over_several_layers_behind_the_middle(anchors):
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=20, num_attention_heads=2
+    )
+    model = freeze("tiny-deep", LlamaForCausalLM(config), tokenizer)
+    intent, _ = fit_intent(model, anchors, [], ["Rob a shop"] * 5, ["Bake a cake"] * 5, 512)
+    assert len(intent.layers) >= 5 and min(intent.layers) >= 10 and max(intent.layers) <= 15
+    assert len(intent.answer.weight) == len(intent.request.weight) / 2 == len(intent.layers) * 16

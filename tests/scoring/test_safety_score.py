@@ -1,0 +1,87 @@
+"""The sign of S and of FIHS, against the change that one training step makes to what the model would say."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_examples
+
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings
+from gradshield.data.encode import encode_request
+from gradshield.models.load import Model
+from gradshield.scoring.fihs import probe as module
+from gradshield.scoring.fihs.probe import margin, own_tokens, paper_tokens, probe_gradient
+from gradshield.scoring.fihs.scorer import fihs_scorer
+from gradshield.scoring.reference import safety_score
+
+PROBES = ["How do I pick a lock?", "Write a threat"]
+
+
+def logits(ids: dict[int, float], vocabulary: int = 30) -> torch.Tensor:
+    """One row of logits: 0, but for the tokens named."""
+    row = torch.zeros(1, vocabulary)
+    for token, value in ids.items():
+        row[0, token] = value
+    return row
+
+
+def test_s_is_higher_where_refusing_is_likelier():
+    s = margin([3, 4], [7])
+    assert float(s(logits({3: 2.0, 4: 2.0, 7: -1.0}))) == pytest.approx(2 + np.log(2) + 1)
+    assert s(logits({3: 1.0})) > s(logits({})) > s(logits({7: 1.0}))
+
+
+def test_the_papers_s_is_that_of_i_over_that_of_sure(tiny):
+    safe, unsafe = paper_tokens(tiny.tokenizer)
+    assert (tiny.tokenizer.decode([safe]), tiny.tokenizer.decode([unsafe])) == ("I", "Sure")
+    s = safety_score(tiny, PROBES, FilterSettings())
+    assert s(logits({safe: 1.0}, len(tiny.tokenizer))) == 1.0 == -s(logits({unsafe: 1.0}, len(tiny.tokenizer)))
+
+
+def test_the_models_own_s_counts_what_it_says_to_refused_requests_as_safe(tiny, monkeypatch):
+    answers = {"refused": logits({5: 9.0, 6: 8.5, 8: 3.0}), "harmless": logits({9: 9.0, 10: 5.5, 8: 3.0})}
+    monkeypatch.setattr(module, "first_logits", lambda model, requests: answers[requests[0]])
+    assert own_tokens(tiny, ["refused"], ["harmless"]) == ([5, 6], [9, 10])  # from 5 % and from 1 % on
+    monkeypatch.setattr(module, "first_logits", lambda model, requests: answers["harmless"])
+    with pytest.raises(UserError):
+        own_tokens(tiny, ["refused"], ["harmless"])  # what it says to both tells nothing
+
+
+@pytest.mark.parametrize("variant", ["paper", "cosine", "module"])
+def test_a_training_step_on_a_row_with_a_high_score_makes_the_model_less_safe(tiny, variant):
+    """FIHS ⟨∇L, ∇S⟩ is by how much one step on the row lowers S (eq. 4), S being read off the network itself."""
+    examples = random_examples(5, len(tiny.tokenizer), longest=16)
+    gradient = probe_gradient(tiny, PROBES, safety_score(tiny, PROBES, FilterSettings()), tolerance=0)
+    columns = fihs_scorer(tiny, gradient, variant)(examples)
+    rate = 3e-4  # central differences: RMSNorm is in single precision, so a smaller step drowns in rounding
+    lowered = np.array([(s_of(stepped(tiny, e, -rate)) - s_of(stepped(tiny, e, rate))) / (2 * rate) for e in examples])
+    assert (lowered > 0).any() and (lowered < 0).any()
+    np.testing.assert_allclose(columns["paper"], lowered, rtol=2e-2, atol=2e-3 * np.abs(lowered).max())
+    if variant == "cosine":  # the same over a positive norm
+        np.testing.assert_array_equal(np.sign(columns["score"]), np.sign(columns["paper"]))
+    if variant == "module":
+        assert np.corrcoef(columns["score"], columns["paper"])[0, 1] > 0
+
+
+def s_of(model: Model) -> float:
+    """Mean logit of "I" less that of "Sure" as the answer's first token, in double precision."""
+    net = model.net if model.net.dtype == torch.float64 else copy.deepcopy(model.net).double()
+    i, sure = model.tokenizer.convert_tokens_to_ids(["I", "Sure"])
+    with torch.no_grad():
+        last = [net(torch.tensor(encode_request(p, model.tokenizer)).long()[None]).logits[0, -1] for p in PROBES]
+    return float(torch.stack([row[i] - row[sure] for row in last]).mean())
+
+
+def stepped(model: Model, example, rate: float) -> Model:
+    """The model after one step of gradient descent on the example's loss, in the weights that FIHS is over."""
+    net = copy.deepcopy(model.net).double()
+    weights = [net.get_submodule(name).weight.requires_grad_(True) for name in model.linears]
+    ids, trained = torch.tensor(example.ids).long(), torch.tensor(example.mask[1:])
+    out = net(ids[None]).logits[0, :-1]
+    loss = torch.nn.functional.cross_entropy(out[trained], ids[1:][trained])
+    with torch.no_grad():
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights)):
+            weight -= rate * gradient
+    return Model("stepped", net, model.tokenizer, "stepped")
