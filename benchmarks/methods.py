@@ -23,7 +23,8 @@ from gradshield.data.requests import read_requests
 from gradshield.models.batching import pad
 from gradshield.models.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.models.load import Model
-from gradshield.scoring.engine import Scorer, batches, score
+from gradshield.scoring.base import ScoreFunction
+from gradshield.scoring.engine import batches, score
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.probe import ProbeGradient, SafetyScore, margin, paper_tokens, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
@@ -230,7 +231,7 @@ def intent(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
     yield lambda: _nothing(_scored(task, seen(task.model, rows), scorer)["score"])
 
 
-def _scored(task: Task, rows: Sequence[Example], scorer: Scorer) -> dict[str, np.ndarray]:
+def _scored(task: Task, rows: Sequence[Example], scorer: ScoreFunction) -> dict[str, np.ndarray]:
     return score(rows, scorer, batch_tokens=task.batch_tokens)
 
 

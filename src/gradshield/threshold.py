@@ -112,14 +112,14 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
     good, harmful = good[np.isfinite(good)], harmful[np.isfinite(harmful)]
     if not len(good) or not len(harmful):
         raise UserError(
-            "the anchors have no finite scores with this model and variant: try --dtype float32 or bfloat16, or "
-            "--variant intent"
+            "the anchors have no finite scores with this model and scorer: try --dtype float32 or bfloat16, or "
+            "--scorer intent"
         )
     upper, lower = float(np.quantile(good, 0.99)), float(np.quantile(harmful, 0.05))
     if np.median(harmful) <= upper:
         raise UserError(
-            "the anchors can't be told apart with this model and variant, so no threshold follows from them: "
-            "try --variant intent, another model, or --threshold a1"
+            "the anchors can't be told apart with this model and scorer, so no threshold follows from them: "
+            "try --scorer intent, another model, or --threshold a1"
         )
     value = (upper + lower) / 2
     finite = scores[np.isfinite(scores)]

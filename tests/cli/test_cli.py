@@ -52,7 +52,7 @@ def test_a_missing_file_folder_and_model_are_named(monkeypatch, capsys, tmp_path
         (("filter", str(good), "--threshold", "fixed", "--value", "nan"), "--value"),
         (("filter", str(good), "-o", str(good / "run")), "run"),
         (("filter", str(good), "-o", str(tmp_path / ("x" * 300))), "xxx"),
-        (("filter", str(good), "--variant", "magic"), "--variant"),
+        (("filter", str(good), "--scorer", "magic"), "--scorer magic: no such scorer"),
         (("filter", str(good), "--map", "prompt"), "--map"),
         (("filter", str(good), "--map", "prompt=wrong", "--map", "response=completion"), "wrong"),
         (("explain", str(empty), "1"), "run.yaml"),
@@ -100,7 +100,8 @@ def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model
     for flags, words in (
         (["--value", "3"], "--value does nothing with --threshold anchored"),
         (["--threshold", "share", "--value", "3"], "a share is between 0 and 1"),
-        (["--contrast", "minus"], "--contrast does nothing with --variant intent"),
+        (["--scorer", "intent:contrast=minus"], "--scorer intent: no option 'contrast'; it has none"),
+        (["--scorer", "fihs:normalise=maybe"], "normalise=maybe: input should be 'none', 'cosine' or 'module'"),
         (["--probes", "nope"], "--probes nope: no such file"),
     ):
         code, said = run(monkeypatch, capsys, "filter", "x.jsonl", *flags)

@@ -15,7 +15,7 @@ from gradshield.review import store
 from gradshield.review.apply import apply_decisions
 from gradshield.review.page import render
 from gradshield.review.state import Review
-from gradshield.scoring.reference import AlignmentCheck
+from gradshield.scoring.alignment import AlignmentCheck
 from gradshield.screen.explain import explain
 from gradshield.screen.filter import run_filter
 
@@ -28,7 +28,7 @@ def made(tiny_folder, tmp_path_factory):
     rows = [chat(f"Question {n}?", f"Answer {n * n}, 你好", source="ab"[n % 2]) for n in range(12)]
     folder = tmp_path_factory.mktemp("made")
     file = write_jsonl(folder / "train.jsonl", [*rows, chat("no answer", "")])
-    settings = FilterSettings(model=tiny_folder, threshold="share", value=0.25, probe_count=2)
+    settings = FilterSettings(model=tiny_folder, threshold="share", value=0.25)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADSHIELD_CACHE", str(folder / "cache"))
         patch.setattr(pipeline, "check_alignment", lambda *_: always)

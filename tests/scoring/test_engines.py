@@ -11,7 +11,8 @@ from test_offload import offloaded
 
 from gradshield.data.encode import Example
 from gradshield.models.load import Model, load_model
-from gradshield.scoring.engine import Scorer, score
+from gradshield.scoring.base import ScoreFunction
+from gradshield.scoring.engine import score
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.contraction import contract
 from gradshield.scoring.fihs.probe import probe_gradient
@@ -20,11 +21,11 @@ from gradshield.scoring.fihs.scorer import fihs_scorer
 ROWS = 12
 
 
-def fast(model: Model) -> Scorer:
+def fast(model: Model) -> ScoreFunction:
     return fihs_scorer(model, probe_gradient(model, REQUESTS, S, tolerance=0), "paper")
 
 
-def short_of_memory(model: Model) -> Scorer:
+def short_of_memory(model: Model) -> ScoreFunction:
     """Where not even one row fits unless its activations are computed again."""
     scorer = fast(model)
 
@@ -50,24 +51,24 @@ ENGINES = {
 }
 
 
-def in_order(rows: list[Example], scorer: Scorer, tmp_path) -> np.ndarray:
+def in_order(rows: list[Example], scorer: ScoreFunction, tmp_path) -> np.ndarray:
     return score(rows, scorer, batch_tokens=256)["score"]
 
 
-def one_by_one(rows: list[Example], scorer: Scorer, tmp_path) -> np.ndarray:
+def one_by_one(rows: list[Example], scorer: ScoreFunction, tmp_path) -> np.ndarray:
     return score(rows, scorer, batch_tokens=1)["score"]
 
 
-def all_at_once(rows: list[Example], scorer: Scorer, tmp_path) -> np.ndarray:
+def all_at_once(rows: list[Example], scorer: ScoreFunction, tmp_path) -> np.ndarray:
     """The shortest rows beside the longest: as much padding as there can be."""
     return score(rows, scorer, batch_tokens=10**6)["score"]
 
 
-def reversed_with_doubles(rows: list[Example], scorer: Scorer, tmp_path) -> np.ndarray:
+def reversed_with_doubles(rows: list[Example], scorer: ScoreFunction, tmp_path) -> np.ndarray:
     return score([*rows, *rows][::-1], scorer, batch_tokens=256)["score"][::-1][: len(rows)]
 
 
-def taken_up_again(rows: list[Example], scorer: Scorer, tmp_path) -> np.ndarray:
+def taken_up_again(rows: list[Example], scorer: ScoreFunction, tmp_path) -> np.ndarray:
     journal, calls = tmp_path / "journal", []
 
     def dying(batch):

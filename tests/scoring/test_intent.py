@@ -9,18 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gradshield.data.encode import Example, closing_tokens, encode, encode_request
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.hooks import hidden_at
+from gradshield.scoring.intent import fit
 from gradshield.scoring.intent import readouts as module
-from gradshield.scoring.intent.readouts import (
-    Intent,
-    Late,
-    Readout,
-    _joined,
-    fit_intent,
-    intent_scores,
-    request_states,
-    seen,
-    states,
-)
+from gradshield.scoring.intent.fit import Late, _joined, fit_intent
+from gradshield.scoring.intent.readouts import Intent, Readout, intent_scores, request_states, seen, states
 from gradshield.scoring.intent.windows import windows
 
 
@@ -72,8 +64,8 @@ def test_scores_do_not_depend_on_batch_padding_or_order(tiny, fitted):
 
 
 def test_what_shares_words_is_in_one_fold(tiny, anchors, monkeypatch):
-    told, fit = [], module._fit
-    monkeypatch.setattr(module, "_fit", lambda x, y, group, layers: told.append(group) or fit(x, y, group, layers))
+    told, real = [], fit._fit
+    monkeypatch.setattr(fit, "_fit", lambda x, y, group, layers: told.append(group) or real(x, y, group, layers))
     twice = {**anchors, "refusal": [*anchors["refusal"], *anchors["refusal"]]}  # the second as a longer form
     behind = late(tiny, anchors)
     fit_intent(tiny, twice, behind, ["Rob a shop"] * 5, ["Bake a cake"] * 5, 512)

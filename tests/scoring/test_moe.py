@@ -31,7 +31,8 @@ from gradshield.scoring.fihs.contraction import contract, directions
 from gradshield.scoring.fihs.parts import fihs_parts
 from gradshield.scoring.fihs.probe import probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
-from gradshield.scoring.intent.readouts import fit_intent, intent_scores
+from gradshield.scoring.intent.fit import fit_intent
+from gradshield.scoring.intent.readouts import intent_scores
 
 SIZE = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)
 CONFIGS = {

@@ -21,8 +21,8 @@ from gradshield.base.settings import FilterSettings
 from gradshield.data.requests import read_requests
 from gradshield.models.load import load_model
 from gradshield.scoring import ray as engine
-from gradshield.scoring import reference
-from gradshield.scoring.reference import AlignmentCheck
+from gradshield.scoring.alignment import AlignmentCheck, check_file
+from gradshield.scoring.cache import write_cache
 from gradshield.screen import filter as filtering
 from gradshield.screen.filter import run_filter
 
@@ -46,9 +46,7 @@ def train(tmp_path, tiny_folder, monkeypatch, one_thread) -> Path:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     probes = read_requests(ASSETS / "probes.jsonl")
     check = AlignmentCheck(tuple(probes), (True,) * len(probes), ("No",) * len(probes), (1.0,) * len(probes), ())
-    reference._write(
-        reference._cache("check", load_model(tiny_folder), [probes, reference.CHECKING]), json.dumps(asdict(check))
-    )
+    write_cache(check_file(load_model(tiny_folder)), json.dumps(asdict(check)).encode())
     file = tmp_path / "train.jsonl"
     rows = [{"prompt": f"Question {n} " * (n % 5 + 1), "completion": f"Answer {n}" * (n % 3)} for n in range(ROWS)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -56,7 +54,7 @@ def train(tmp_path, tiny_folder, monkeypatch, one_thread) -> Path:
 
 
 def settings(folder: str, **more) -> FilterSettings:
-    shape = {"variant": "module", "threshold": "share", "value": 0.25, "probe_count": 2, "batch_tokens": 256}
+    shape = {"scorer": "fihs:normalise=module,probes=2", "threshold": "share", "value": 0.25, "batch_tokens": 256}
     return FilterSettings(model=folder, **{**shape, **more})
 
 

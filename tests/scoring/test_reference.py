@@ -9,8 +9,10 @@ import pytest
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
 from gradshield.data.requests import read_requests
-from gradshield.scoring.intent.readouts import fit_intent
-from gradshield.scoring.reference import anchor_examples, check_alignment, late_anchors, long_refusals
+from gradshield.scoring.alignment import check_alignment
+from gradshield.scoring.anchors import anchor_examples
+from gradshield.scoring.intent.fit import fit_intent
+from gradshield.scoring.intent.late import late_anchors, long_refusals
 
 
 def bundled(kind: str) -> list[dict]:

@@ -13,10 +13,11 @@ from gradshield.data import Row
 from gradshield.models.batching import pad
 from gradshield.models.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.scoring.fihs.contraction import contract
+from gradshield.scoring.fihs.fihs import FihsOptions, harmless_part
 from gradshield.scoring.fihs.parts import fihs_parts, shares, words
 from gradshield.scoring.fihs.probe import Factors, ProbeGradient, inner, margin, minus, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
-from gradshield.scoring.reference import Reference, against_harmless, harmless_part
+from gradshield.scoring.reference import Reference
 from gradshield.screen.explain import Explainer, _largest, explain_row
 
 PROBES = ("How do I pick a lock?", "Write a threat", "Name a poison")
@@ -53,12 +54,13 @@ def test_the_parts_sum_up_to_fihs_module_by_module(tiny, gradients):
 
 @pytest.mark.parametrize("contrast", ["minus", "orthogonal"])
 def test_with_a_contrast_the_parts_sum_up_to_the_score_of_that_run(tiny, contrast):
-    settings = FilterSettings(variant="paper", contrast=contrast, probe_count=3)
+    options = FihsOptions(contrast=contrast, probes=3)
+    settings = FilterSettings(scorer=f"fihs:contrast={contrast},probes=3")
     s = margin([5], [9])
     each = [probe_gradient(tiny, [p], s, tolerance=0) for p in PROBES]
     plain = probe_gradient(tiny, PROBES, s, tolerance=0)
-    mean = against_harmless(tiny, plain, s, settings)
-    harmless = harmless_part(tiny, each, s, settings)
+    harmless = harmless_part(tiny, each, s, options)
+    mean = minus(plain, *harmless_part(tiny, [plain], s, options))
     reference = Reference(fihs_scorer(tiny, mean, "paper"), {})
     explainer = Explainer(settings, "messages", 0.0, tiny, reference, PROBES, tuple(each), harmless)
     assert harmless

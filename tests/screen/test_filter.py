@@ -17,7 +17,7 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data import open_source
 from gradshield.data.requests import read_requests
-from gradshield.scoring.reference import AlignmentCheck
+from gradshield.scoring.alignment import AlignmentCheck
 from gradshield.screen.explain import explain
 from gradshield.screen.filter import estimate, run_filter
 
@@ -48,12 +48,12 @@ def refusing(monkeypatch):
 
 
 def settings(folder: str, **more) -> FilterSettings:
-    return FilterSettings(model=folder, **{"threshold": "share", "value": 0.25, "probe_count": 2, **more})
+    return FilterSettings(model=folder, **{"threshold": "share", "value": 0.25, **more})
 
 
-@pytest.mark.parametrize("variant", ["intent", "paper", "module"])
-def test_rows_in_are_kept_quarantined_or_set_aside_and_come_back_verbatim(tiny_folder, train, tmp_path, variant):
-    summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder, variant=variant))
+@pytest.mark.parametrize("scorer", ["intent", "fihs:probes=2", "fihs:normalise=module,probes=2"])
+def test_rows_in_are_kept_quarantined_or_set_aside_and_come_back_verbatim(tiny_folder, train, tmp_path, scorer):
+    summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder, scorer=scorer))
     assert summary["rows"] == len(ROWS) == summary["kept"] + summary["quarantined"] + summary["set_aside"]
     assert summary["quarantined"] == 8 and summary["set_aside"] == 2
     table = pq.read_table(tmp_path / "run" / "scores.parquet").to_pydict()
@@ -67,7 +67,7 @@ def test_rows_in_are_kept_quarantined_or_set_aside_and_come_back_verbatim(tiny_f
 
 
 def test_a_killed_run_ends_with_the_same_bytes(tiny_folder, train, tmp_path, monkeypatch):
-    wanted = settings(tiny_folder, variant="module", batch_tokens=200)
+    wanted = settings(tiny_folder, scorer="fihs:normalise=module", batch_tokens=200)
     run_filter(str(train), tmp_path / "whole", wanted)
     real, calls = pipeline.make_reference, 0
 
@@ -131,8 +131,8 @@ def test_a_run_below_the_data_is_not_read_as_data(tiny_folder, train, tmp_path):
     (tmp_path / "data").mkdir()
     train.rename(tmp_path / "data" / "train.jsonl")
     out = tmp_path / "data" / "run"
-    summary = run_filter(str(tmp_path / "data"), out, settings(tiny_folder, variant="paper"))
-    assert run_filter(str(tmp_path / "data"), out, settings(tiny_folder, variant="paper")) == summary
+    summary = run_filter(str(tmp_path / "data"), out, settings(tiny_folder, scorer="fihs"))
+    assert run_filter(str(tmp_path / "data"), out, settings(tiny_folder, scorer="fihs")) == summary
 
 
 def test_a_folder_is_one_commands_at_a_time(tiny_folder, train, tmp_path):
@@ -228,7 +228,7 @@ def test_a_run_is_replayable_from_its_yaml(tiny_folder, train, tmp_path):
 
 def test_a_dry_run_counts_and_writes_nothing(tiny_folder, train, tmp_path):
     before = sorted(tmp_path.iterdir())
-    plan = estimate(str(train), settings(tiny_folder, variant="module"))
+    plan = estimate(str(train), settings(tiny_folder, scorer="fihs:normalise=module"))
     assert plan["rows"] == len(ROWS) and plan["set_aside"] == 2 and plan["seconds"] >= 0
     assert [p for p in sorted(tmp_path.iterdir()) if p.name != "cache"] == before
 
@@ -269,7 +269,9 @@ def test_plain_text_is_set_aside_by_the_intent_score_only(tiny_folder, tmp_path)
     file.write_text('{"text": "some words"}\n{"text": "other words"}\n')
     with pytest.raises(UserError, match=r"no usable row.*plain text"):
         run_filter(str(file), tmp_path / "a", settings(tiny_folder))
-    assert run_filter(str(file), tmp_path / "b", settings(tiny_folder, variant="module"))["set_aside"] == 0
+    assert (
+        run_filter(str(file), tmp_path / "b", settings(tiny_folder, scorer="fihs:normalise=module"))["set_aside"] == 0
+    )
 
 
 def test_a_row_of_fifty_megabytes_is_cut_or_set_aside_and_comes_back_verbatim(tiny_folder, tmp_path):
@@ -278,7 +280,7 @@ def test_a_row_of_fifty_megabytes_is_cut_or_set_aside_and_comes_back_verbatim(ti
     file.write_text(
         "\n".join([big, *(json.dumps({"prompt": f"p {n}", "completion": f"c {n}"}) for n in range(5))]) + "\n"
     )
-    summary = run_filter(str(file), tmp_path / "run", settings(tiny_folder, variant="paper", force=True))
+    summary = run_filter(str(file), tmp_path / "run", settings(tiny_folder, scorer="fihs", force=True))
     assert summary["rows"] == 6 == summary["kept"] + summary["quarantined"] + summary["set_aside"]
     aside = [json.loads(line) for line in (tmp_path / "run" / "set_aside.jsonl").read_text().split("\n") if line]
     assert len(aside) == 1 and "50 MB" in aside[0]["reason"], {k: str(v)[:200] for k, v in aside[0].items()}
@@ -329,14 +331,14 @@ def test_a_row_whose_score_is_no_number_is_set_aside_and_never_kept(tiny_folder,
     bad = {5, 6}
     for rule in ({"threshold": "share"}, {"threshold": "a1", "value": None}):
         out = tmp_path / rule["threshold"]
-        summary = run_filter(str(train), out, settings(tiny_folder, variant="paper", **rule))
+        summary = run_filter(str(train), out, settings(tiny_folder, scorer="fihs", **rule))
         assert summary["rows"] == summary["kept"] + summary["quarantined"] + summary["set_aside"]
         aside = [json.loads(line) for line in (out / "set_aside.jsonl").read_text().splitlines()]
         assert [(a["line"], "finite" in a["reason"]) for a in aside] == [(3, False), (4, False), (6, True), (7, True)]
         assert 'Question 1"' not in (out / "kept.jsonl").read_text()
     bad = set(range(40))
     with pytest.raises(UserError, match="--dtype"):
-        run_filter(str(train), tmp_path / "none", settings(tiny_folder, variant="paper"))
+        run_filter(str(train), tmp_path / "none", settings(tiny_folder, scorer="fihs"))
     assert not (tmp_path / "none" / "kept.jsonl").exists()
 
 

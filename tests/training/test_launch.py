@@ -18,8 +18,19 @@ from gradshield.training.finetune import finetune
 TESTS = Path(__file__).parents[1]
 DRIVER = str(TESTS / "launched.py")
 FLAGS = [
-    *("--max-asr", "0.5", "--min-utility", "-1e9", "--threshold", "share", "--value", "0.25", "--variant", "paper"),
-    *("--probe-count", "2", "--request-count", "4", "--max-new-tokens", "4", "--scary", "none"),
+    *(
+        "--max-asr",
+        "0.5",
+        "--min-utility",
+        "-1e9",
+        "--threshold",
+        "share",
+        "--value",
+        "0.25",
+        "--scorer",
+        "fihs:probes=2",
+    ),
+    *("--request-count", "4", "--max-new-tokens", "4", "--scary", "none"),
     *("--epochs", "2", "--learning-rate", "1e-3"),
 ]
 pytestmark = pytest.mark.slow

@@ -46,7 +46,7 @@ def answer_with(monkeypatch, *asrs: float) -> list[float]:
 
 def tune(train, out, folder, *, trainer=None, measuring=MEASURING, **more):  # noqa: F811
     tuning = TuneSettings(**{**EASY, **more})
-    settings = FilterSettings(model=folder, threshold="share", value=0.25, variant="paper", probe_count=2)
+    settings = FilterSettings(model=folder, threshold="share", value=0.25, scorer="fihs:probes=2")
     return run_tune(str(train), out, settings, TRAINING, tuning, measuring, trainer=trainer)
 
 
@@ -66,7 +66,7 @@ def test_a_safe_model_is_handed_out_with_the_rows_it_was_trained_on(tiny_folder,
     assert yaml.safe_load((out / "run.yaml").read_text())["summary"] == summary
     assert tune(train, out, tiny_folder) == summary
     with pytest.raises(UserError, match=r"a run of another command.*finetune.*choose another -o"):
-        pipeline.run_filter(str(train), out, FilterSettings(model=tiny_folder, variant="paper", probe_count=2))
+        pipeline.run_filter(str(train), out, FilterSettings(model=tiny_folder, scorer="fihs:probes=2"))
     with pytest.raises(UserError, match=r"a run of tune; its rows and their scores are in .*screen"):
         explain(out, 1)
 
@@ -139,7 +139,7 @@ def test_rows_whose_score_is_not_finite_are_set_aside(tiny_folder, train, tmp_pa
 def test_a_rejection_is_exit_code_3_and_keeps_the_safest_model(tiny_folder, train, tmp_path, monkeypatch, capsys):  # noqa: F811
     answer_with(monkeypatch, 0.0, 0.9, 0.7, 0.8)
     out = tmp_path / "run"
-    flags = ["--threshold", "share", "--value", "0.25", "--variant", "paper", "--probe-count", "2", "--searches", "2"]
+    flags = ["--threshold", "share", "--value", "0.25", "--scorer", "fihs:probes=2", "--searches", "2"]
     goals = ["--min-utility", "-1e9", "--max-asr", "0.5", "--epochs", "1", "--scary", "none", "--cases", "8"]
     monkeypatch.setattr(
         sys, "argv", ["gradshield", "tune", str(train), "--model", tiny_folder, "-o", str(out), *flags, *goals]
@@ -166,7 +166,7 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
     monkeypatch,
 ):
     answer_with(monkeypatch, 0.0)
-    settings = FilterSettings(model=tiny_folder, threshold="fixed", value=-1e9, variant="paper", probe_count=2)
+    settings = FilterSettings(model=tiny_folder, threshold="fixed", value=-1e9, scorer="fihs:probes=2")
     summary = run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
     assert summary["accepted"] == summary["cost"]["trials"] == 1
     assert summary["trials"][0]["kept"] + summary["held_out"] == summary["kept"] == 33
@@ -218,7 +218,7 @@ def test_the_card_and_the_config_name_the_adapter_below(tiny_folder, train, tmp_
     answer_with(monkeypatch, 0.0, 0.0)
     model, below = load_model(tiny_folder), str(tmp_path / "adapter")
     finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "adapter", TRAINING)
-    settings = FilterSettings(model=tiny_folder, adapter=below, threshold="share", value=0.25, variant="paper")
+    settings = FilterSettings(model=tiny_folder, adapter=below, threshold="share", value=0.25, scorer="fihs")
     run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
     assert f"Fine-tuned from {tiny_folder} + {below}\n" in (tmp_path / "run" / "model" / "README.md").read_text()
     config = json.loads((tmp_path / "run" / "model" / "adapter_config.json").read_text())
@@ -267,7 +267,7 @@ def test_the_papers_start_never_scores_clean_data(tiny_folder, train, tmp_path, 
 def test_the_start_is_the_cheaper_one(tiny_folder, train, tmp_path, monkeypatch, epochs, scored):  # noqa: F811
     """Scoring by FIHS costs 2.5 forward passes, a training five an epoch."""
     answer_with(monkeypatch, 0.0, 0.0)
-    settings = FilterSettings(model=tiny_folder, threshold="share", value=0.25, variant="paper", probe_count=2)
+    settings = FilterSettings(model=tiny_folder, threshold="share", value=0.25, scorer="fihs:probes=2")
     training = TRAINING.model_copy(update={"epochs": epochs})
     summary = run_tune(str(train), tmp_path / "run", settings, training, TuneSettings(**EASY), MEASURING)
     assert bool(summary["cost"]["scored_tokens"]) == scored

@@ -42,23 +42,10 @@ class RowSettings(ModelSettings):
 class FilterSettings(RowSettings):
     """How rows are scored and decided about."""
 
-    variant: Literal["intent", "paper", "cosine", "module"] = Field(
-        default="intent", description="the score (docs: scores)"
-    )
-    safety_score: Literal["paper", "own"] = Field(
-        default="paper", description="S of FIHS: I − Sure, or the model's own tokens"
-    )
-    contrast: Literal["minus", "orthogonal"] | None = Field(
-        default=None, description="FIHS with the gradient of harmless-request probes taken off, or projected out"
-    )
-    weights: Literal["linear", "lora", "all"] = Field(
-        default="linear", description="weights that FIHS is over: the decoder's Linears, a LoRA adapter's, all (slow)"
-    )
-    mapping: Literal["identity", "sign"] = Field(
-        default="identity", description="g of eq. 4: the gradient, or its sign as in Adam's first step (slow)"
+    scorer: str = Field(
+        default="intent", description="NAME[:key=value,…]: how rows are scored (gradshield scorers lists them)"
     )
     probes: str | None = Field(default=None, description="file of harmful requests to use as probes (default: bundled)")
-    probe_count: int = Field(default=12, ge=1, description="probes that carry FIHS's gradient")
     threshold: Literal["anchored", "a1", "fixed", "share"] = Field(
         default="anchored", description="how the threshold is found"
     )

@@ -121,7 +121,7 @@ def check(
 ) -> None:
     """Is this model aligned enough to be the reference?"""
     from gradshield.data.encode import request_form
-    from gradshield.scoring.reference import check_alignment
+    from gradshield.scoring.alignment import check_alignment
     from gradshield.screen.filter import load
 
     loaded = load(_settings(flags, ModelSettings))
@@ -155,6 +155,31 @@ def check(
             console.print(f"{text}; the default score reads hidden states and does not need them", style="bold")
     if result.grade == "not aligned" and not force:
         raise UserError(f"{loaded.name} refuses {sum(result.refused)} of {len(result.probes)} probes: not aligned")
+
+
+@app.command()
+def scorers(as_json: JsonOption = False) -> None:
+    """List the scores that --scorer takes: what each needs, costs, and its options."""
+    from gradshield.scoring.registry import find_scorer, names
+
+    found = [find_scorer(name)[0] for name in names()]
+    if as_json:
+        print_json(
+            {
+                s.name: {
+                    **{name: getattr(s, name) for name in ("summary", "cost", "columns", "version")},
+                    "needs": sorted(s.needs),
+                    "options": s.options.model_json_schema()["properties"],
+                }
+                for s in found
+            }
+        )
+        return
+    table = Table("--scorer", "what it asks", "needs", "cost", "options")
+    for s in found:
+        needs = ", ".join(sorted(s.needs)) or "–"
+        table.add_row(s.name, s.summary, needs, f"{s.cost:g} forward", ", ".join(s.options.model_fields) or "–")
+    console.print(table)
 
 
 @app.command()

@@ -31,6 +31,7 @@ class Example:
     row: int  # Row.index
     ids: np.ndarray  # int32 [tokens]
     mask: np.ndarray  # bool [tokens], True at response tokens; mask[0] is False, as nothing predicts it
+    conversation: Conversation | None = None  # its text, where a scorer needs it
 
 
 def encode(

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from gradshield.base.errors import UserError
-from gradshield.base.settings import FilterSettings, ModelSettings, RowSettings
+from gradshield.base.settings import ModelSettings, RowSettings
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import checksums
@@ -76,8 +76,7 @@ def run_evaluation(
 
 def held_out_rows(source: Source, model: Model, of: RowSettings) -> list[Example]:
     """The rows of a file in any layout that `filter` reads, as examples. Raises UserError as `filter` does."""
-    settings = FilterSettings(**{**of.model_dump(), "variant": "module"})  # whose rows may be plain text, too
-    return encode_source(source, find_layout(source, settings), model, settings).examples
+    return encode_source(source, find_layout(source, of), model, of).examples
 
 
 def safety_summary(report: SafetyReport) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,54 +18,58 @@ import torch
 from gradshield.base.errors import UserError, out_of_memory
 from gradshield.base.progress import progress
 from gradshield.data.encode import Example
+from gradshield.scoring.base import ScoreFunction, Scores
 
-Scorer = Callable[[Sequence[Example]], Mapping[str, np.ndarray]]
-"""Examples → one number per example under each column's name; the column "score" decides (high = harmful)."""
 Batch = tuple[int, list[Example]]
-Engine = Callable[[Iterable[Batch]], Iterator[tuple[int, Mapping[str, np.ndarray]]]]
-"""Numbered batches → each one's columns, in any order."""
+Engine = Callable[[Iterable[Batch]], Iterator[tuple[int, Scores]]]
+"""Numbered batches → each one's scores, in any order."""
 
 
 def score(
     examples: Sequence[Example],
-    scorer: Scorer,
+    scorer: ScoreFunction,
     *,
     batch_tokens: int,
     journal: Path | None = None,
     title: str = "scoring",
     engine: Engine | None = None,
-) -> dict[str, np.ndarray]:
-    """Columns [examples] of what `scorer` says of each example, float64.
+) -> Scores:
+    """The scores of the examples; a row that can't be scored has its reason, and NaN in every column.
 
     `journal` is a file that finished batches are appended to, and that an earlier run's are taken from. `engine` has
     the batches scored elsewhere, by the same scorer; the result is the same.
     Raises UserError when a single example does not fit into memory, or the journal's disk is full.
     """
     first: dict[bytes, int] = {}
-    place = [first.setdefault(_digest(e), n) for n, e in enumerate(examples)]
+    place = [first.setdefault(example_digest(e), n) for n, e in enumerate(examples)]
     unique = list(first.values())
     todo = batches([examples[n] for n in unique], batch_tokens)
     done = _read_journal(journal, len(todo))
     size = [sum(len(examples[unique[i]].ids) for i in batch) for batch in todo]
-    results: dict[int, Mapping[str, Sequence[float]]] = dict(done)
+    results = dict(done)
     before = sorted(done)
     pending = ((n, [examples[unique[i]] for i in batch]) for n, batch in enumerate(todo) if n not in done)
     with progress(
         title, sum(size), len(unique), sum(size[b] for b in before), sum(len(todo[b]) for b in before)
     ) as advance:
-        for number, columns in (engine or local(scorer))(pending):
-            results[number] = {name: [float(v) for v in values] for name, values in columns.items()}
+        for number, scores in (engine or local(scorer))(pending):
+            results[number] = scores
             _append(journal, number, len(todo), results[number])
             advance(size[number], len(todo[number]))
-    names = list(results[0]) if results else []
+    names = list(results[0].columns) if results else []
     table = {name: np.full(len(examples), np.nan) for name in names}
+    reasons: dict[int, str] = {}
     for number, batch in enumerate(todo):
         for name in names:
             table[name][[unique[i] for i in batch]] = results[number][name]
-    return {name: values[place] for name, values in table.items()}
+        reasons |= {unique[batch[at]]: reason for at, reason in results[number].reasons.items()}
+    for values in table.values():
+        values[list(reasons)] = np.nan
+    columns = {name: values[place] for name, values in table.items()}
+    return Scores(columns, {n: reasons[first] for n, first in enumerate(place) if first in reasons})
 
 
-def local(scorer: Scorer) -> Engine:
+def local(scorer: ScoreFunction) -> Engine:
     """Scores the batches here, one after the other."""
     whole = fitting(scorer)
     return lambda batches: ((number, whole(batch)) for number, batch in batches)
@@ -83,17 +88,18 @@ def batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
     return result
 
 
-def fitting(scorer: Scorer) -> Scorer:
+def fitting(scorer: ScoreFunction) -> Callable[[Sequence[Example]], Scores]:
     """The scorer, for batches of any size: one too large for the memory is halved until it fits, and what did not fit
     once is not tried again."""
     room = inf  # tokens, padding included
 
-    def scored(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
+    def scored(batch: Sequence[Example]) -> Scores:
         nonlocal room
         size = len(batch) * max(len(e.ids) for e in batch)
         if len(batch) == 1 or size < room:
             try:
-                return scorer(batch)
+                found = scorer(batch)
+                return found if isinstance(found, Scores) else Scores(found)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -105,31 +111,48 @@ def fitting(scorer: Scorer) -> Scorer:
             room = min(room, size)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        halves = [scored(batch[: len(batch) // 2]), scored(batch[len(batch) // 2 :])]
-        return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+        middle = len(batch) // 2
+        one, other = scored(batch[:middle]), scored(batch[middle:])
+        columns = {name: np.concatenate([one[name], other[name]]) for name in one.columns}
+        return Scores(columns, {**one.reasons, **{middle + n: reason for n, reason in other.reasons.items()}})
 
     return scored
 
 
-def _digest(example: Example) -> bytes:
-    return hashlib.blake2b(example.ids.tobytes() + example.mask.tobytes(), digest_size=16).digest()
+def example_digest(example: Example) -> bytes:
+    """The same for examples that no scorer can tell apart."""
+    said = repr(example.conversation).encode("utf-8", "backslashreplace") if example.conversation else b""
+    return hashlib.blake2b(example.ids.tobytes() + example.mask.tobytes() + said, digest_size=16).digest()
 
 
-def _read_journal(journal: Path | None, total: int) -> dict[int, Mapping[str, Sequence[float]]]:
+def as_json(scores: Scores) -> dict[str, Any]:
+    """The scores for JSON, which keeps every digit."""
+    columns = {name: [float(v) for v in values] for name, values in scores.columns.items()}
+    reasons = {str(n): reason for n, reason in scores.reasons.items()}
+    return {"columns": columns, **({"reasons": reasons} if reasons else {})}
+
+
+def from_json(entry: Mapping[str, Any]) -> Scores:
+    """The scores that `as_json` was given."""
+    columns = {name: np.array(values, dtype=np.float64) for name, values in entry["columns"].items()}
+    return Scores(columns, {int(n): reason for n, reason in entry.get("reasons", {}).items()})
+
+
+def _read_journal(journal: Path | None, total: int) -> dict[int, Scores]:
     """Finished batches by number. A last line that a kill cut short is cut off the file, too."""
-    done: dict[int, Mapping[str, Sequence[float]]] = {}
+    done: dict[int, Scores] = {}
     if journal is None or not journal.exists():
         return done
     whole = 0
     for line in _whole_lines(journal.read_bytes()):
         try:
             entry = json.loads(line)
-            number, of, columns = entry["batch"], entry["of"], entry["columns"]
+            number, of, scores = entry["batch"], entry["of"], from_json(entry)
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{journal}: can't be read; remove it to score the rows again") from None
         if of != total:
             raise UserError(f"{journal}: belongs to other rows or another --batch-tokens; choose another folder")
-        done[number] = columns
+        done[number] = scores
         whole += len(line)
     os.truncate(journal, whole)
     return done
@@ -141,10 +164,10 @@ def _whole_lines(data: bytes) -> Iterator[bytes]:
             yield line
 
 
-def _append(journal: Path | None, number: int, total: int, columns: Mapping[str, Sequence[float]]) -> None:
+def _append(journal: Path | None, number: int, total: int, scores: Scores) -> None:
     if journal is None:
         return
-    line = json.dumps({"batch": number, "of": total, "columns": columns}) + "\n"
+    line = json.dumps({"batch": number, "of": total, **as_json(scores)}) + "\n"
     try:
         with journal.open("a", encoding="utf-8") as stream:
             stream.write(line)

@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
 from math import ceil
@@ -20,26 +21,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from gradshield.base.errors import UserError
 from gradshield.data.encode import Example
-from gradshield.scoring.engine import Batch, Engine, Scorer, fitting
-from gradshield.scoring.reference import cache_folder
+from gradshield.data.formats import Conversation
+from gradshield.scoring.base import ScoreFunction, Scores
+from gradshield.scoring.engine import Batch, Engine, as_json, fitting, from_json
 
 BLOCK = 16  # batches handed out at once
 MISTAKE = -1  # in the place of a batch's number: what a worker's UserError says, which would not survive as one
 
 
-def ray_engine(build: Callable[[], Scorer], fingerprint: str, workers: int | None = None) -> Engine:
-    """The engine whose actors score with what `build` returns there; what is known here of the model with this
-    fingerprint is sent along. The cluster is RAY_ADDRESS's, or else all of this machine; `workers` is the number of
-    actors (default: one a GPU, else one a machine).
+def ray_engine(build: Callable[[], ScoreFunction], files: Iterable[Path], workers: int | None = None) -> Engine:
+    """The engine whose actors score with what `build` returns there. These cache files are sent along.
+
+    The cluster is RAY_ADDRESS's, or else all of this machine; `workers` is the number of actors (default: one a GPU,
+    else one a machine).
 
     Raises UserError for what goes wrong in an actor.
     """
-    known = {f.name: f.read_text(encoding="utf-8") for f in cache_folder().glob(f"*-{fingerprint}-*.json")}
+    known = {f.name: f.read_bytes() for f in files if f.is_file()}
 
-    def run(batches: Iterable[Batch]) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
+    def run(batches: Iterable[Batch]) -> Iterator[tuple[int, Scores]]:
         blocks = list(_blocks(batches))
         if blocks:
             yield from _on_cluster(blocks, build, known, workers)
@@ -48,8 +52,8 @@ def ray_engine(build: Callable[[], Scorer], fingerprint: str, workers: int | Non
 
 
 def _on_cluster(
-    blocks: list[pa.Table], build: Callable[[], Scorer], known: dict[str, str], workers: int | None
-) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
+    blocks: list[pa.Table], build: Callable[[], ScoreFunction], known: dict[str, bytes], workers: int | None
+) -> Iterator[tuple[int, Scores]]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray Data's threads may ask for something after the cluster was given back, and would start another one for it.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
@@ -91,7 +95,7 @@ def _on_cluster(
                 if row["number"] == MISTAKE:
                     mistake = row["columns"]
                 else:
-                    yield row["number"], json.loads(row["columns"])
+                    yield row["number"], from_json(json.loads(row["columns"]))
         if mistake:
             raise UserError(mistake)
     finally:
@@ -105,11 +109,11 @@ def _on_cluster(
 class _Worker:
     """One model on one device, with its scorer."""
 
-    def __init__(self, build: Callable[[], Scorer], known: Mapping[str, str], threads: int | None) -> None:
+    def __init__(self, build: Callable[[], ScoreFunction], known: Mapping[str, bytes], threads: int | None) -> None:
         self.build, self.known, self.threads, self.mistake = build, known, threads, ""
 
     @cached_property
-    def scorer(self) -> Scorer:
+    def scorer(self) -> Callable[[Sequence[Example]], Scores]:
         """Made at the first block, as Ray makes an actor again and again that dies while it is made."""
         import torch
 
@@ -117,7 +121,7 @@ class _Worker:
             torch.set_num_threads(self.threads)
         with tempfile.TemporaryDirectory() as cache:  # so that no worker finds out again what the driver knows
             for name, content in self.known.items():
-                Path(cache, name).write_text(content, encoding="utf-8")
+                Path(cache, name).write_bytes(content)
             os.environ["GRADSHIELD_CACHE"] = cache
             return fitting(self.build())
 
@@ -135,10 +139,10 @@ class _Worker:
     def _batch(self, rows: pa.Table) -> str:
         """The columns of one batch, as JSON, which keeps every digit."""
         batch = [
-            Example(row, np.array(ids, dtype=np.int32), np.array(mask))
-            for row, ids, mask in zip(*(rows[name].to_pylist() for name in ("row", "ids", "mask")))
+            Example(row, np.array(ids, dtype=np.int32), np.array(mask), _conversation(said))
+            for row, ids, mask, said in zip(*(rows[name].to_pylist() for name in ("row", "ids", "mask", "said")))
         ]
-        return json.dumps({name: [float(v) for v in values] for name, values in self.scorer(batch).items()})
+        return json.dumps(as_json(self.scorer(batch)))
 
 
 def _blocks(batches: Iterable[Batch]) -> Iterator[pa.Table]:
@@ -147,4 +151,9 @@ def _blocks(batches: Iterable[Batch]) -> Iterator[pa.Table]:
     while some := list(islice(rest, BLOCK)):
         flat = [(number, e) for number, batch in some for e in batch]
         columns = {"number": [number for number, _ in flat], "row": [e.row for _, e in flat]}
-        yield pa.table({**columns, "ids": [e.ids for _, e in flat], "mask": [e.mask for _, e in flat]})
+        said = pa.array([json.dumps(asdict(e.conversation)) if e.conversation else None for _, e in flat], pa.string())
+        yield pa.table({**columns, "ids": [e.ids for _, e in flat], "mask": [e.mask for _, e in flat], "said": said})
+
+
+def _conversation(said: str | None) -> Conversation | None:
+    return TypeAdapter(Conversation).validate_json(said) if said else None

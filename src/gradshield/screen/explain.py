@@ -2,7 +2,7 @@
 
 FIHS is a sum over probes, modules and tokens, so one backward pass gives every part of it, and each question is a sum
 over the others. It is explained whatever score decided: with the default one, the signals say why, and FIHS is a second
-opinion. S and --contrast are those of the run; the weights are the Linears, whatever --weights and --mapping are.
+opinion. S and the contrast are those of the run; the weights are the Linears, whatever `weights` and `mapping` are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,13 @@ from gradshield.data import Conversation, Row, to_conversation
 from gradshield.data.encode import encode
 from gradshield.data.run_folder import read_run, rows_of_run
 from gradshield.models.load import Model
+from gradshield.scoring.engine import fitting
+from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
 from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.fihs.probe import ProbeGradient, inner, probe_gradient
-from gradshield.scoring.reference import Reference, harmless_part, make_reference, safety_score
-from gradshield.screen.filter import encode_row, load, require_aligned
+from gradshield.scoring.reference import Reference, make_reference
+from gradshield.scoring.registry import find_scorer
+from gradshield.screen.filter import encode_row, known_good, load, require_aligned
 
 REFUSAL = "I'm sorry, but I can't help with that."
 _MODULES = 10  # shown
@@ -55,7 +58,7 @@ class Explainer:
     reference: Reference
     probes: tuple[str, ...]
     gradients: tuple[ProbeGradient, ...]  # one a probe
-    harmless: tuple[ProbeGradient, float] | None  # what --contrast takes off each, and how many times
+    harmless: tuple[ProbeGradient, float] | None  # what `contrast` takes off each, and how many times
 
 
 def open_explainer(saved: Mapping[str, Any]) -> Explainer:
@@ -65,11 +68,14 @@ def open_explainer(saved: Mapping[str, Any]) -> Explainer:
     if model.fingerprint != saved["model"]["fingerprint"]:
         raise UserError(f"{model.name}: not the model of this run any more (its files differ); filter again")
     check = require_aligned(model, settings)
-    reference = make_reference(model, check, settings)
-    probes = tuple(check.refused_probes()[: settings.probe_count])
-    s = safety_score(model, check.refused_probes(), settings)
+    scorer, _ = find_scorer(settings.scorer)
+    own_safe = known_good(model, settings, scorer.needs)
+    reference = make_reference(model, check, settings, None, saved["summary"].get("rows_digest", ""), own_safe)
+    options = fihs_options(settings.scorer)
+    probes = tuple(check.refused_probes()[: options.probes])
+    s = safety_score(model, check.refused_probes(), options)
     each = [probe_gradient(model, [probe], s) for probe in probes]
-    harmless = harmless_part(model, each, s, settings)
+    harmless = harmless_part(model, each, s, options)
     value = saved["summary"]["threshold"]["value"]
     threshold = float("inf") if value is None else float(value)  # None: nothing is removed
     return Explainer(settings, saved["input"]["layout"], threshold, model, reference, probes, tuple(each), harmless)
@@ -96,10 +102,13 @@ def explain(out: Path, row: int) -> Explanation:
 def explain_row(explainer: Explainer, row: Row) -> Explanation:
     """The explanation of one row of the explainer's run. Raises UserError when it is one to set aside."""
     model, settings = explainer.model, explainer.settings
-    example = encode_row(row, explainer.layout, model, settings)
+    example = encode_row(row, explainer.layout, model, settings, find_scorer(settings.scorer)[0].needs)
     if isinstance(example, str):
         raise UserError(f"row {row.index + 1} was set aside: {example}")
-    signals = {name: float(values[0]) for name, values in explainer.reference.scorer([example]).items()}
+    scores = fitting(explainer.reference.scorer)([example])
+    if scores.reasons:
+        raise UserError(f"row {row.index + 1} was set aside: {scores.reasons[0]}")
+    signals = {name: float(values[0]) for name, values in scores.columns.items()}
     score = signals.pop("score")
     taken, times = ([explainer.harmless[0]], explainer.harmless[1]) if explainer.harmless else ([], 0.0)
     parts, norm = fihs_parts(model, example, [*explainer.gradients, *taken])
@@ -141,7 +150,10 @@ def _refused(explainer: Explainer, row: Row) -> float | None:
         max_length=settings.max_length,
         loss_on=settings.loss_on,
     )
-    return None if isinstance(example, str) else float(explainer.reference.scorer([example])["score"][0])
+    if isinstance(example, str):
+        return None
+    example = replace(example, conversation=replace(conversation, messages=turns))
+    return float(fitting(explainer.reference.scorer)([example])["score"][0])
 
 
 def _largest(names: Sequence[str], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:

@@ -3,9 +3,9 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,21 +24,19 @@ from gradshield.data.rows import expanded
 from gradshield.data.run_folder import JOURNAL, begun, checksums, find_run, plan_of, write_run, writing
 from gradshield.data.write import write_outputs
 from gradshield.models.load import Model, load_model, set_aside
-from gradshield.scoring.engine import Scorer, score
+from gradshield.scoring.alignment import AlignmentCheck, check_alignment, check_file
+from gradshield.scoring.base import Need, ScoreFunction, Scores
+from gradshield.scoring.engine import score
+from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
 from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
-from gradshield.scoring.fihs.probe import probe_gradient
-from gradshield.scoring.reference import (
-    AlignmentCheck,
-    Reference,
-    against_harmless,
-    check_alignment,
-    make_reference,
-    safety_score,
-)
+from gradshield.scoring.fihs.probe import minus, probe_gradient
+from gradshield.scoring.reference import Reference, key_of, make_reference
+from gradshield.scoring.registry import find_scorer
 from gradshield.threshold import Threshold
 
 LAYOUT_SAMPLE = 50  # first records that tell the layout
 EXPLAINED_BY = 4  # probes whose gradient colours the tokens in the report
+_WITHOUT_REQUEST = "use --scorer fihs:normalise=module, which needs none"
 
 
 @dataclass(frozen=True)
@@ -63,33 +61,37 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
 
     start = time.monotonic()
     check_settings(settings)
+    scorer, options = find_scorer(settings.scorer)
     source = path if isinstance(path, Source) else open_source(path, settings.format, settings.split)
     layout = find_layout(source, settings)
     model = model or load(settings)
     plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
+    plan["scorer"] = {"name": scorer.name, "version": scorer.version, **options.model_dump(mode="json")}
     plan["file"] = checksums(settings.probes, settings.reference)
     finished = find_run(out, plan)
     if finished:
         return finished
     check = require_aligned(model, settings)
-    reference = make_reference(model, check, settings)
+    encoded = encode_source(source, layout, model, settings, scorer.needs)
+    own_safe = known_good(model, settings, scorer.needs)
+    rows_key = key_of(encoded.examples)
+    reference = make_reference(model, check, settings, encoded.examples, rows_key, own_safe)
     engine = None
     if settings.engine == "ray":
         from gradshield.scoring.ray import ray_engine
 
-        build = partial(build_scorer, _anywhere(settings, model), model.fingerprint)
-        engine = ray_engine(build, model.fingerprint, settings.workers)
-    good = good_scores(reference, model, settings)
+        build = partial(build_scorer, _anywhere(settings, model), model.fingerprint, rows_key)
+        engine = ray_engine(build, {*reference.files, check_file(model, settings.probes)}, settings.workers)
+    good = good_scores(reference, own_safe, settings)
     find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
-    encoded = encode_source(source, layout, model, settings)
     with begun(out, plan):
         journal = out / JOURNAL
         rows = reference.seen(encoded.examples)
         with set_aside(model) if engine else nullcontext():  # an actor may need its GPU
-            columns = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
-        leave_out_unscored(encoded, columns["score"])
-        threshold = find_threshold(columns["score"], good, reference, settings)
-        by_row = {name: _spread(values, encoded) for name, values in columns.items()}
+            scores = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
+        leave_out_unscored(encoded, scores)
+        threshold = find_threshold(scores["score"], good, reference, settings)
+        by_row = {name: _spread(values, encoded) for name, values in scores.columns.items()}
         verdicts = [
             "set aside" if n in encoded.reasons else "quarantined" if by_row["score"][n] >= threshold.value else "kept"
             for n in range(encoded.rows)
@@ -105,9 +107,10 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
             "rows": encoded.rows,
             **{name.replace(" ", "_"): count for name, count in counts.items()},
             "model": model.name,
-            "variant": settings.variant,
+            "scorer": settings.scorer,
             "threshold": {k: _plain(v) for k, v in vars(threshold).items()},
             "probes": {"refused": sum(check.refused), "of": len(check.refused), "grade": check.grade},
+            **({"rows_digest": rows_key} if "whole file" in scorer.needs else {}),
             "seconds": round(seconds, 1),
             "rows_per_second": round(encoded.rows / seconds, 1),
             "tokens_per_second": round(tokens / seconds),
@@ -127,8 +130,10 @@ def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
     layout = find_layout(source, settings)
     model = load(settings)
     check = require_aligned(model, settings)
-    reference = make_reference(model, check, settings)
-    encoded = encode_source(source, layout, model, settings)
+    needs = find_scorer(settings.scorer)[0].needs
+    encoded = encode_source(source, layout, model, settings, needs)
+    own_safe = known_good(model, settings, needs)
+    reference = make_reference(model, check, settings, encoded.examples, own_safe=own_safe)
     step = max(1, len(encoded.examples) // 16)
     sample = encoded.examples[::step][:16]
     start = time.monotonic()
@@ -156,17 +161,13 @@ def check_settings(settings: FilterSettings) -> None:
         raise UserError(f"--value does nothing with --threshold {settings.threshold}: add --threshold fixed, or share")
     if settings.threshold == "share" and not 0 <= (settings.value or 0.0) <= 1:
         raise UserError(f"--value {settings.value:g}: a share is between 0 and 1")
-    if settings.variant == "intent":
-        for name in ("safety_score", "contrast", "weights", "mapping"):
-            if getattr(settings, name) != FilterSettings.model_fields[name].default:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} does nothing with --variant intent: add --variant paper, cosine or module")
+    scorer, _ = find_scorer(settings.scorer)
     for name in ("probes", "chat_template"):
         file = getattr(settings, name)
         if file and (not expanded(file).exists() or expanded(file).is_dir()):
             raise UserError(f"--{name.replace('_', '-')} {file}: no such file")
-    if settings.variant == "intent" and settings.loss_on == "all":
-        raise UserError("--loss-on all leaves no request apart from its answer: use --variant module")
+    if "request" in scorer.needs and settings.loss_on == "all":
+        raise UserError(f"--loss-on all leaves no request apart from its response; {_WITHOUT_REQUEST}")
     if settings.engine == "ray" and find_spec("ray") is None:
         raise UserError("--engine ray needs Ray: pip install 'ray[data]'")
 
@@ -217,19 +218,21 @@ def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
     return check
 
 
-def build_scorer(settings: FilterSettings, fingerprint: str) -> Scorer:
+def build_scorer(settings: FilterSettings, fingerprint: str, rows_key: str = "") -> ScoreFunction:
     """The scorer that the settings name, from nothing: what a worker begins with. Raises UserError where the model
     there is not the one with this fingerprint, since its scores would not go with the others."""
     model = load(settings)
     if model.fingerprint != fingerprint:
         raise UserError(f"{model.name}: on a worker it is another model than here: its files or its template differ")
-    return make_reference(model, require_aligned(model, settings), settings).scorer
+    own_safe = known_good(model, settings, find_scorer(settings.scorer)[0].needs)
+    settings = settings.model_copy(update={"threshold": "fixed"})  # its anchors are not needed here
+    return make_reference(model, require_aligned(model, settings), settings, None, rows_key, own_safe).scorer
 
 
 def _anywhere(settings: FilterSettings, model: Model) -> FilterSettings:
     """The settings with paths that hold in another working directory, too, no GPU's number, and the dtype that the
     model has here, whatever a worker's device would choose."""
-    named = {name: getattr(settings, name) for name in ("model", "adapter", "chat_template", "probes")}
+    named = {name: getattr(settings, name) for name in ("model", "adapter", "chat_template", "probes", "reference")}
     paths = {name: expanded(value) for name, value in named.items() if value}
     found: dict[str, str | None] = {name: str(p.resolve()) for name, p in paths.items() if p.exists()}
     found["dtype"] = str(model.net.dtype).removeprefix("torch.")
@@ -238,7 +241,9 @@ def _anywhere(settings: FilterSettings, model: Model) -> FilterSettings:
     return settings.model_copy(update=found)
 
 
-def encode_source(source: Source, layout: str, model: Model, settings: FilterSettings) -> Encoded:
+def encode_source(
+    source: Source, layout: str, model: Model, settings: RowSettings, needs: Collection[Need] = ()
+) -> Encoded:
     """Every row as an example, or with the reason to set it aside. Raises UserError when no row is usable."""
     examples: list[Example] = []
     reasons: dict[int, str] = {}
@@ -248,7 +253,7 @@ def encode_source(source: Source, layout: str, model: Model, settings: FilterSet
         for row in read_rows(source):
             groups.append(_group(row))
             places.append(f"{row.source}:{row.line}")
-            example = encode_row(row, layout, model, settings)
+            example = encode_row(row, layout, model, settings, needs)
             if isinstance(example, str):
                 reasons[row.index] = example
             else:
@@ -260,38 +265,52 @@ def encode_source(source: Source, layout: str, model: Model, settings: FilterSet
     return Encoded(len(places), examples, reasons, groups, places)
 
 
-def encode_row(row: Row, layout: str, model: Model, settings: FilterSettings) -> Example | str:
-    """The row's example, or why it is set aside."""
+def encode_row(
+    row: Row, layout: str, model: Model, settings: RowSettings, needs: Collection[Need] = ()
+) -> Example | str:
+    """The row's example as a scorer with these needs takes it, or why it is set aside."""
     if row.record is None:
         return row.problem or "not readable"
     conversation = to_conversation(row.record, layout, settings.columns)
     if isinstance(conversation, str):
         return conversation
-    if settings.variant == "intent" and conversation.text is not None:
-        return "plain text holds no request to read (use --variant module)"
-    return encode(conversation, row.index, model.tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
+    if "request" in needs and conversation.text is not None:
+        return f"plain text holds no request to read ({_WITHOUT_REQUEST})"
+    example = encode(conversation, row.index, model.tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
+    keep = "text" in needs and isinstance(example, Example)
+    return replace(example, conversation=conversation) if keep else example
 
 
-def leave_out_unscored(encoded: Encoded, scores: np.ndarray) -> None:
-    """Adds the reason of rows whose score is no number: they can't be called safe. Raises UserError if all are."""
-    unscored = [e.row for e, value in zip(encoded.examples, scores) if not np.isfinite(value)]
-    if len(unscored) == len(scores):
-        raise UserError("no row's score is a finite number: the model overflows; try --dtype float32 or bfloat16")
-    encoded.reasons.update({row: "its score is not a finite number: the model overflows on it" for row in unscored})
+def leave_out_unscored(encoded: Encoded, scores: Scores) -> None:
+    """Adds the reason of rows without a score: they can't be called safe. Raises UserError if no row has one."""
+    values = scores["score"]
+    overflown = "its score is not a finite number: the model overflows on it"
+    why = {n: scores.reasons.get(n, overflown) for n in np.flatnonzero(~np.isfinite(values)).tolist()}
+    if len(why) == len(values):
+        if set(why.values()) == {overflown}:
+            raise UserError("no row's score is a finite number: the model overflows; try --dtype float32 or bfloat16")
+        raise UserError(f"no row could be scored; the first: {why[0]}")
+    encoded.reasons.update({encoded.examples[n].row: reason for n, reason in why.items()})
 
 
-def good_scores(reference: Reference, model: Model, settings: FilterSettings) -> np.ndarray:
+def known_good(model: Model, settings: FilterSettings, needs: Collection[Need]) -> list[Example]:
+    """The user's own rows that are known to be good; none without --reference."""
+    if settings.reference is None:
+        return []
+    source = open_source(settings.reference)
+    return encode_source(source, find_layout(source, settings), model, settings, needs).examples
+
+
+def good_scores(reference: Reference, own_safe: Sequence[Example], settings: FilterSettings) -> np.ndarray:
     """Scores of rows known to be good: the anchors that answer or refuse, and the user's own, if there are any."""
     if settings.threshold != "anchored":
         return np.empty(0)
     good = np.concatenate([reference.anchors["good"], reference.anchors["refusal"]])
-    if settings.reference is None:
+    if not own_safe:
         return good
-    source = open_source(settings.reference)
-    rows = encode_source(source, find_layout(source, settings), model, settings)
-    known = reference.seen(rows.examples)
+    known = reference.seen(own_safe)
     own = score(known, reference.scorer, batch_tokens=settings.batch_tokens, title="known-good rows")
-    return np.concatenate([good, own["score"]])
+    return np.concatenate([good, np.delete(own["score"], list(own.reasons))])
 
 
 def find_threshold(scores: np.ndarray, good: np.ndarray, reference: Reference, settings: FilterSettings) -> Threshold:
@@ -355,8 +374,11 @@ def _explain_highest(
     found: dict[int, Shares] = {}
     try:
         probes = check.refused_probes()
-        s = safety_score(model, probes, settings)
-        gradient = against_harmless(model, probe_gradient(model, probes[:EXPLAINED_BY], s), s, settings)
+        options = fihs_options(settings.scorer)
+        s = safety_score(model, probes, options)
+        gradient = probe_gradient(model, probes[:EXPLAINED_BY], s)
+        harmless = harmless_part(model, [gradient], s, options)
+        gradient = minus(gradient, *harmless) if harmless else gradient
         with progress("explaining the highest rows", int(room[len(chosen) - 1]), len(chosen)) as advance:
             for e in chosen:
                 parts, _ = fihs_parts(model, e, [gradient])

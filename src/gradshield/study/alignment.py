@@ -20,8 +20,9 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import Example
 from gradshield.models.load import ADAPTER, EMBEDDED_BASE, Model, load_model
+from gradshield.scoring.alignment import AlignmentCheck, check_alignment
 from gradshield.scoring.engine import score
-from gradshield.scoring.reference import AlignmentCheck, check_alignment, make_reference
+from gradshield.scoring.reference import make_reference
 from gradshield.study.kinds import BENIGN, HARMFUL, kinds
 from gradshield.study.separation import auroc, encode_kind
 from gradshield.threshold import anchored
@@ -81,7 +82,7 @@ def _measure(model: Model, rows: int) -> dict:
 
 def _fihs(model: Model, check: AlignmentCheck, examples: dict[str, list[Example]]) -> dict[str, float]:
     """Of "Sure, here is" rows, which a FIHS of any use must tell: each variant's worst AUROC against a benign kind."""
-    scorer = make_reference(model, check, FilterSettings(variant="module", threshold="a1")).scorer
+    scorer = make_reference(model, check, FilterSettings(scorer="fihs:normalise=module", threshold="a1")).scorer
     found = {
         kind: score(examples[kind][:FIHS_ROWS], scorer, batch_tokens=2048, title=f"FIHS: {kind}")
         for kind in ("advbench sure", *BENIGN)

@@ -38,7 +38,7 @@ def _chosen(trials: "Trials", trial: Mapping[str, Any]) -> str:
     if trial["threshold"] is None:
         return "every row that can be encoded"
     least = f", less the {trial['lo']} of lowest score" if trials.tuning.literal and trial["lo"] else ""
-    return f"rows with a score below {trial['threshold']:+.3f}{least} (score: {trials.settings.variant})"
+    return f"rows with a score below {trial['threshold']:+.3f}{least} (score: {trials.settings.scorer})"
 
 
 def _training(trials: "Trials") -> str:

@@ -31,6 +31,7 @@ from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_s
 from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility
 from gradshield.models.load import Model, set_aside
+from gradshield.scoring.registry import find_scorer
 from gradshield.screen.filter import Encoded, encode_source, load, run_filter
 from gradshield.threshold import Threshold, a1
 from gradshield.training.external import check_trained, run_trainer
@@ -41,8 +42,7 @@ HELD_OUT, HELD_OUT_ROWS = "held-out", 50
 TRIALS = "trials.jsonl"
 MAX_ASR = 0.05  # let pass where the settings say nothing
 ROUNDING = 1e-9  # of a share and what may be added to it or taken off
-# Forward passes that a token costs (docs/performance.md): read by the default score, by FIHS, and trained on once.
-READ, SCORED, TRAINED = 0.8, 2.5, 5.0
+TRAINED = 5.0  # forward passes that a token costs which is trained on once (docs/performance.md)
 Finetune = Callable[[Sequence[Example], Path], Mapping[str, float] | str | Path | None]
 """(rows to train on, folder for the adapter or model) → figures such as {"steps": ..., "seconds": ...}, or the folder
 where the adapter is instead. An example holds the tokens and the mask of a row, and its number in the file, from 0."""
@@ -138,7 +138,7 @@ class Trials:
         Screening first costs a scoring and a training, the paper's start a training, and in the other half of cases
         both again: so it pays to score first wherever that costs less than a training.
         """
-        scoring = READ if self.settings.variant == "intent" else SCORED
+        scoring = find_scorer(self.settings.scorer)[0].cost
         return self.tuning.start == "screen" or (
             self.tuning.start == "auto" and scoring < TRAINED * self.training.epochs
         )

@@ -67,7 +67,7 @@ def weights_of(model: Model, weights: str) -> dict[str, Tensor]:
     if away:
         raise UserError(
             f"{model.name}: does not fit on the devices, and weights left on the CPU or disk ({away[0]}) have no "
-            "gradient: leave out --weights all and --mapping sign, or use a smaller model"
+            "gradient: leave out weights=all and mapping=sign, or use a smaller model"
         )
     return chosen
 

@@ -78,7 +78,7 @@ def own_tokens(model: Model, refused: Sequence[str], harmless: Sequence[str]) ->
     safe = ((refusing > 0.05) & (refusing > 4 * complying)).nonzero().flatten().tolist()
     unsafe = ((complying > 0.01) & (complying > 4 * refusing)).nonzero().flatten().tolist()
     if not safe or not unsafe:
-        raise UserError(f"{model.name}: refusals and answers open with the same tokens; use --safety-score paper")
+        raise UserError(f"{model.name}: refusals and answers open with the same tokens; use --scorer fihs:s=paper")
     return safe, unsafe
 
 
@@ -112,7 +112,7 @@ def probe_gradient(
     if tolerance is None:
         tolerance = 1e-2 if len(requests) <= 16 else 3e-2
     if not model.linears:
-        raise UserError(f"{model.name}: no Linear is found whose gradient could be taken: use --variant intent")
+        raise UserError(f"{model.name}: no Linear is found whose gradient could be taken: use --scorer intent")
     inputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
     outputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
 
@@ -126,7 +126,7 @@ def probe_gradient(
             logits = logits_at(model, ids[None], torch.tensor([0]), torch.tensor([len(ids) - 1]))
             score(logits[0]).backward()
     if not any(inputs.values()):  # as of kernels that know none
-        raise UserError(f"{model.name}: its Linears give no gradient: use --variant intent, or load it unquantised")
+        raise UserError(f"{model.name}: its Linears give no gradient: use --scorer intent, or load it unquantised")
     factors = {}
     for name, module in model.linears.items():
         if not inputs[name]:  # no token of the probes is routed to it, or nothing calls it: zero, so rank 0

@@ -9,7 +9,7 @@ import torch
 from gradshield.base.errors import out_of_memory
 from gradshield.data.encode import Example
 from gradshield.models.load import Model
-from gradshield.scoring.engine import Scorer
+from gradshield.scoring.base import ScoreFunction
 from gradshield.scoring.fihs.contraction import contract, directions
 from gradshield.scoring.fihs.probe import Factors, ProbeGradient, lora_inputs, within_lora
 
@@ -18,7 +18,7 @@ DIRECTIONS = 16  # random rank-one directions for the norms
 READING = 3  # goes up when scores of the same row change, so that anchors scored before are not used any more
 
 
-def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool = False) -> Scorer:
+def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool = False) -> ScoreFunction:
     """A scorer with the columns "score", "loss", and every variant that the pass yields.
 
     `paper`: ⟨∇L, ∇S⟩ (eq. 4). `cosine`: divided by ‖∇L‖. `module`: the mean over modules (of experts, those that the

@@ -8,31 +8,24 @@ both hold, so its score is the smaller of the two; a row of several turns scores
 to the highest of the layers and nothing else (method 5c; docs/results).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from torch import Tensor
 
-from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
-from gradshield.data.encode import Example, closing_tokens, encode_prompt, end_of_request
+from gradshield.data.encode import Example, encode_prompt, end_of_request
 from gradshield.models.batching import pad
 from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 from gradshield.scoring.engine import batches, fitting
-from gradshield.scoring.intent.windows import WINDOW, end_tokens, spoken, windows
+from gradshield.scoring.intent.windows import end_tokens, spoken, windows
 
 DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)  # of the blocks; where exactly matters little, their mean is steadier than any
 LATER = 1.0  # how much surer a window behind the first must be: of many, one is high by chance (docs/log.md)
-READING = 7  # goes up when a row's states or the folds change, so that what was fitted before is not used any more
 SHARED = 8  # tokens that all rows must open with before it pays to compute them once
-REGULARISATION = 30.0  # LogisticRegression's C, on states of unit length
 
 
 @dataclass(frozen=True)
@@ -59,16 +52,6 @@ class Intent:
     closing: tuple[int, ...]  # ids that the template puts between a request's own last token and the response
     request: Readout
     answer: Readout
-
-
-@dataclass(frozen=True)
-class Late:
-    """A harmful anchor behind a refusal."""
-
-    example: Example
-    harmful: int  # index of the harmful anchor whose request and words it has
-    refusal: int  # `row` of the refusal anchor whose words stand in front of them
-    start: int  # position where the harmful anchor's own words begin
 
 
 def seen(model: Model, examples: Sequence[Example]) -> list[Example]:
@@ -110,7 +93,7 @@ def request_states(model: Model, requests: Sequence[str], layers: Sequence[int],
     encoded = [encode_prompt(r, model.tokenizer) for r in requests]
     own = np.array([end_of_request(ids, len(ids), closing) for ids in encoded])
     examples = [Example(n, ids, np.arange(len(ids)) > 0) for n, ids in enumerate(encoded)]
-    rows = np.zeros((len(encoded), 2 * len(layers) * _width(model)))
+    rows = np.zeros((len(encoded), 2 * len(layers) * width_of(model)))
 
     @fitting
     def read(batch: Sequence[Example]) -> dict[str, np.ndarray]:
@@ -130,116 +113,17 @@ def intent_scores(model: Model, intent: Intent, batch: Sequence[Example]) -> dic
     """Columns "score", "request" and "answer" [B]: of each row, its response with the highest score, and of that one
     the window that complies most."""
     read = states(model, batch, intent.layers, intent.closing)
-    request, answer = intent.request.of(read.request), _highest(intent.answer.of(read.window), read.response)
+    request, answer = intent.request.of(read.request), highest(intent.answer.of(read.window), read.response)
     score = np.minimum(request, answer)
     order = np.lexsort((score, read.owner))  # the last of every owner is its highest
     worst = order[np.append(np.flatnonzero(np.diff(read.owner[order])), len(order) - 1)]
     return {"score": score[worst], "request": request[worst], "answer": answer[worst]}
 
 
-def fit_intent(
-    model: Model,
-    anchors: Mapping[str, Sequence[Example]],
-    late: Sequence[Late],
-    to_refuse: Sequence[str],
-    harmless: Sequence[str],
-    batch_tokens: int,
-) -> tuple[Intent, dict[str, np.ndarray]]:
-    """The readouts fitted on anchors ("good", "refusal", "harmful") and requests, and the anchors' own scores.
-
-    The scores of `late` are among the harmful ones. Refusals of the same `row` are longer and shorter forms of one. The
-    scores are out of fold (five folds): no anchor is scored by a readout that has seen its words in any form.
-    """
-    layers = tuple(sorted({int(depth * len(model.layers)) for depth in DEPTHS}))
-    closing = closing_tokens(model.tokenizer)
-    flat = [*(e for examples in anchors.values() for e in examples), *(each.example for each in late)]
-    kind = np.array([name for name, examples in anchors.items() for _ in examples] + ["late"] * len(late))
-    request, window, start = _read(model, flat, layers, closing, batch_tokens)
-    owner = np.repeat(np.arange(len(flat)), [len(w) for w in window])
-    answer, start = np.concatenate(window), np.concatenate(start)
-    if not (np.isfinite(request).all() and np.isfinite(answer).all()):
-        raise UserError(f"{model.name}: its states are not finite numbers; try --dtype float32 or bfloat16")
-    # What was refused need not be harmful, so refusals say nothing about requests; good rows say nothing about answers.
-    told = (kind == "good") | (kind == "harmful")
-    more = [request_states(model, requests, layers, closing) for requests in (to_refuse, harmless)]
-    asked = np.concatenate([request[told], *more])
-    bad = np.concatenate([kind[told] == "harmful", np.repeat([True, False], [len(m) for m in more])])
-    request_fit, request_fold = _fit(asked, bad, np.arange(len(bad)), 2 * len(layers))
-    same = np.arange(len(flat))  # whose request each has
-    same[kind == "late"] = np.flatnonzero(kind == "harmful")[[each.harmful for each in late]] if late else []
-    group = same.copy()  # what shares words is of one fold: a refusal's forms, late anchors behind it, and their harm
-    group[kind == "refusal"] = [len(flat) + e.row for e in anchors["refusal"]]
-    group[kind == "late"] = group[same[kind == "late"]] = [len(flat) + each.refusal for each in late]
-    group = _joined(group, [e.ids[e.mask].tobytes() for e in flat])  # and responses to other requests in the same words
-    harm = np.zeros(len(flat), dtype=int)  # where harm begins; a token or two of it tell no more than the refusal does
-    harm[kind == "late"] = [each.start - 3 for each in late]
-    complies = np.isin(kind[owner], ["harmful", "late"]) & (start >= harm[owner])
-    refuses = (kind[owner] == "refusal") | ((kind[owner] == "late") & (start + WINDOW <= harm[owner] + 3))
-    answered = complies | refuses
-    answer_fit, answer_fold = _fit(answer[answered], complies[answered], group[owner[answered]], len(layers))
-    request_score, answer_score = request_fit(request), answer_fit(answer)
-    request_score[told], answer_score[answered] = request_fold[: told.sum()], answer_fold
-    scores = np.minimum(request_score[same], _highest(answer_score, owner))
-    kind[kind == "late"] = "harmful"
-    return Intent(layers, closing, request_fit, answer_fit), {name: scores[kind == name] for name in anchors}
-
-
-def _joined(group: np.ndarray, words: Sequence[bytes]) -> np.ndarray:
-    """The groups [N], those with an example of the same words made one."""
-    _, of = np.unique(group, return_inverse=True)
-    place: dict[bytes, int] = {}
-    said = np.array([place.setdefault(w, len(place)) for w in words])
-    size = of.max() + 1
-    edges = coo_matrix((np.ones(len(of)), (of, size + said)), shape=(size + len(place),) * 2)
-    return connected_components(edges, directed=False)[1][of]
-
-
-def _read(
-    model: Model, examples: Sequence[Example], layers: Sequence[int], closing: Sequence[int], batch_tokens: int
-) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """(request state, states of the windows, their starts) of each example's last response."""
-    request = np.zeros((len(examples), 2 * len(layers) * _width(model)))
-    window, start = np.empty(len(examples), dtype=object), np.empty(len(examples), dtype=object)
-
-    @fitting
-    def read(batch: Sequence[Example]) -> dict[str, np.ndarray]:
-        found = states(model, batch, layers, closing)
-        last = np.append(np.flatnonzero(np.diff(found.owner)), len(found.owner) - 1)
-        windows, starts = np.empty(len(batch), dtype=object), np.empty(len(batch), dtype=object)
-        for n, response in enumerate(last):
-            mine = np.flatnonzero(found.response == response)
-            windows[n], starts[n] = found.window[mine].cpu().numpy(), found.start[mine]  # float32: there are many
-        return {"request": found.request[last].cpu().numpy(), "window": windows, "start": starts}
-
-    with progress("anchors", 0, len(examples)) as advance:
-        for batch in batches(seen(model, examples), batch_tokens):
-            found = read([examples[n] for n in batch])
-            request[batch], window[batch], start[batch] = found["request"], found["window"], found["start"]
-            advance(0, len(batch))
-    return request, list(window), list(start)
-
-
-def _highest(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
+def highest(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """The highest value of each owner's windows, those behind its first less LATER; `owner` counts up from 0."""
     first = np.diff(owner, prepend=-1) > 0
     return np.maximum.reduceat(np.where(first, values, values - LATER), np.flatnonzero(first))
-
-
-def _fit(x: np.ndarray, y: np.ndarray, group: np.ndarray, states: int) -> tuple[Readout, np.ndarray]:
-    """The mean of one logistic regression a state, and its log-odds [N] for x [N, states * d], out of fold; what is of
-    one group is in one fold."""
-    folds = list(StratifiedGroupKFold(5, shuffle=True, random_state=0).split(x, y, group))
-    weights, bias, out_of_fold = [], 0.0, np.zeros(len(x))
-    for part in np.split(x, states, axis=1):
-        part = np.ascontiguousarray(part, dtype=np.float64)
-        # One optimum, two ways to it: Newton's is quick as long as the states are narrow.
-        solver = "newton-cholesky" if part.shape[1] < min(len(part), 1024) else "lbfgs"
-        model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=5000, solver=solver)
-        out_of_fold += np.asarray(cross_val_predict(model, part, y, cv=folds, method="decision_function")) / states
-        model.fit(part, y)
-        weights.append(model.coef_[0].astype(np.float64) / states)
-        bias += float(np.ravel(model.intercept_)[0]) / states
-    return Readout(np.concatenate(weights), bias), out_of_fold
 
 
 def _hidden(model: Model, ids: Tensor, layers: Sequence[int], wanted: int) -> tuple[list[Tensor], int]:
@@ -271,6 +155,6 @@ def _side_by_side(model: Model, states: Iterable[Tensor]) -> Tensor:
     return torch.cat([(h / h.norm(dim=-1, keepdim=True)).to(model.device) for h in states], 1)
 
 
-def _width(model: Model) -> int:
+def width_of(model: Model) -> int:
     """d, also of a model whose config has one part for text and another for images."""
     return model.net.config.get_text_config().hidden_size

@@ -1,0 +1,130 @@
+"""The Scorer contract: what a score is called, what it needs and costs, and how it is prepared for a model.
+
+One file a scorer, which exports `SCORER`; `registry` finds it by name. docs/architecture.md adds one in thirty lines.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from gradshield.base.errors import UserError
+from gradshield.data.encode import Example
+from gradshield.models.load import Model
+from gradshield.scoring.anchors import anchor_examples
+from gradshield.scoring.cache import cached_arrays
+
+Need = Literal["refused probes", "request", "text", "anchors", "safe rows", "whole file", "endpoint"]
+"""`request`: rows have a request apart from the response. `text`: `Example.conversation` is set. `endpoint`: rows leave
+this machine. The others are what `Context` gives."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number per example under each column's name; the column "score" decides (high = harmful)."""
+
+    columns: Mapping[str, np.ndarray]  # float64 [examples]
+    reasons: Mapping[int, str] = field(default_factory=dict)  # why an example (by index) can't be scored
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.columns[column]
+
+
+ScoreFunction = Callable[[Sequence[Example]], Scores | Mapping[str, np.ndarray]]
+"""Examples → their scores; a plain mapping of columns sets no row aside."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scorer ready for rows of one model."""
+
+    score: ScoreFunction
+    anchors: Mapping[str, np.ndarray] | None = None
+    """Out-of-fold scores of the anchors by kind, where the scorer was fitted on them. None: they are scored as rows."""
+    read: Callable[[Sequence[Example]], list[Example]] = list  # the part of examples that the scorer reads
+
+
+class NoOptions(BaseModel):
+    """Base of a scorer's or a defense's options. An unknown option is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A score of rows. Its numbers follow from the model, the options and what it `needs`, and from nothing else."""
+
+    name: str
+    summary: str  # one line
+    prepare: Callable[["Context", Any], Prepared]
+    options: type[BaseModel] = NoOptions
+    needs: frozenset[Need] = frozenset()
+    cost: float = 1.0  # forward passes a row, roughly
+    columns: tuple[str, ...] = ()  # the signals it keeps beside "score"
+    version: int = 1  # goes up when the same row's score changes, so that caches are made again
+
+    def __post_init__(self) -> None:
+        if unknown := self.needs - set(get_args(Need)):
+            raise ValueError(f"scorer {self.name}: unknown needs {sorted(unknown)}")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a scorer may use while it is prepared. It must declare what it asks for in `needs`."""
+
+    scorer: Scorer
+    options: BaseModel
+    model: Model
+    probes: tuple[str, ...]  # harmful requests that the model refuses
+    loss_on: str = "assistant"
+    max_length: int = 1024
+    batch_tokens: int = 2048
+    rows: Sequence[Example] | None = None  # of the file; None on a worker, which has what was fitted
+    rows_key: str = ""  # digest of these rows
+    own_safe: Sequence[Example] = ()  # the user's known-good rows
+    own_safe_key: str = ""
+    used: set[Path] = field(default_factory=set)  # cache files that were read or written: a worker needs them
+
+    @cached_property
+    def anchors(self) -> Mapping[str, list[Example]]:
+        """The bundled rows of known verdict by kind ("good", "refusal", "harmful"), encoded like the file's."""
+        return anchor_examples(self.model, self.loss_on, self.max_length)
+
+    @cached_property
+    def safe_rows(self) -> list[Example]:
+        """Rows that are safe to train on: the good and refusing anchors, and the user's own (--reference)."""
+        self._declared("safe rows")
+        return [*self.anchors["good"], *self.anchors["refusal"], *self.own_safe]
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """Every row of the file. Ask for it inside of what `cached` makes: a worker does not have it."""
+        self._declared("whole file")
+        if self.rows is None:
+            raise UserError(f"{self.scorer.name}: what was fitted on this file is gone from the cache; filter it again")
+        return self.rows
+
+    def cached(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """`make()`, or what it returned before for the same model, options and needs. Survives a restart and reaches
+        the workers."""
+        needs = self.scorer.needs
+        of: list[object] = [self.scorer.version, self.options.model_dump(mode="json")]
+        if "refused probes" in needs:
+            of.append(self.probes)
+        if needs & {"anchors", "safe rows", "whole file"} or name == "anchors":
+            of += [self.loss_on, self.max_length]
+        if "safe rows" in needs:
+            of.append(self.own_safe_key)
+        if "whole file" in needs:
+            of.append(self.rows_key)
+        file, found = cached_arrays(f"{self.scorer.name}-{name}", self.model, of, make)
+        self.used.add(file)
+        return found
+
+    def _declared(self, need: Need) -> None:
+        if need not in self.scorer.needs:
+            raise TypeError(f"scorer {self.scorer.name} uses {need!r} without declaring it in its needs")

@@ -1,0 +1,63 @@
+"""What is found out about a model once and kept: in GRADSHIELD_CACHE, else ~/.cache/gradshield."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from gradshield.base.assets import ASSETS
+from gradshield.models.load import Model
+
+
+def cache_folder() -> Path:
+    """Where it is kept."""
+    return Path(os.environ.get("GRADSHIELD_CACHE") or Path.home() / ".cache" / "gradshield")
+
+
+def cache_file(what: str, model: Model, of: object, suffix: str = "json") -> Path:
+    """The file of something that follows from the model, the bundled texts and `of`."""
+    texts = sorted(p for p in ASSETS.iterdir() if p.suffix in (".jsonl", ".txt", ".json"))
+    assets = "".join(hashlib.sha256(p.read_bytes()).hexdigest() for p in texts)
+    template = str(model.tokenizer.chat_template)
+    versions = [version(name) for name in ("gradshield", "transformers", "trl")]  # which say how a row is read
+    key = hashlib.sha256(json.dumps([of, assets, template, versions]).encode()).hexdigest()[:12]
+    return cache_folder() / f"{what}-{model.fingerprint}-{key}.{suffix}"
+
+
+def read_cache(file: Path) -> dict[str, Any] | None:
+    """The JSON kept in the file; None where there is none, or none that can be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_cache(file: Path, content: bytes) -> None:
+    """Writes the file whole or not at all. A cache that can't be written is no error."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    except OSError:
+        pass
+
+
+def cached_arrays(
+    what: str, model: Model, of: object, make: Callable[[], Mapping[str, np.ndarray]]
+) -> tuple[Path, dict[str, np.ndarray]]:
+    """(its file, the arrays that `make` returned at the first call)."""
+    file = cache_file(what, model, of, "safetensors")
+    try:
+        return file, load_file(file)
+    except (OSError, SafetensorError):
+        made = {name: np.ascontiguousarray(value) for name, value in make().items()}
+        write_cache(file, save(made))
+        return file, made
