@@ -15,21 +15,21 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
-from gradshield.scoring import base, registry
+from gradshield.scoring import base
 from gradshield.scoring.alignment import AlignmentCheck
 from gradshield.scoring.anchors import encode_anchor
 from gradshield.scoring.base import Prepared, Scorer, Scores
 from gradshield.scoring.engine import fitting, from_json, score
 from gradshield.scoring.ray import _blocks, _Worker
 from gradshield.scoring.reference import key_of, make_reference
-from gradshield.scoring.registry import find_scorer, names
+from gradshield.scoring.registry import SCORERS, find_scorer
 from gradshield.screen import filter as pipeline
 from gradshield.screen.explain import explain
 from gradshield.screen.filter import run_filter
 
 FORMS = ["normalise=cosine", "normalise=module", "s=own", "contrast=minus", "contrast=orthogonal", "weights=lora"]
 FORMS += ["mapping=sign", "weights=all"]
-SPECS = [*names(), *(f"fihs:probes=2,{form}" for form in FORMS)]
+SPECS = [*SCORERS.names(), *(f"fihs:probes=2,{form}" for form in FORMS)]
 SPECS = [spec for spec in SPECS if "endpoint" not in find_scorer(spec)[0].needs]
 PROBES = tuple(read_requests(ASSETS / "probes.jsonl")[:4])
 CHECK = AlignmentCheck(PROBES, (True,) * 4, ("No",) * 4, (1.0,) * 4, ())
@@ -130,13 +130,13 @@ def tiny_run(tmp_path, tiny_folder, monkeypatch):
     """Filters six rows, two of them alike, with a scorer and returns the run's folder."""
     monkeypatch.setattr(pipeline, "check_alignment", lambda *_: CHECK)
     monkeypatch.setattr("gradshield.screen.explain.require_aligned", lambda *_: CHECK)
-    monkeypatch.setattr(registry, "_REGISTERED", {})
+    monkeypatch.setattr(SCORERS, "registered", {})
     file = tmp_path / "train.jsonl"
     rows = [{"prompt": f"Question {n}", "response": "word " * n} for n in (1, 2, 3, 4, 5, 5)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(scorer: Scorer, options: str = "", **more) -> Path:
-        registry.register(scorer)
+        SCORERS.register(scorer)
         settings = {"threshold": "share", "value": 0.5, "model": tiny_folder, **more}
         run_filter(str(file), tmp_path / "run", FilterSettings(scorer=scorer.name + options, **settings))
         return tmp_path / "run"

@@ -160,9 +160,9 @@ def check(
 @app.command()
 def scorers(as_json: JsonOption = False) -> None:
     """List the scores that --scorer takes: what each needs, costs, and its options."""
-    from gradshield.scoring.registry import find_scorer, names
+    from gradshield.scoring.registry import SCORERS
 
-    found = [find_scorer(name)[0] for name in names()]
+    found = [SCORERS.find(name)[0] for name in SCORERS.names()]
     if as_json:
         print_json(
             {

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from gradshield.base.errors import UserError
+from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
 from gradshield.models.load import Model
 from gradshield.scoring.anchors import anchor_examples
@@ -46,12 +47,6 @@ class Prepared:
     anchors: Mapping[str, np.ndarray] | None = None
     """Out-of-fold scores of the anchors by kind, where the scorer was fitted on them. None: they are scored as rows."""
     read: Callable[[Sequence[Example]], list[Example]] = list  # the part of examples that the scorer reads
-
-
-class NoOptions(BaseModel):
-    """Base of a scorer's or a defense's options. An unknown option is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)

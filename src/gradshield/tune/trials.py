@@ -75,7 +75,8 @@ class Trials:
 
     @cached_property
     def encoded(self) -> Encoded:
-        return encode_source(self.source, self.layout, self.model, self.settings)
+        needs = find_scorer(self.settings.scorer)[0].needs
+        return encode_source(self.source, self.layout, self.model, self.settings, needs)
 
     @cached_property
     def screening(self) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from pydantic import Field
 
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
+from gradshield.base.registry import NoOptions, make_options, parse
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
-from gradshield.scoring.base import Context, NoOptions, Prepared, Scorer
+from gradshield.scoring.base import Context, Prepared, Scorer
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.probe import (
     ProbeGradient,
@@ -24,7 +25,6 @@ from gradshield.scoring.fihs.probe import (
     probe_gradient,
 )
 from gradshield.scoring.fihs.scorer import fihs_scorer
-from gradshield.scoring.registry import make_options, parse
 
 COLUMN = {"none": "paper", "cosine": "cosine", "module": "module"}
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from gradshield.base.assets import ASSETS
+from gradshield.base.registry import NoOptions
 from gradshield.data.requests import read_requests
 from gradshield.scoring.anchors import ANCHOR_FILES, anchor_examples
-from gradshield.scoring.base import Context, NoOptions, Prepared, Scorer
+from gradshield.scoring.base import Context, Prepared, Scorer
 from gradshield.scoring.intent.fit import fit_intent
 from gradshield.scoring.intent.late import late_anchors, long_refusals
 from gradshield.scoring.intent.readouts import Intent, Readout, intent_scores, seen

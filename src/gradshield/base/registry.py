@@ -1,0 +1,90 @@
+"""Things found by name, with options of their own: NAME[:key=value,…]. The scorers and the defenses are such things."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gradshield.base.errors import UserError
+
+
+class NoOptions(BaseModel):
+    """Base of a scorer's or a defense's options. An unknown option is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(Protocol):
+    """What a registry holds."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def options(self) -> type[BaseModel]: ...
+
+
+T = TypeVar("T", bound=Named)
+Options = TypeVar("Options", bound=BaseModel)
+
+
+class Registry(Generic[T]):
+    """The things of one kind. Each is imported when it is first asked for."""
+
+    def __init__(self, kind: str, constant: str, homes: Mapping[str, str], package: str = "") -> None:
+        """`homes` are modules by name; each module of `package` is one, too. A module exports it as `constant`."""
+        self.kind, self.constant, self.package = kind, constant, package
+        self.homes, self.registered = dict(homes), dict[str, T]()
+
+    def register(self, thing: T) -> None:
+        """Makes it available by its name. Raises ValueError where the name is taken."""
+        if thing.name in self.names():
+            raise ValueError(f"a {self.kind} named {thing.name!r} exists already")
+        self.registered[thing.name] = thing
+
+    def names(self) -> list[str]:
+        """Every name, the default first."""
+        return [*self._homes(), *self.registered]
+
+    def find(self, text: str) -> tuple[T, Any]:
+        """The thing and its options for NAME[:key=value,…]. Raises UserError naming what is wrong."""
+        name, given = parse(text)
+        if name in self.registered:
+            thing = self.registered[name]
+        elif name in self._homes():
+            thing = getattr(import_module(self._homes()[name]), self.constant)
+        else:
+            known = ", ".join(self.names())
+            raise UserError(f"--{self.kind} {name}: no such {self.kind}; there are {known} (gradshield {self.kind}s)")
+        return thing, make_options(thing.options, given, f"--{self.kind} {name}")
+
+    def _homes(self) -> dict[str, str]:
+        path = import_module(self.package).__path__ if self.package else []
+        found = {m.name: f"{self.package}.{m.name}" for m in iter_modules(path)}
+        return self.homes | {name: home for name, home in found.items() if home not in self.homes.values()}
+
+
+def parse(text: str) -> tuple[str, dict[str, str]]:
+    """(name, options) of NAME[:key=value,…]. Raises UserError for a part without "="."""
+    name, _, rest = text.partition(":")
+    given = {}
+    for part in filter(None, (p.strip() for p in rest.split(","))):
+        key, found, value = part.partition("=")
+        if not found:
+            raise UserError(f"{text}: {part!r} is not key=value")
+        given[key.strip()] = value.strip()
+    return name.strip(), given
+
+
+def make_options(options: type[Options], given: Mapping[str, str], where: str) -> Options:
+    """The options with the given values. Raises UserError naming the first that is wrong."""
+    try:
+        return options.model_validate_strings(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(options.model_fields) or "none"
+            raise UserError(f"{where}: no option {key!r}; it has {known}") from None
+        raise UserError(f"{where}: {key}={given.get(key)}: {first['msg'].lower()}") from None
