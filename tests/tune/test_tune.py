@@ -13,8 +13,8 @@ import yaml
 from evaluation.test_judge import save_classifier
 from screen.test_filter import refusing, train  # noqa: F401  (fixtures)
 
+import gradshield.defenses.train as defended
 import gradshield.screen.filter as pipeline
-import gradshield.tune.command as room
 import gradshield.tune.trials as work
 from gradshield.base.errors import Diverged, UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
@@ -175,7 +175,7 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
 
 def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
     answer_with(monkeypatch, 0.0, 0.1)
-    real, calls = room.finetune, []
+    real, calls = defended.finetune, []
 
     def diverging(*arguments):
         calls.append(1)
@@ -183,7 +183,7 @@ def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train,
             raise Diverged("fine-tuning diverged (loss nan); lower the learning rate", 4)
         return real(*arguments)
 
-    monkeypatch.setattr(room, "finetune", diverging)
+    monkeypatch.setattr(defended, "finetune", diverging)
     summary = tune(train, tmp_path / "run", tiny_folder)
     first, second = summary["trials"]
     assert not first["safe"] and first["asr"] is None and "diverged" in first["note"] and second["safe"]

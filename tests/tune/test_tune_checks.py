@@ -4,6 +4,7 @@ import pytest
 from screen.test_filter import refusing, train  # noqa: F401  (fixtures)
 from test_tune import EASY, MEASURING, TRAINING, answer_with, tune
 
+import gradshield.defenses.train as defended
 import gradshield.tune.command as room
 import gradshield.tune.trials as work
 from gradshield.base.errors import UserError
@@ -31,7 +32,7 @@ def test_a_named_file_that_changed_since_is_said(tiny_folder, train, tmp_path, m
 
 def test_a_base_model_that_misses_the_goal_is_said_before_training(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
     answer_with(monkeypatch, 0.6)
-    monkeypatch.setattr(room, "finetune", None)
+    monkeypatch.setattr(defended, "finetune", None)
     with pytest.raises(UserError, match=r"0\.600 before any fine-tuning"):
         tune(train, tmp_path / "run", tiny_folder)
 

@@ -9,7 +9,7 @@ import yaml
 from screen.test_filter import refusing, train  # noqa: F401  (fixtures)
 from test_tune import MEASURING, TRAINING, answer_with, lines_of, tune
 
-import gradshield.tune.command as room
+import gradshield.defenses.train as defended
 import gradshield.tune.trials as work
 from gradshield.base.errors import UserError
 from gradshield.evaluation.evaluate import JudgeFailed
@@ -34,7 +34,7 @@ def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train
     answer_with(monkeypatch, 0.0, 0.9, 0.9, 0.1)
     whole = tune(train, tmp_path / "whole", tiny_folder)
     said = answer_with(monkeypatch, 0.0, 0.9, 0.9, 0.1)
-    real, trained = room.finetune, []
+    real, trained = defended.finetune, []
 
     def dying(*arguments):
         trained.append(1)
@@ -42,7 +42,7 @@ def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(room, "finetune", dying)
+    monkeypatch.setattr(defended, "finetune", dying)
     with pytest.raises(KeyboardInterrupt):
         tune(train, tmp_path / "cut", tiny_folder)
     cut = tune(train, tmp_path / "cut", tiny_folder)
@@ -69,14 +69,14 @@ def test_killed_between_a_training_and_its_line_nothing_is_trained_again(
     (tmp_path / "run" / "trials.jsonl").unlink()
     if not moved:
         (trial / "model").rename(trial / "training")
-    monkeypatch.setattr(room, "finetune", None)
+    monkeypatch.setattr(defended, "finetune", None)
     measuring = MEASURING.model_copy(update={"at_once": 3})  # how it is computed may change
     again = tune(train, tmp_path / "run", tiny_folder, measuring=measuring)
     assert again["accepted"] == whole["accepted"] == 1 and again["cost"]["steps"] == whole["cost"]["steps"] > 0
 
 
 def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
-    answers, trained, real = ["base", "gone", "back"], [], room.finetune
+    answers, trained, real = ["base", "gone", "back"], [], defended.finetune
 
     def evaluate(model, settings):
         report = SafetyReport(0.1, (0.0, 1.0), ("request",), ("answer",), (False,))
@@ -85,7 +85,7 @@ def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tin
         return report
 
     monkeypatch.setattr(work, "evaluate_safety", evaluate)
-    monkeypatch.setattr(room, "finetune", lambda *arguments: (trained.append(1), real(*arguments))[1])
+    monkeypatch.setattr(defended, "finetune", lambda *arguments: (trained.append(1), real(*arguments))[1])
     with pytest.raises(UserError, match="no answer in 5 attempts"):
         tune(train, tmp_path / "run", tiny_folder)
     kept = tmp_path / "run" / "trials" / "01"
@@ -169,5 +169,5 @@ def test_a_dataset_by_its_id_is_trained_on_and_taken_up(tiny_folder, tmp_path, m
     assert summary["accepted"] == 1 and summary["rows"] == summary["kept"] == 20
     kept = (tmp_path / "run" / "kept.jsonl").read_text().split("\n")
     assert json.loads(kept[0]) == {"prompt": "Question 0", "completion": "Answer 0"}
-    monkeypatch.setattr(room, "finetune", None)
+    monkeypatch.setattr(defended, "finetune", None)
     assert tune("org/name", tmp_path / "run", tiny_folder, **more) == summary

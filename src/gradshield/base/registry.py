@@ -1,6 +1,6 @@
 """Things found by name, with options of their own: NAME[:key=value,…]. The scorers and the defenses are such things."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Generic, Protocol, TypeVar
@@ -32,9 +32,12 @@ Options = TypeVar("Options", bound=BaseModel)
 class Registry(Generic[T]):
     """The things of one kind. Each is imported when it is first asked for."""
 
-    def __init__(self, kind: str, constant: str, homes: Mapping[str, str], package: str = "") -> None:
-        """`homes` are modules by name; each module of `package` is one, too. A module exports it as `constant`."""
-        self.kind, self.constant, self.package = kind, constant, package
+    def __init__(
+        self, kind: str, constant: str, homes: Mapping[str, str], package: str, skip: Collection[str] = ()
+    ) -> None:
+        """`homes` are modules by name; so is each module of `package` but for those to `skip`. A module exports its
+        thing as `constant`."""
+        self.kind, self.constant, self.package, self.skip = kind, constant, package, skip
         self.homes, self.registered = dict(homes), dict[str, T]()
 
     def register(self, thing: T) -> None:
@@ -60,9 +63,8 @@ class Registry(Generic[T]):
         return thing, make_options(thing.options, given, f"--{self.kind} {name}")
 
     def _homes(self) -> dict[str, str]:
-        path = import_module(self.package).__path__ if self.package else []
-        found = {m.name: f"{self.package}.{m.name}" for m in iter_modules(path)}
-        return self.homes | {name: home for name, home in found.items() if home not in self.homes.values()}
+        found = [m.name for m in iter_modules(import_module(self.package).__path__) if m.name not in self.skip]
+        return self.homes | {name: f"{self.package}.{name}" for name in found}
 
 
 def parse(text: str) -> tuple[str, dict[str, str]]:

@@ -96,6 +96,10 @@ class TuneSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    defense: str = Field(
+        default="gradshield",
+        description="NAME[:key=value,…]: what keeps the model safe (gradshield defenses lists them)",
+    )
     task: str = Field(
         default="held-out", description="utility: held-out (loss on rows left out), or a task's name or file"
     )

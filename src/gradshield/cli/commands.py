@@ -162,23 +162,30 @@ def scorers(as_json: JsonOption = False) -> None:
     """List the scores that --scorer takes: what each needs, costs, and its options."""
     from gradshield.scoring.registry import SCORERS
 
-    found = [SCORERS.find(name)[0] for name in SCORERS.names()]
+    _list(SCORERS, "forward passes per row", as_json)
+
+
+@app.command()
+def defenses(as_json: JsonOption = False) -> None:
+    """List the defenses that --defense takes: what each needs, costs, and its options."""
+    from gradshield.defenses.registry import DEFENSES
+
+    _list(DEFENSES, "trainings", as_json)
+
+
+def _list(registry: Any, unit: str, as_json: bool) -> None:
+    found = [registry.find(name)[0] for name in registry.names()]
     if as_json:
-        print_json(
-            {
-                s.name: {
-                    **{name: getattr(s, name) for name in ("summary", "cost", "columns", "version")},
-                    "needs": sorted(s.needs),
-                    "options": s.options.model_json_schema()["properties"],
-                }
-                for s in found
-            }
-        )
+        fields = ("summary", "cost", "version", "columns")
+        known = {
+            s.name: {n: getattr(s, n) for n in fields if hasattr(s, n)} | {"needs": sorted(s.needs)} for s in found
+        }
+        print_json({s.name: known[s.name] | {"options": s.options.model_json_schema()["properties"]} for s in found})
         return
-    table = Table("--scorer", "what it asks", "needs", "cost", "options")
+    table = Table(f"--{registry.kind}", "what it does", "needs", f"cost in {unit}", "options")
     for s in found:
-        needs = ", ".join(sorted(s.needs)) or "–"
-        table.add_row(s.name, s.summary, needs, f"{s.cost:g} forward", ", ".join(s.options.model_fields) or "–")
+        needs, options = (", ".join(sorted(part)) or "–" for part in (s.needs, s.options.model_fields))
+        table.add_row(s.name, s.summary, needs, f"{s.cost:g}", options)
     console.print(table)
 
 

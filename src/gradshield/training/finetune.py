@@ -23,9 +23,12 @@ from gradshield.base.settings import FinetuneSettings
 from gradshield.data.encode import Example
 from gradshield.models.hooks import without_cudnn_attention
 from gradshield.models.load import Model
+from gradshield.training.interventions import NO_HOOKS, Hooks, own_loss
 
 
-def finetune(model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings) -> dict[str, float]:
+def finetune(
+    model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings, hooks: Hooks = NO_HOOKS
+) -> dict[str, float]:
     """Trains on `examples` and saves to `out` as safetensors: an adapter, or a whole model with its tokenizer.
 
     The model itself is left as it was. Stopped in the middle, the same call goes on from the last whole epoch (its
@@ -42,7 +45,7 @@ def finetune(model: Model, examples: Sequence[Example], out: Path, settings: Fin
     micro = _divisor(share, settings.micro_batch or share)
     while True:
         try:
-            return _train(model, examples, out, settings, micro)
+            return _train(model, examples, out, settings, micro, hooks)
         except SafetensorError as error:
             raise UserError(f"{out}: the model can't be written ({error}); free some space and run it again") from error
         except (RuntimeError, MemoryError) as error:
@@ -112,7 +115,7 @@ def _divisor(rows: int, most: int) -> int:
 
 
 def _train(
-    model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings, micro: int
+    model: Model, examples: Sequence[Example], out: Path, settings: FinetuneSettings, micro: int, hooks: Hooks
 ) -> dict[str, float]:
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
@@ -124,7 +127,9 @@ def _train(
     ignored = warnings.catch_warnings(action="ignore")  # of PEFT's and TRL's own calls
     with ignored, without_cudnn_attention(), _trainable(model, settings) as net:
         on_cpu = model.device.type == "cpu"
-        trainer = _trainer(net, model.tokenizer, Dataset.from_dict(columns), checkpoints, settings, micro, on_cpu)
+        hooks.adapt(net)
+        data = Dataset.from_dict(columns)
+        trainer = _trainer(net, model.tokenizer, data, checkpoints, settings, micro, on_cpu, hooks)
         trainer.remove_callback(PrinterCallback)
         with trainer.accelerator.main_process_first():  # which clears away what is torn
             last = _last_whole(checkpoints)
@@ -134,6 +139,9 @@ def _train(
         own = torch.tensor(trained.training_loss, dtype=torch.float64, device=trainer.args.device)
         loss = float(trainer.accelerator.reduce(own, "mean"))
         diverged = not isfinite(loss) or not all(bool(w.isfinite().all()) for w in net.parameters() if w.requires_grad)
+        if not diverged:
+            with torch.no_grad():
+                hooks.finish(net)
         if is_first() and not diverged:
             _save(net, model, out, settings, dtype)
         trainer.accelerator.wait_for_everyone()  # or another still writes to the checkpoints
@@ -248,8 +256,16 @@ def _last_whole(checkpoints: Path) -> str | None:
 
 
 def _trainer(
-    net: Any, tokenizer: Any, dataset: Any, out: Path, settings: FinetuneSettings, micro: int, on_cpu: bool
+    net: Any,
+    tokenizer: Any,
+    dataset: Any,
+    out: Path,
+    settings: FinetuneSettings,
+    micro: int,
+    on_cpu: bool,
+    hooks: Hooks,
 ) -> Any:
+    from transformers import TrainerCallback
     from transformers.utils.logging import disable_progress_bar
     from trl import SFTConfig, SFTTrainer
 
@@ -289,12 +305,26 @@ def _trainer(
             # On a device map, TRL's loss is where the head is, and the count of tokens on the first device.
             if torch.is_tensor(num_items_in_batch):
                 num_items_in_batch = num_items_in_batch.to(net.get_output_embeddings().weight.device)
-            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if return_outputs or hooks.loss is own_loss:
+                found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            else:
+                found = hooks.loss(
+                    model,
+                    inputs,
+                    lambda batch: super(ByLength, self).compute_loss(model, batch, False, num_items_in_batch),
+                    self.state.global_step,
+                )
             if return_outputs:
                 return found[0].to(self.args.device), found[1]
             return found.to(self.args.device)
 
-    return ByLength(model=net, args=config, train_dataset=dataset, processing_class=tokenizer)
+    class Gradient(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            hooks.gradient(net, state.global_step)
+
+    trainer = ByLength(model=net, args=config, train_dataset=dataset, processing_class=tokenizer)
+    trainer.add_callback(Gradient())
+    return trainer
 
 
 class _Order(torch.utils.data.Sampler):

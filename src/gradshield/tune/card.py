@@ -22,7 +22,7 @@ def card(trials: "Trials", outcome: Outcome, trial: Mapping[str, Any], goal: "Go
     return (
         f"# Fine-tuned from {name}\n\nScreened and trained by GradShield {version('gradshield')}: {verdict}.\n\n"
         f"- Trained on {trial['kept']} of {trials.encoded.rows} rows of {Path(trials.source.path).name}: "
-        f"{_chosen(trials, trial)}.\n{measured}"
+        f"{_chosen(trials, trial)}.\n- Defense: {trials.tuning.defense}.\n{measured}"
         f"- Attack success rate of the base model {goal.base['asr']:.3f}; asked for: {goal.max_asr:g} or less, on "
         f"{trials.measuring.requests} requests.\n- Utility ({trials.tuning.task}) {utility}; base model "
         f"{goal.base['utility']:.3f}; asked for: {goal.min_utility:.3f} or more.\n- Training: {_training(trials)}\n"

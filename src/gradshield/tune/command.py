@@ -4,16 +4,22 @@ Everything is in the run folder: `screen/` the filter's own run, `trials/` a fol
 trial, `model/` what is handed out. Killed at any moment, the same call goes on in the trial that it was in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gradshield.base.errors import UserError
 from gradshield.base.processes import processes, together
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.data import open_source
+from gradshield.data.encode import Example
 from gradshield.data.run_folder import begun, checksums, find_run, plan_of, write_run, writing
+from gradshield.defenses.base import no_hooks, no_prompt
+from gradshield.defenses.registry import find_defense
+from gradshield.defenses.train import train_defended
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import find_task
@@ -21,7 +27,7 @@ from gradshield.models.load import EMBEDDED, EMBEDDED_BASE
 from gradshield.report import report_trials
 from gradshield.screen.filter import check_settings, find_layout, load
 from gradshield.training.external import FIELDS, fill
-from gradshield.training.finetune import check_method, check_place, check_training, finetune
+from gradshield.training.finetune import check_method, check_place, check_training
 from gradshield.tune.search import Outcome, Trial, search
 from gradshield.tune.trials import HELD_OUT, TRIALS, Finetune, Goal, Trials
 
@@ -66,13 +72,17 @@ def run_tune(
         with begun(out, plan, _may_change(out, tuning)):
             trials = Trials(out, source, layout, model, settings, training, tuning, measuring, trainer, train)
             goal = trials.goal
-            summary = trials.finish(_search(trials, goal, tell), goal)
+            run = _search if "search" in trials.defense.needs else _once
+            summary = trials.finish(run(trials, goal, tell), goal)
             with writing(out):
                 report_trials(out, {**plan, "summary": summary})
                 write_run(out, {**plan, "summary": summary})
         return summary
 
-    return together(lead, lambda *order: finetune(loaded(), *order), cpu=settings.device == "cpu") or {}
+    def train(examples: Sequence[Example], folder: Path) -> Mapping[str, float]:
+        return train_defended(loaded(), examples, folder, training, settings, tuning.defense)
+
+    return together(lead, train, cpu=settings.device == "cpu") or {}
 
 
 def _may_change(out: Path, tuning: TuneSettings) -> set[str]:
@@ -102,6 +112,9 @@ def _check(
         raise UserError("--max-asr and --max-asr-rise are two ways to say one goal: give one of them")
     if tuning.min_utility is not None and tuning.utility_drop is not None:
         raise UserError("--min-utility and --utility-drop are two ways to say one goal: give one of them")
+    defense, _ = find_defense(tuning.defense)
+    if (trainer or tuning.trainer_command) and (defense.hooks is not no_hooks or defense.prompt is not no_prompt):
+        raise UserError(f"--defense {defense.name} changes the training itself, so a trainer of your own can't use it")
     harmful_requests(measuring.requests, measuring.request_count, measuring.case_seed)
     scary_requests(measuring.scary, measuring.request_count, measuring.case_seed)
     if tuning.task != HELD_OUT:
@@ -129,6 +142,20 @@ def _check(
         raise UserError(
             f"--device {settings.device}: the Trainer takes the first GPU: set CUDA_VISIBLE_DEVICES={number}"
         )
+
+
+def _once(trials: Trials, goal: Goal, tell: Callable[[Mapping[str, Any]], None]) -> Outcome:
+    """One training under a defense that does not search."""
+    given, count = trials.defended(), len(trials.rows)
+    at = {trials.encoded.examples[n].row: place for place, n in enumerate(trials.rows)}
+    chosen = np.array([at[e.row] for e in given if e.row in at], dtype=int)
+    if not given:
+        return Outcome(None, None, (), "the defense leaves no row to train on")
+    trial = trials.measure(goal, Trial(1, None, 0, count, len(chosen), None, None, False, False), chosen, given)
+    tell(trials.lines[0])
+    accepted = trial if trial.safe and trial.useful else None
+    reason = "safe and useful" if accepted else trial.note or "not safe"
+    return Outcome(accepted, trial if trial.asr is not None else None, (trial,), reason)
 
 
 def _search(trials: Trials, goal: Goal, tell: Callable[[Mapping[str, Any]], None]) -> Outcome:

@@ -25,6 +25,9 @@ from gradshield.data import Source
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import writing
 from gradshield.data.write import write_outputs
+from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.registry import find_defense
+from gradshield.defenses.train import with_prompt
 from gradshield.evaluation.command import plain, safety_summary
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility, write_whole
@@ -132,6 +135,22 @@ class Trials:
         """The settings' threshold at first; it was not enough where a second guess is asked for: A1 on what is left."""
         return self.screen[1] if number == 0 else a1(in_play, self.settings.alpha)
 
+    @cached_property
+    def defense(self) -> Defense:
+        return find_defense(self.tuning.defense)[0]
+
+    def defended(self) -> Sequence[Example]:
+        """The rows that the defense trains on: some of those that can be trained on, and what it adds."""
+        scores = None
+        if "screening" in self.defense.needs:
+            scores = np.full(self.encoded.rows, np.nan)
+            scores[[e.row for e in self.encoded.examples]] = self.screen[0]
+        context = Context(
+            self.model, self.settings, self.training, None if scores is None else (scores, self.screen[1])
+        )
+        rows = [self.encoded.examples[n] for n in self.rows]
+        return self.defense.rows(context, find_defense(self.tuning.defense)[1], rows)
+
     @property
     def screens_first(self) -> bool:
         """Which start is likely cheaper, half of all files being poisoned.
@@ -139,6 +158,8 @@ class Trials:
         Screening first costs a scoring and a training, the paper's start a training, and in the other half of cases
         both again: so it pays to score first wherever that costs less than a training.
         """
+        if "search" not in self.defense.needs:
+            return "screening" in self.defense.needs
         scoring = find_scorer(self.settings.scorer)[0].cost
         return self.tuning.start == "screen" or (
             self.tuning.start == "auto" and scoring < TRAINED * self.training.epochs
@@ -188,8 +209,9 @@ class Trials:
             os.truncate(file, whole)
         return [json.loads(line) for line in data[:whole].splitlines()]
 
-    def measure(self, goal: Goal, trial: Trial, chosen: np.ndarray) -> Trial:
-        """Trains on the rows `chosen` and measures, or takes what an earlier run of this trial left."""
+    def measure(self, goal: Goal, trial: Trial, chosen: np.ndarray, given: Sequence[Example] | None = None) -> Trial:
+        """Trains on the rows `chosen` and measures, or takes what an earlier run of this trial left. `given` are their
+        examples and what a defense adds."""
         self.chosen[trial.number] = self.rows[chosen]
         for saved in self.lines:
             if saved["number"] == trial.number:
@@ -198,7 +220,7 @@ class Trials:
         folder = self.out / "trials" / f"{trial.number:02d}"
         figures: dict[str, Any] = {"steps": 0, "safety": None, "utility_interval": None}
         try:
-            figures["steps"] = self._train(self.rows[chosen], folder)
+            figures["steps"] = self._train(self.rows[chosen], folder, given)
             with set_aside(self.model):
                 figures |= self._figures(goal, folder)
         except Diverged as error:
@@ -227,19 +249,19 @@ class Trials:
         figures |= {"asr": report.asr, "safe": True, "useful": useful, "note": note}
         return figures | {"utility": found.value, **plain({"utility_interval": found.interval})}
 
-    def _train(self, chosen: np.ndarray, folder: Path) -> int:
+    def _train(self, chosen: np.ndarray, folder: Path, given: Sequence[Example] | None) -> int:
         """Leaves the trained model in `folder / "model"`; returns the optimizer steps, 0 where they are not known."""
         done, work = folder / "figures.json", folder / "training"
         if not done.exists():
             with writing(self.out):
                 folder.mkdir(parents=True, exist_ok=True)
-            examples: list[Example] = [self.encoded.examples[n] for n in chosen]
+            examples = given or [self.encoded.examples[n] for n in chosen]
             if self.trainer or self.tuning.trainer_command:
                 with set_aside(self.model):  # they load a model of their own
                     figures = self._own_training(examples, chosen, work)
             else:
                 with writing(self.out):
-                    figures = self.train(examples, work, self.training)
+                    figures = self.train(examples, work)
             with writing(self.out):
                 write_whole(folder, done.name, json.dumps(_plain_figures(figures)))
         if work.exists():
@@ -354,5 +376,5 @@ def _plain_figures(figures: Mapping[str, Any]) -> dict[str, float]:
 def load_trained(settings: FilterSettings, folder: Path) -> Model:
     """What a trial left: its adapter laid over the settings' model (and adapter), or a whole model."""
     if (folder / "adapter_config.json").exists():
-        return load(settings, over=str(folder))
-    return load(settings.model_copy(update={"model": str(folder), "adapter": None}))
+        return with_prompt(load(settings, over=str(folder)), folder)
+    return with_prompt(load(settings.model_copy(update={"model": str(folder), "adapter": None})), folder)

@@ -1,0 +1,80 @@
+"""The Defense contract: what a defense is called, needs and costs, and where it reaches into a fine-tuning.
+
+docs/architecture.md adds one in thirty lines.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel
+
+from gradshield.base.registry import NoOptions
+from gradshield.base.settings import FilterSettings, FinetuneSettings
+from gradshield.data.encode import Example, encode
+from gradshield.data.formats import Conversation
+from gradshield.models.load import Model
+from gradshield.scoring.anchors import anchor_examples
+from gradshield.threshold import Threshold
+from gradshield.training.interventions import Hooks
+
+Need = Literal["screening", "search"]
+"""`screening`: every row is scored first, and `Context.screen` has the scores. `search`: when the model is not safe,
+tune trains again on fewer rows (alg. 1)."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a defense may use."""
+
+    model: Model
+    settings: FilterSettings
+    training: FinetuneSettings
+    screen: tuple[np.ndarray, Threshold] | None = None  # score of each row of the file (NaN: none), and the threshold
+
+    @cached_property
+    def anchors(self) -> dict[str, list[Example]]:
+        """Bundled rows of known verdict by kind: "good", "refusal" (safe to train on), "harmful"."""
+        return anchor_examples(self.model, self.settings.loss_on, self.settings.max_length)
+
+    def encode(self, conversation: Conversation) -> Example | str:
+        """A row that the defense adds, or why this model's template can't take it."""
+        limits = {"max_length": self.settings.max_length, "loss_on": self.settings.loss_on}
+        return encode(conversation, -1, self.model.tokenizer, **limits)
+
+
+def no_hooks(context: Context, options: Any) -> Hooks:
+    """The training as it is."""
+    return Hooks()
+
+
+def every_row(context: Context, options: Any, rows: Sequence[Example]) -> Sequence[Example]:
+    """The rows as they are."""
+    return rows
+
+
+def no_prompt(context: Context, options: Any) -> str:
+    """Nothing is added at inference."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A defense. What it leaves out does nothing."""
+
+    name: str
+    summary: str  # one line
+    options: type[BaseModel] = NoOptions
+    needs: frozenset[Need] = frozenset()
+    cost: float = 1.0  # trainings, roughly, without scoring
+    rows: Callable[[Context, Any, Sequence[Example]], Sequence[Example]] = every_row
+    """Rows that can be trained on → rows to train on. Those left out are quarantined; those added have row −1."""
+    hooks: Callable[[Context, Any], Hooks] = no_hooks
+    prompt: Callable[[Context, Any], str] = no_prompt
+    """A system prompt that the trained model is used with: it goes in front of the user's own."""
+
+    def __post_init__(self) -> None:
+        if unknown := self.needs - set(get_args(Need)):
+            raise ValueError(f"defense {self.name}: unknown needs {sorted(unknown)}")

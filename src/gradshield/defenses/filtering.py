@@ -1,0 +1,17 @@
+"""`filter`: train once on the rows that the filter keeps, by whatever --scorer and --threshold."""
+
+from collections.abc import Sequence
+
+from gradshield.base.registry import NoOptions
+from gradshield.data.encode import Example
+from gradshield.defenses.base import Context, Defense
+
+
+def below(context: Context, options: NoOptions, rows: Sequence[Example]) -> list[Example]:
+    """The rows with a score below the threshold."""
+    assert context.screen
+    scores, threshold = context.screen
+    return [e for e in rows if scores[e.row] < threshold.value]
+
+
+DEFENSE = Defense("filter", "train once on the rows that the filter keeps", needs=frozenset({"screening"}), rows=below)

@@ -1,0 +1,20 @@
+"""Defenses by name. A new file in this folder registers itself; `DEFENSES.register` adds one from elsewhere."""
+
+from typing import Any
+
+from gradshield.base.registry import Registry
+from gradshield.defenses.base import Defense
+
+_HERE = "gradshield.defenses"
+DEFENSES: Registry[Defense] = Registry(
+    "defense",
+    "DEFENSE",
+    {"gradshield": f"{_HERE}.gradshield", "none": f"{_HERE}.none", "filter": f"{_HERE}.filtering"},
+    _HERE,
+    skip=("base", "registry", "train", "filtering"),
+)
+
+
+def find_defense(text: str) -> tuple[Defense, Any]:
+    """The defense and its options for NAME[:key=value,…]. Raises UserError naming what is wrong."""
+    return DEFENSES.find(text)

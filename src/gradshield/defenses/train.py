@@ -1,0 +1,52 @@
+"""One training under a defense, and the model that it leaves."""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gradshield.base.settings import FilterSettings, FinetuneSettings
+from gradshield.data.encode import Example
+from gradshield.defenses.base import Context
+from gradshield.defenses.registry import find_defense
+from gradshield.models.load import Model
+from gradshield.training.finetune import finetune
+
+PROMPT = "prompt.json"
+
+
+def train_defended(
+    model: Model,
+    examples: Sequence[Example],
+    out: Path,
+    training: FinetuneSettings,
+    settings: FilterSettings,
+    name: str,
+) -> dict[str, float]:
+    """`finetune` with the hooks of the defense `name`; its system prompt, if it has one, is kept beside the weights.
+
+    Where a launcher started several processes, all of them call this.
+    """
+    defense, options = find_defense(name)
+    context = Context(model, settings, training)
+    figures = finetune(model, examples, out, training, defense.hooks(context, options))
+    if prompt := defense.prompt(context, options):
+        (out / PROMPT).write_text(json.dumps({"system": prompt}), encoding="utf-8")
+    return figures
+
+
+def with_prompt(model: Model, folder: Path) -> Model:
+    """The model with the system prompt kept in the folder in front of every conversation; the model itself without."""
+    file = folder / PROMPT
+    if not file.is_file():
+        return model
+    said = json.dumps(json.loads(file.read_text(encoding="utf-8"))["system"])
+    tokenizer = copy.deepcopy(model.tokenizer)
+    first = "messages and messages[0]['role'] == 'system'"
+    joined = f"[{{'role': 'system', 'content': {said} + '\\n\\n' + messages[0]['content']}}] + messages[1:]"
+    alone = f"[{{'role': 'system', 'content': {said}}}] + messages"
+    start = f"{{%- if {first} %}}{{%- set messages = {joined} %}}"
+    changed = start + f"{{%- else %}}{{%- set messages = {alone} %}}{{%- endif %}}"
+    tokenizer.chat_template = changed + tokenizer.get_chat_template()
+    return replace(model, tokenizer=tokenizer)

@@ -1,0 +1,39 @@
+"""Where a defense can reach into the one training function. Every hook does nothing by default."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+Batch = Mapping[str, Tensor]
+"""`input_ids`, `attention_mask` and `labels` (-100 where nothing is trained), each [rows, tokens]."""
+
+
+def nothing(*_: Any) -> None:
+    """A hook that changes nothing."""
+
+
+def own_loss(net: nn.Module, batch: Batch, loss_of: Callable[[Batch], Tensor], step: int) -> Tensor:
+    """The training's own loss of the batch."""
+    return loss_of(batch)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """A defense in one training. A training can stop and resume: state must follow from the step, or from `net`.
+
+    Where several processes train, each calls every hook, on its own rows.
+    """
+
+    adapt: Callable[[nn.Module], None] = nothing
+    """(network with LoRA laid over it, or thawed) before the first step, and again where a training is resumed."""
+    loss: Callable[[nn.Module, Batch, Callable[[Batch], Tensor], int], Tensor] = own_loss
+    """(network, batch, the training's own loss of a batch, optimizer steps done) → the loss to minimise."""
+    gradient: Callable[[nn.Module, int], None] = nothing
+    """(network, optimizer steps done) after the backward passes of a step: may change `.grad` in place."""
+    finish: Callable[[nn.Module], None] = nothing
+    """(trained network) before it is saved: may change the trained weights in place."""
+
+
+NO_HOOKS = Hooks()
