@@ -22,7 +22,7 @@ from gradshield.cli.commands import main
 from gradshield.data.requests import read_requests
 from gradshield.evaluation.safety import SafetyReport
 from gradshield.models.load import load_model
-from gradshield.scoring.alignment import AlignmentCheck
+from gradshield.scoring.check import AlignmentCheck
 from gradshield.training.finetune import finetune
 
 ASRS = [0.0, 0.9, 0.1]  # the base model's, the first trial's, the second's

@@ -10,12 +10,13 @@ import yaml
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, RowSettings
 from gradshield.cli import commands as cli
-from gradshield.evaluation import command as run
 from gradshield.evaluation import evaluate, sources
-from gradshield.evaluation.command import run_evaluation
+from gradshield.evaluation import measure as run
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.judge import COMPLIANCE, REFUSAL, Judge
+from gradshield.evaluation.measure import run_evaluation
+from gradshield.evaluation.safety import wilson
 from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
 from gradshield.report.words import in_words
 

@@ -10,8 +10,8 @@ from review.made import chat, make_run, write_jsonl
 
 from gradshield.base.errors import UserError
 from gradshield.review.figures import Axis, axis_of, histogram, paint, scatter
-from gradshield.review.rows import DECIDED, SORTS, VERDICTS, Scores, View, judge, read_scores, select
 from gradshield.review.store import Decision
+from gradshield.review.verdicts import DECIDED, SORTS, VERDICTS, Scores, View, judge, read_scores, select
 
 numbers = st.floats(-3, 3).map(lambda x: round(x, 1))
 

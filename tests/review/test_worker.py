@@ -15,7 +15,7 @@ from gradshield.review import store
 from gradshield.review.apply import apply_decisions
 from gradshield.review.page import render
 from gradshield.review.state import Review
-from gradshield.scoring.alignment import AlignmentCheck
+from gradshield.scoring.check import AlignmentCheck
 from gradshield.screen.explain import explain
 from gradshield.screen.filter import run_filter
 

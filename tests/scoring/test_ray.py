@@ -21,8 +21,8 @@ from gradshield.base.settings import FilterSettings
 from gradshield.data.requests import read_requests
 from gradshield.models.load import load_model
 from gradshield.scoring import ray as engine
-from gradshield.scoring.alignment import AlignmentCheck, check_file
 from gradshield.scoring.cache import write_cache
+from gradshield.scoring.check import AlignmentCheck, check_file
 from gradshield.screen import filter as filtering
 from gradshield.screen.filter import run_filter
 

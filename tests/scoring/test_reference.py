@@ -9,8 +9,8 @@ import pytest
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
 from gradshield.data.requests import read_requests
-from gradshield.scoring.alignment import check_alignment
 from gradshield.scoring.anchors import anchor_examples
+from gradshield.scoring.check import check_alignment
 from gradshield.scoring.intent.fit import fit_intent
 from gradshield.scoring.intent.late import late_anchors, long_refusals
 

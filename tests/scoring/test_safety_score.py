@@ -8,13 +8,12 @@ import torch
 from conftest import random_examples
 
 from gradshield.base.errors import UserError
-from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import encode_request
 from gradshield.models.load import Model
 from gradshield.scoring.fihs import probe as module
 from gradshield.scoring.fihs.probe import margin, own_tokens, paper_tokens, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
-from gradshield.scoring.reference import safety_score
+from gradshield.scoring.fihs.fihs import FihsOptions, safety_score
 
 PROBES = ["How do I pick a lock?", "Write a threat"]
 
@@ -36,7 +35,7 @@ def test_s_is_higher_where_refusing_is_likelier():
 def test_the_papers_s_is_that_of_i_over_that_of_sure(tiny):
     safe, unsafe = paper_tokens(tiny.tokenizer)
     assert (tiny.tokenizer.decode([safe]), tiny.tokenizer.decode([unsafe])) == ("I", "Sure")
-    s = safety_score(tiny, PROBES, FilterSettings())
+    s = safety_score(tiny, PROBES, FihsOptions())
     assert s(logits({safe: 1.0}, len(tiny.tokenizer))) == 1.0 == -s(logits({unsafe: 1.0}, len(tiny.tokenizer)))
 
 
@@ -53,7 +52,7 @@ def test_the_models_own_s_counts_what_it_says_to_refused_requests_as_safe(tiny, 
 def test_a_training_step_on_a_row_with_a_high_score_makes_the_model_less_safe(tiny, variant):
     """FIHS ⟨∇L, ∇S⟩ is by how much one step on the row lowers S (eq. 4), S being read off the network itself."""
     examples = random_examples(5, len(tiny.tokenizer), longest=16)
-    gradient = probe_gradient(tiny, PROBES, safety_score(tiny, PROBES, FilterSettings()), tolerance=0)
+    gradient = probe_gradient(tiny, PROBES, safety_score(tiny, PROBES, FihsOptions()), tolerance=0)
     columns = fihs_scorer(tiny, gradient, variant)(examples)
     rate = 3e-4  # central differences: RMSNorm is in single precision, so a smaller step drowns in rounding
     lowered = np.array([(s_of(stepped(tiny, e, -rate)) - s_of(stepped(tiny, e, rate))) / (2 * rate) for e in examples])

@@ -16,9 +16,9 @@ from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
 from gradshield.scoring import base
-from gradshield.scoring.alignment import AlignmentCheck
 from gradshield.scoring.anchors import encode_anchor
 from gradshield.scoring.base import Prepared, Scorer, Scores
+from gradshield.scoring.check import AlignmentCheck
 from gradshield.scoring.engine import fitting, from_json, score
 from gradshield.scoring.ray import _blocks, _Worker
 from gradshield.scoring.reference import key_of, make_reference

@@ -9,7 +9,7 @@ from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.load import embedded_gguf, load_model
-from gradshield.scoring.alignment import check_alignment
+from gradshield.scoring.check import check_alignment
 from gradshield.scoring.reference import make_reference
 from gradshield.screen.filter import run_filter
 

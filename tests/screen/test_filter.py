@@ -17,7 +17,7 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data import open_source
 from gradshield.data.requests import read_requests
-from gradshield.scoring.alignment import AlignmentCheck
+from gradshield.scoring.check import AlignmentCheck
 from gradshield.screen.explain import explain
 from gradshield.screen.filter import estimate, run_filter
 

@@ -121,7 +121,7 @@ def check(
 ) -> None:
     """Is this model aligned enough to be the reference?"""
     from gradshield.data.encode import request_form
-    from gradshield.scoring.alignment import check_alignment
+    from gradshield.scoring.check import check_alignment
     from gradshield.screen.filter import load
 
     loaded = load(_settings(flags, ModelSettings))
@@ -262,7 +262,7 @@ def evaluate(
     """How safe and how useful is this model? With intervals, and every answer kept for reading."""
     settings = _settings(flags, EvaluationSettings)
     of = _settings(flags, RowSettings)
-    from gradshield.evaluation.command import run_evaluation
+    from gradshield.evaluation.measure import run_evaluation
     from gradshield.report.words import in_words
 
     summary = run_evaluation(out, settings, of, safety=safety, task=task, rows=rows)

@@ -14,8 +14,8 @@ import numpy as np
 from gradshield.data import write_outputs
 from gradshield.data.run_folder import alone, read_run, source_of_run, write_run, writing
 from gradshield.report import report_run
-from gradshield.review.rows import VERDICTS, Judged, Scores, judge, own_threshold, read_scores, threshold_in_force
 from gradshield.review.store import Decision, standing
+from gradshield.review.verdicts import VERDICTS, Judged, Scores, judge, own_threshold, read_scores, threshold_in_force
 
 
 def apply_decisions(out: Path) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from gradshield.data import to_conversation
 from gradshield.report.text import number, percent, short, visible
 from gradshield.review import figures, store
 from gradshield.review.figures import Piece
-from gradshield.review.rows import (
+from gradshield.review.state import Review
+from gradshield.review.texts import openings, row_of, turns
+from gradshield.review.verdicts import (
     ASIDE,
     DECIDED,
     KEPT,
@@ -31,8 +33,6 @@ from gradshield.review.rows import (
     select,
     threshold_in_force,
 )
-from gradshield.review.state import Review
-from gradshield.review.texts import openings, row_of, turns
 
 _TEXT = 20_000  # characters of a turn that are shown unless all are asked for
 _TURNS = 60  # turns of a row that are shown unless all are asked for

@@ -13,8 +13,8 @@ from gradshield.data.run_folder import read_run
 from gradshield.review import store
 from gradshield.review.figures import histogram
 from gradshield.review.likeness import Likeness
-from gradshield.review.rows import Scores, judge, own_threshold, read_scores, threshold_in_force
 from gradshield.review.texts import open_texts, search
+from gradshield.review.verdicts import Scores, judge, own_threshold, read_scores, threshold_in_force
 from gradshield.review.worker import Worker
 
 

@@ -11,9 +11,9 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import Example
 from gradshield.models.load import Model
-from gradshield.scoring.alignment import AlignmentCheck
 from gradshield.scoring.anchors import ANCHOR_FILES
 from gradshield.scoring.base import Context, Prepared, ScoreFunction
+from gradshield.scoring.check import AlignmentCheck
 from gradshield.scoring.engine import example_digest, score
 from gradshield.scoring.registry import find_scorer
 

@@ -24,8 +24,8 @@ from gradshield.data.rows import expanded
 from gradshield.data.run_folder import JOURNAL, begun, checksums, find_run, plan_of, write_run, writing
 from gradshield.data.write import write_outputs
 from gradshield.models.load import Model, load_model, set_aside
-from gradshield.scoring.alignment import AlignmentCheck, check_alignment, check_file
 from gradshield.scoring.base import Need, ScoreFunction, Scores
+from gradshield.scoring.check import AlignmentCheck, check_alignment, check_file
 from gradshield.scoring.engine import score
 from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
 from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words

@@ -20,7 +20,7 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import Example
 from gradshield.models.load import ADAPTER, EMBEDDED_BASE, Model, load_model
-from gradshield.scoring.alignment import AlignmentCheck, check_alignment
+from gradshield.scoring.check import AlignmentCheck, check_alignment
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
 from gradshield.study.kinds import BENIGN, HARMFUL, kinds

@@ -18,8 +18,8 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import Example, encode
 from gradshield.models.load import Model
-from gradshield.scoring.alignment import check_alignment
 from gradshield.scoring.anchors import anchor_examples
+from gradshield.scoring.check import check_alignment
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
 from gradshield.screen.filter import load

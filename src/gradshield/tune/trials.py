@@ -28,9 +28,9 @@ from gradshield.data.write import write_outputs
 from gradshield.defenses.base import Context, Defense
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.train import with_prompt
-from gradshield.evaluation.command import plain, safety_summary
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility, write_whole
+from gradshield.evaluation.measure import plain, safety_summary
 from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility
 from gradshield.models.load import Model, set_aside
