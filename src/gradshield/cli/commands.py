@@ -1,56 +1,30 @@
 """The command line: one thin function a verb. Heavy imports happen inside, so that --help is quick."""
 
-import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, ValidationError
 from rich.markup import escape
 from rich.table import Table
 
 from gradshield.base.errors import UserError
 from gradshield.base.processes import is_first, processes
 from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
+from gradshield.cli.flags import flags_of, settings_of
 from gradshield.cli.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
 from gradshield.evaluation.config import EvaluationSettings
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Find and remove the rows of a fine-tuning file that would make a language model stop refusing.",
 )
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 ENOUGH_COVERED = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
-S = TypeVar("S", bound=BaseModel)
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harmful requests (default: bundled)")]
-
-
-def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command that takes **flags a flag for each field of the settings (`columns` is --map, repeatable)."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        more = []
-        for name, field in ((n, f) for model in models for n, f in model.model_fields.items()):
-            if name == "columns":
-                kind: Any = Annotated[
-                    list[str] | None, typer.Option("--map", help=f"{field.description} (prompt=COLUMN)")
-                ]
-            else:
-                kind = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[valid-type]
-            more.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind))
-        signature = inspect.Signature([*own, *more])
-        function.__signature__ = signature  # type: ignore[attr-defined]
-        function.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-        return function
-
-    return decorate
 
 
 @app.callback(invoke_without_command=True)
@@ -67,6 +41,7 @@ def every(
 @app.command()
 @flags_of(FilterSettings)
 def filter(
+    context: typer.Context,
     path: Annotated[str, typer.Argument(help='file, folder, Hub dataset id, or "-" for stdin')],
     out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("run"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and how long it takes")] = False,
@@ -74,7 +49,7 @@ def filter(
     **flags: Any,
 ) -> None:
     """Keep the rows that are safe to train on, quarantine the rest."""
-    settings = _settings(flags, FilterSettings)
+    (settings,) = settings_of(context, FilterSettings, flags=flags)
     from gradshield.screen.filter import estimate, run_filter
 
     if dry_run:
@@ -90,14 +65,15 @@ def filter(
 @app.command()
 @flags_of(FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
 def tune(
+    context: typer.Context,
     path: Annotated[str, typer.Argument(help="file, folder or Hub dataset id")],
     out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("tune-run"),
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
     """Fine-tune on the rows that leave the model safe and useful; exit code 3 when there is no such model."""
-    settings, training = _settings(flags, FilterSettings), _settings(flags, FinetuneSettings)
-    tuning, measuring = _settings(flags, TuneSettings), _settings(flags, EvaluationSettings)
+    kinds = (FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
+    settings, training, tuning, measuring = settings_of(context, *kinds, flags=flags)
     from gradshield.tune.command import run_tune
 
     summary = run_tune(path, out, settings, training, tuning, measuring, tell=lambda line: trial_line(line, as_json))
@@ -114,6 +90,7 @@ def tune(
 @app.command()
 @flags_of(ModelSettings)
 def check(
+    context: typer.Context,
     probes: ProbesOption = None,
     force: Annotated[bool, typer.Option(help="exit with 0 even when it is not aligned")] = False,
     as_json: JsonOption = False,
@@ -124,7 +101,7 @@ def check(
     from gradshield.scoring.check import check_alignment
     from gradshield.screen.filter import load
 
-    loaded = load(_settings(flags, ModelSettings))
+    loaded = load(*settings_of(context, ModelSettings, flags=flags))
     result = check_alignment(loaded, probes)
     share, missing = loaded.coverage()
     facts = {
@@ -247,6 +224,7 @@ def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: Json
 @app.command("eval")
 @flags_of(RowSettings, EvaluationSettings)
 def evaluate(
+    context: typer.Context,
     safety: Annotated[
         bool, typer.Option("--safety", help="attack success on harmful requests, over-refusal on ones that look so")
     ] = False,
@@ -260,8 +238,7 @@ def evaluate(
     **flags: Any,
 ) -> None:
     """How safe and how useful is this model? With intervals, and every answer kept for reading."""
-    settings = _settings(flags, EvaluationSettings)
-    of = _settings(flags, RowSettings)
+    settings, of = settings_of(context, EvaluationSettings, RowSettings, flags=flags)
     from gradshield.evaluation.measure import run_evaluation
     from gradshield.report.words import in_words
 
@@ -327,23 +304,3 @@ def main() -> None:
         message, code = "stopped; the same command goes on where it was", 130
     print(f"gradshield: {safe(message, 2000, markup=False)}", file=sys.stderr)
     sys.exit(code)
-
-
-def _settings(flags: dict[str, Any], kind: type[S]) -> S:
-    """The settings of `kind` among the flags."""
-    values = {name: value for name, value in flags.items() if name in kind.model_fields}
-    if values.get("columns"):
-        values["columns"] = dict(_pair(item) for item in values["columns"])
-    values = {name: value for name, value in values.items() if (name, value) != ("columns", [])}
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}") from None
-
-
-def _pair(item: str) -> tuple[str, str]:
-    name, equals, column = item.partition("=")
-    if not equals:
-        raise UserError(f"--map {item}: say it as prompt=COLUMN")
-    return name, column

@@ -1,0 +1,20 @@
+"""Settings by one word. `paper`: what Hu et al. (arXiv 2605.14194) did, wherever they say it."""
+
+from typing import Any
+
+PAPER: dict[str, Any] = {
+    "scorer": "fihs:normalise=none,s=paper",  # eq. 4 and 5
+    "threshold": "a1",  # algorithm A1
+    "alpha": 10.0,
+    "defense": "gradshield",
+    "start": "paper",  # algorithm 1: train on everything first
+    "literal": True,  # algorithm 1, line 12, as printed
+    "method": "lora",
+    "lora_rank": 8,
+    "lora_alpha": 32,
+    "batch": 8,
+    "epochs": 3,
+    "learning_rate": 1e-4,
+    "max_new_tokens": 32,
+}
+PRESETS = {"paper": PAPER}

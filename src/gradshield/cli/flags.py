@@ -1,0 +1,115 @@
+"""Settings from the command line. A flag wins over --config, --config over --preset, --preset over the default."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gradshield.base.errors import UserError
+from gradshield.base.presets import PRESETS
+from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
+from gradshield.evaluation.config import EvaluationSettings
+
+S = TypeVar("S", bound=BaseModel)
+TOP = {"model", "scorer", "threshold", "defense", "task", "max_asr"}  # shown first in --help
+HIDDEN = {"batch_tokens", "micro_batch", "at_once", "alpha", "lora_dropout", "warmup", "schedule", "step", "literal"}
+HIDDEN |= {"judge_tokens", "case_seed", "whole_answers", "metric", "split"}  # set in --config; as flags, not in --help
+PANELS = {
+    ModelSettings: "Model",
+    RowSettings: "Rows",
+    FilterSettings: "Score and threshold",
+    FinetuneSettings: "Fine-tuning",
+    TuneSettings: "Goal and search",
+    EvaluationSettings: "Evaluation",
+}
+_CONFIG = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, named like the flags")]
+_PRESET = Annotated[str | None, typer.Option("--preset", help="settings by one word: paper")]
+
+
+def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command that takes **flags a flag for each field of the settings (`columns` is --map, repeatable), and
+    --config; --preset where rows are scored."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        files = {"config": _CONFIG, **({"preset": _PRESET} if FilterSettings in models else {})}
+        more = [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=k) for n, k in files.items()
+        ]
+        for name, field in {n: f for model in models for n, f in model.model_fields.items()}.items():
+            how: dict[str, Any] = {"hidden": name in HIDDEN, "help": field.description}
+            if name not in TOP:
+                how["rich_help_panel"] = _panel(name, models)
+            if name == "columns":
+                how["help"] = f"{field.description} (prompt=COLUMN)"
+                kind: Any = Annotated[list[str] | None, typer.Option("--map", **how)]
+            else:
+                kind = Annotated[field.annotation, typer.Option(**how)]  # type: ignore[valid-type]
+            more.append(inspect.Parameter(name, keyword, default=field.default, annotation=kind))
+        signature = inspect.Signature([*own, *more])
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        function.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return function
+
+    return decorate
+
+
+def settings_of(context: typer.Context, *kinds: type[S], flags: dict[str, Any]) -> list[S]:
+    """Settings of each kind. Raises UserError naming the flag, or the file and its key, that is wrong."""
+    fields = {name for kind in kinds for name in kind.model_fields}
+    given = {n: v for n, v in flags.items() if n in fields and _is_given(context, n)}
+    if "columns" in given:
+        given["columns"] = dict(_pair(item) for item in given["columns"])
+    config, preset = flags.get("config"), flags.get("preset")
+    if preset and preset not in PRESETS:
+        raise UserError(f"--preset {preset}: no such preset; there is {', '.join(PRESETS)}")
+    written = _read(config) if config else {}
+    if unknown := sorted(written.keys() - fields):
+        raise UserError(f"{config}: unknown setting {unknown[0]!r}; it may have {', '.join(sorted(fields))}")
+    values = {**(PRESETS[preset] if preset else {}), **written, **given}
+    return [_make(kind, values, given, config) for kind in kinds]
+
+
+def _make(kind: type[S], values: dict[str, Any], given: dict[str, Any], config: Path | None) -> S:
+    try:
+        return kind(**{name: value for name, value in values.items() if name in kind.model_fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        where = f"--{name.replace('_', '-')}" if name in given or config is None else f"{config}: {name}"
+        raise UserError(f"{where} {first['input']}: {first['msg']}") from None
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {config}: can't be read ({' '.join(str(error).split())[:150]})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"--config {config}: not a YAML mapping of settings, such as `threshold: a1`")
+    return {str(name).replace("-", "_"): value for name, value in found.items()}
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
+def _panel(name: str, models: tuple[type[BaseModel], ...]) -> str:
+    """The panel of the first class that declares the field."""
+    for model in models:
+        owners = [owner for owner in model.__mro__ if name in getattr(owner, "__annotations__", {})]
+        if owners:
+            return PANELS[owners[-1]]
+    raise KeyError(name)
+
+
+def _pair(item: str) -> tuple[str, str]:
+    name, equals, column = item.partition("=")
+    if not equals:
+        raise UserError(f"--map {item}: say it as prompt=COLUMN")
+    return name, column

@@ -1,0 +1,73 @@
+"""Where settings come from: a flag wins over --config, --config over --preset, --preset over the default."""
+
+import sys
+
+import pytest
+import yaml
+
+from gradshield.base.presets import PAPER
+from gradshield.cli.commands import main
+
+
+@pytest.fixture
+def resolved(monkeypatch, capsys):
+    """The settings that a command would run with, or (exit code, what it says)."""
+
+    def run(command: str, *arguments: str):
+        found: dict = {}
+
+        def keep(_path, _out, *settings, **_more):
+            for part in settings:
+                found.update(part.model_dump())
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("gradshield.screen.filter.run_filter", keep)
+        monkeypatch.setattr("gradshield.tune.command.run_tune", keep)
+        monkeypatch.setattr(sys, "argv", ["gradshield", command, *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return found or (stop.value.code, capsys.readouterr().err)
+
+    return run
+
+
+def test_the_preset_sets_every_choice_of_the_paper(resolved):
+    for command in ("filter", "tune"):
+        found = resolved(command, "x.jsonl", "--preset", "paper")
+        assert {k: v for k, v in PAPER.items() if k in found} == {k: found[k] for k in PAPER if k in found}
+    assert PAPER.keys() <= found.keys()  # of tune
+    assert (found["scorer"], found["threshold"], found["start"], found["literal"]) == (
+        "fihs:normalise=none,s=paper", "a1", "paper", True,
+    )  # fmt: skip
+
+
+def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(resolved, tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text(
+        yaml.safe_dump({"threshold": "fixed", "value": 1.5, "max-length": 77, "columns": {"prompt": "q"}})
+    )
+    found = resolved("filter", "x.jsonl", "--preset", "paper", "--config", str(config), "--value", "2")
+    assert (found["threshold"], found["value"], found["max_length"]) == ("fixed", 2, 77)
+    assert found["scorer"] == PAPER["scorer"] and found["columns"] == {"prompt": "q"}
+    assert resolved("filter", "x", "--preset", "paper", "--threshold", "anchored")["threshold"] == "anchored"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("treshold: a1\n", "unknown setting 'treshold'"),
+        ("threshold: a2\n", "settings.yaml: threshold a2: Input should be 'anchored'"),
+        ("- a\n", "not a YAML mapping"),
+        ("a: [\n", "can't be read"),
+    ],
+)
+def test_a_wrong_file_is_said_in_one_line(resolved, tmp_path, text, words):
+    config = tmp_path / "settings.yaml"
+    config.write_text(text)
+    code, said = resolved("filter", "x.jsonl", "--config", str(config))
+    assert code == 2 and words in said and said.count("\n") == 1
+
+
+def test_an_unknown_preset_is_refused(resolved):
+    code, said = resolved("filter", "x.jsonl", "--preset", "papr")
+    assert code == 2 and "there is paper" in said
