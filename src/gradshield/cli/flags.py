@@ -37,9 +37,8 @@ def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
         files = {"config": _CONFIG, **({"preset": _PRESET} if FilterSettings in models else {})}
-        more = [
-            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=k) for n, k in files.items()
-        ]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        more = [inspect.Parameter(n, keyword, default=None, annotation=k) for n, k in files.items()]
         for name, field in {n: f for model in models for n, f in model.model_fields.items()}.items():
             how: dict[str, Any] = {"hidden": name in HIDDEN, "help": field.description}
             if name not in TOP:
