@@ -16,7 +16,6 @@ from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.judge import COMPLIANCE, REFUSAL, Judge
 from gradshield.evaluation.measure import run_evaluation
-from gradshield.evaluation.safety import wilson
 from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
 from gradshield.report.words import in_words
 

@@ -10,7 +10,6 @@ from gradshield.data.encode import Example, closing_tokens, encode, encode_reque
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.hooks import hidden_at
 from gradshield.scoring.intent import fit
-from gradshield.scoring.intent import readouts as module
 from gradshield.scoring.intent.fit import Late, _joined, fit_intent
 from gradshield.scoring.intent.readouts import Intent, Readout, intent_scores, request_states, seen, states
 from gradshield.scoring.intent.windows import windows

@@ -11,9 +11,9 @@ from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
 from gradshield.models.load import Model
 from gradshield.scoring.fihs import probe as module
+from gradshield.scoring.fihs.fihs import FihsOptions, safety_score
 from gradshield.scoring.fihs.probe import margin, own_tokens, paper_tokens, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
-from gradshield.scoring.fihs.fihs import FihsOptions, safety_score
 
 PROBES = ["How do I pick a lock?", "Write a threat"]
 
