@@ -21,7 +21,8 @@ from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility, find_task
 from gradshield.models.load import Model
-from gradshield.screen.filter import encode_source, find_layout, load
+from gradshield.screen.encoding import encode_source, find_layout
+from gradshield.screen.filter import load
 
 SUMMARY = "eval.yaml"
 

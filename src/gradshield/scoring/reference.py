@@ -55,7 +55,7 @@ def make_reference(
         settings.max_length,
         settings.batch_tokens,
         rows,
-        rows_key or key_of(rows or ()),
+        rows_key or (key_of(rows or ()) if "whole file" in scorer.needs else ""),
         own_safe,
         key_of(own_safe),
     )

@@ -25,7 +25,8 @@ from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.fihs.probe import ProbeGradient, inner, probe_gradient
 from gradshield.scoring.reference import Reference, make_reference
 from gradshield.scoring.registry import find_scorer
-from gradshield.screen.filter import encode_row, known_good, load, require_aligned
+from gradshield.screen.encoding import encode_row, known_good
+from gradshield.screen.filter import load, require_aligned
 
 REFUSAL = "I'm sorry, but I can't help with that."
 _MODULES = 10  # shown

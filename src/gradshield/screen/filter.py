@@ -3,9 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,14 +16,14 @@ import numpy as np
 from gradshield import threshold as thresholds
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
-from gradshield.base.settings import FilterSettings, ModelSettings, RowSettings
-from gradshield.data import Row, Source, detect_layout, open_source, read_rows, to_conversation
-from gradshield.data.encode import Example, encode
+from gradshield.base.settings import FilterSettings, ModelSettings
+from gradshield.data import Source, open_source
+from gradshield.data.encode import Example
 from gradshield.data.rows import expanded
 from gradshield.data.run_folder import JOURNAL, begun, checksums, find_run, plan_of, write_run, writing
 from gradshield.data.write import write_outputs
 from gradshield.models.load import Model, load_model, set_aside
-from gradshield.scoring.base import Need, ScoreFunction, Scores
+from gradshield.scoring.base import ScoreFunction, Scores
 from gradshield.scoring.check import AlignmentCheck, check_alignment, check_file
 from gradshield.scoring.engine import score
 from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
@@ -32,22 +31,10 @@ from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.fihs.probe import minus, probe_gradient
 from gradshield.scoring.reference import Reference, key_of, make_reference
 from gradshield.scoring.registry import find_scorer
+from gradshield.screen.encoding import WITHOUT_REQUEST, Encoded, encode_source, find_layout, known_good
 from gradshield.threshold import Threshold
 
-LAYOUT_SAMPLE = 50  # first records that tell the layout
 EXPLAINED_BY = 4  # probes whose gradient colours the tokens in the report
-_WITHOUT_REQUEST = "use --scorer fihs:normalise=module, which needs none"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A source's rows as examples; rows that are none are in `reasons` by index."""
-
-    rows: int
-    examples: list[Example]
-    reasons: dict[int, str]
-    groups: list[str]  # of each row: its "source" or "dataset" value, else its file
-    places: list[str]  # of each row: file:line
 
 
 def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: Model | None = None) -> dict[str, Any]:
@@ -74,7 +61,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     check = require_aligned(model, settings)
     encoded = encode_source(source, layout, model, settings, scorer.needs)
     own_safe = known_good(model, settings, scorer.needs)
-    rows_key = key_of(encoded.examples)
+    rows_key = key_of(encoded.examples) if "whole file" in scorer.needs else ""
     reference = make_reference(model, check, settings, encoded.examples, rows_key, own_safe)
     engine = None
     if settings.engine == "ray":
@@ -110,7 +97,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
             "scorer": settings.scorer,
             "threshold": {k: _plain(v) for k, v in vars(threshold).items()},
             "probes": {"refused": sum(check.refused), "of": len(check.refused), "grade": check.grade},
-            **({"rows_digest": rows_key} if "whole file" in scorer.needs else {}),
+            **({"rows_digest": rows_key} if rows_key else {}),
             "seconds": round(seconds, 1),
             "rows_per_second": round(encoded.rows / seconds, 1),
             "tokens_per_second": round(tokens / seconds),
@@ -167,31 +154,9 @@ def check_settings(settings: FilterSettings) -> None:
         if file and (not expanded(file).exists() or expanded(file).is_dir()):
             raise UserError(f"--{name.replace('_', '-')} {file}: no such file")
     if "request" in scorer.needs and settings.loss_on == "all":
-        raise UserError(f"--loss-on all leaves no request apart from its response; {_WITHOUT_REQUEST}")
+        raise UserError(f"--loss-on all leaves no request apart from its response; {WITHOUT_REQUEST}")
     if settings.engine == "ray" and find_spec("ray") is None:
         raise UserError("--engine ray needs Ray: pip install 'ray[data]'")
-
-
-def find_layout(source: Source, settings: RowSettings) -> str:
-    """The layout of the source's records. Raises UserError, naming the columns, when it is none of the known ones."""
-    first: Row | None = None
-    records: list[dict] = []
-    for row in read_rows(source):
-        first = first or row
-        records += [row.record] if row.record is not None else []
-        if len(records) == LAYOUT_SAMPLE:
-            break
-    if first is None:
-        raise UserError(f"{source.path}: holds no rows")
-    if not records:
-        raise UserError(f"{first.source}:{first.line}: {first.problem} (nor is any other row usable); mend it")
-    layout = detect_layout(records, settings.columns)
-    if layout is None:
-        names = ", ".join(sorted({name for record in records for name in record})[:12])
-        raise UserError(
-            f"{source.path}: columns {names} are no known layout; say --map prompt=COLUMN --map response=COLUMN"
-        )
-    return layout
 
 
 def load(settings: ModelSettings, over: str | None = None) -> Model:
@@ -241,46 +206,6 @@ def _anywhere(settings: FilterSettings, model: Model) -> FilterSettings:
     return settings.model_copy(update=found)
 
 
-def encode_source(
-    source: Source, layout: str, model: Model, settings: RowSettings, needs: Collection[Need] = ()
-) -> Encoded:
-    """Every row as an example, or with the reason to set it aside. Raises UserError when no row is usable."""
-    examples: list[Example] = []
-    reasons: dict[int, str] = {}
-    groups: list[str] = []
-    places: list[str] = []
-    with progress("reading", 0, 0) as advance:
-        for row in read_rows(source):
-            groups.append(_group(row))
-            places.append(f"{row.source}:{row.line}")
-            example = encode_row(row, layout, model, settings, needs)
-            if isinstance(example, str):
-                reasons[row.index] = example
-            else:
-                examples.append(example)
-            advance(0, 1)
-    if not examples:
-        first = f"{places[0]}: {reasons[0]}" if places else f"{source.path}: holds no rows"
-        raise UserError(f"no usable row among {len(places)}; the first: {first}")
-    return Encoded(len(places), examples, reasons, groups, places)
-
-
-def encode_row(
-    row: Row, layout: str, model: Model, settings: RowSettings, needs: Collection[Need] = ()
-) -> Example | str:
-    """The row's example as a scorer with these needs takes it, or why it is set aside."""
-    if row.record is None:
-        return row.problem or "not readable"
-    conversation = to_conversation(row.record, layout, settings.columns)
-    if isinstance(conversation, str):
-        return conversation
-    if "request" in needs and conversation.text is not None:
-        return f"plain text holds no request to read ({_WITHOUT_REQUEST})"
-    example = encode(conversation, row.index, model.tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
-    keep = "text" in needs and isinstance(example, Example)
-    return replace(example, conversation=conversation) if keep else example
-
-
 def leave_out_unscored(encoded: Encoded, scores: Scores) -> None:
     """Adds the reason of rows without a score: they can't be called safe. Raises UserError if no row has one."""
     values = scores["score"]
@@ -291,14 +216,6 @@ def leave_out_unscored(encoded: Encoded, scores: Scores) -> None:
             raise UserError("no row's score is a finite number: the model overflows; try --dtype float32 or bfloat16")
         raise UserError(f"no row could be scored; the first: {why[0]}")
     encoded.reasons.update({encoded.examples[n].row: reason for n, reason in why.items()})
-
-
-def known_good(model: Model, settings: FilterSettings, needs: Collection[Need]) -> list[Example]:
-    """The user's own rows that are known to be good; none without --reference."""
-    if settings.reference is None:
-        return []
-    source = open_source(settings.reference)
-    return encode_source(source, find_layout(source, settings), model, settings, needs).examples
 
 
 def good_scores(reference: Reference, own_safe: Sequence[Example], settings: FilterSettings) -> np.ndarray:
@@ -388,14 +305,6 @@ def _explain_highest(
         why = (str(error).strip() or type(error).__name__).split("\n")[0]
         logging.getLogger("gradshield").warning("tokens are not marked in the report: %s", why)
     return found
-
-
-def _group(row: Row) -> str:
-    for name in ("source", "dataset"):
-        value = (row.record or {}).get(name)
-        if isinstance(value, str) and len(value) <= 100:
-            return value
-    return row.source
 
 
 def _plain(value: Any) -> Any:

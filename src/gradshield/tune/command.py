@@ -25,7 +25,8 @@ from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import find_task
 from gradshield.models.load import EMBEDDED, EMBEDDED_BASE
 from gradshield.report import report_trials
-from gradshield.screen.filter import check_settings, find_layout, load
+from gradshield.screen.encoding import find_layout
+from gradshield.screen.filter import check_settings, load
 from gradshield.training.external import FIELDS, fill
 from gradshield.training.finetune import check_method, check_place, check_training
 from gradshield.tune.search import Outcome, Trial, search

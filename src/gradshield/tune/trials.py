@@ -35,7 +35,8 @@ from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility
 from gradshield.models.load import Model, set_aside
 from gradshield.scoring.registry import find_scorer
-from gradshield.screen.filter import Encoded, encode_source, load, run_filter
+from gradshield.screen.encoding import Encoded, encode_source
+from gradshield.screen.filter import load, run_filter
 from gradshield.threshold import Threshold, a1
 from gradshield.training.external import check_trained, run_trainer
 from gradshield.tune.card import card

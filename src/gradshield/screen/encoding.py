@@ -1,0 +1,104 @@
+"""The rows of a source as examples, each with its place in the file; a row that is none has its reason."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from gradshield.base.errors import UserError
+from gradshield.base.progress import progress
+from gradshield.base.settings import FilterSettings, RowSettings
+from gradshield.data import Row, Source, detect_layout, open_source, read_rows, to_conversation
+from gradshield.data.encode import Example, encode
+from gradshield.models.load import Model
+from gradshield.scoring.base import Need
+
+LAYOUT_SAMPLE = 50  # first records that tell the layout
+WITHOUT_REQUEST = "use --scorer fihs:normalise=module, which needs none"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A source's rows as examples; rows that are none are in `reasons` by index."""
+
+    rows: int
+    examples: list[Example]
+    reasons: dict[int, str]
+    groups: list[str]  # of each row: its "source" or "dataset" value, else its file
+    places: list[str]  # of each row: file:line
+
+
+def find_layout(source: Source, settings: RowSettings) -> str:
+    """The layout of the source's records. Raises UserError, naming the columns, when it is none of the known ones."""
+    first: Row | None = None
+    records: list[dict] = []
+    for row in read_rows(source):
+        first = first or row
+        records += [row.record] if row.record is not None else []
+        if len(records) == LAYOUT_SAMPLE:
+            break
+    if first is None:
+        raise UserError(f"{source.path}: holds no rows")
+    if not records:
+        raise UserError(f"{first.source}:{first.line}: {first.problem} (nor is any other row usable); mend it")
+    layout = detect_layout(records, settings.columns)
+    if layout is None:
+        names = ", ".join(sorted({name for record in records for name in record})[:12])
+        raise UserError(
+            f"{source.path}: columns {names} are no known layout; say --map prompt=COLUMN --map response=COLUMN"
+        )
+    return layout
+
+
+def encode_source(
+    source: Source, layout: str, model: Model, settings: RowSettings, needs: Collection[Need] = ()
+) -> Encoded:
+    """Every row as an example, or with the reason to set it aside. Raises UserError when no row is usable."""
+    examples: list[Example] = []
+    reasons: dict[int, str] = {}
+    groups: list[str] = []
+    places: list[str] = []
+    with progress("reading", 0, 0) as advance:
+        for row in read_rows(source):
+            groups.append(_group(row))
+            places.append(f"{row.source}:{row.line}")
+            example = encode_row(row, layout, model, settings, needs)
+            if isinstance(example, str):
+                reasons[row.index] = example
+            else:
+                examples.append(example)
+            advance(0, 1)
+    if not examples:
+        first = f"{places[0]}: {reasons[0]}" if places else f"{source.path}: holds no rows"
+        raise UserError(f"no usable row among {len(places)}; the first: {first}")
+    return Encoded(len(places), examples, reasons, groups, places)
+
+
+def encode_row(
+    row: Row, layout: str, model: Model, settings: RowSettings, needs: Collection[Need] = ()
+) -> Example | str:
+    """The row's example as a scorer with these needs takes it, or why it is set aside."""
+    if row.record is None:
+        return row.problem or "not readable"
+    conversation = to_conversation(row.record, layout, settings.columns)
+    if isinstance(conversation, str):
+        return conversation
+    if "request" in needs and conversation.text is not None:
+        return f"plain text holds no request to read ({WITHOUT_REQUEST})"
+    example = encode(conversation, row.index, model.tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
+    keep = "text" in needs and isinstance(example, Example)
+    return replace(example, conversation=conversation) if keep else example
+
+
+def known_good(model: Model, settings: FilterSettings, needs: Collection[Need]) -> list[Example]:
+    """The user's own rows that are known to be good; none without --reference."""
+    if settings.reference is None:
+        return []
+    source = open_source(settings.reference)
+    return encode_source(source, find_layout(source, settings), model, settings, needs).examples
+
+
+def _group(row: Row) -> str:
+    for name in ("source", "dataset"):
+        value = (row.record or {}).get(name)
+        if isinstance(value, str) and len(value) <= 100:
+            return value
+    return row.source
