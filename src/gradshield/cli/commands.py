@@ -187,8 +187,8 @@ def explain(
     console.print("median of anchors: " + ", ".join(f"{k} {v:+.2f}" for k, v in result.anchors.items()))
     if result.refusal is not None:
         console.print(f"the same request, refused: {result.refusal:+.2f}")
-    if set(result.signals) & {"request", "answer"}:
-        console.print("FIHS below is a second opinion: the score is the smaller of request and answer")
+    if "paper" not in result.signals:
+        console.print("FIHS below is a second opinion: another score decided")
     for title, pairs in (
         ("tokens by share of FIHS", sorted(result.tokens, key=lambda t: -abs(t[1]))[:12]),
         ("modules by share of FIHS", result.modules),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
@@ -64,7 +65,11 @@ class Explainer:
 
 def open_explainer(saved: Mapping[str, Any]) -> Explainer:
     """The explainer of the run with this run.yaml. Raises UserError when its model is not there or another by now."""
-    settings = FilterSettings(**saved["settings"])
+    try:
+        settings = FilterSettings(**saved["settings"])
+    except ValidationError as error:
+        name = error.errors()[0]["loc"][0]
+        raise UserError(f"the run's setting {name!r} is of another version of GradShield; filter again") from None
     model = load(settings)
     if model.fingerprint != saved["model"]["fingerprint"]:
         raise UserError(f"{model.name}: not the model of this run any more (its files differ); filter again")
