@@ -4,7 +4,7 @@ docs/architecture.md adds one in thirty lines.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -37,7 +37,8 @@ class Context:
     @cached_property
     def anchors(self) -> dict[str, list[Example]]:
         """Bundled rows of known verdict by kind: "good", "refusal" (safe to train on), "harmful"."""
-        return anchor_examples(self.model, self.settings.loss_on, self.settings.max_length)
+        found = anchor_examples(self.model, self.settings.loss_on, self.settings.max_length)
+        return {kind: [replace(e, row=-1) for e in examples] for kind, examples in found.items()}
 
     def encode(self, conversation: Conversation) -> Example | str:
         """A row that the defense adds, or why this model's template can't take it."""
