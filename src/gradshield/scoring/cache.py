@@ -58,6 +58,6 @@ def cached_arrays(
     try:
         return file, load_file(file)
     except (OSError, SafetensorError):
-        made = {name: np.ascontiguousarray(value) for name, value in make().items()}
+        made = {name: np.array(value, order="C") for name, value in make().items()}  # contiguous, also of 0 dimensions
         write_cache(file, save(made))
         return file, made
