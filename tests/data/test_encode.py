@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import chat_template_utils
 
 from gradshield.base.errors import UserError
+from gradshield.data import Conversation, Message, to_conversation
 from gradshield.data.encode import (
     closing_tokens,
     encode,
@@ -19,7 +20,6 @@ from gradshield.data.encode import (
     end_of_request,
     request_form,
 )
-from gradshield.data.formats import Conversation, Message, to_conversation
 
 TEMPLATES = Path(chat_template_utils.__file__).parent / "chat_templates"
 FAMILIES = sorted(p.stem for p in TEMPLATES.glob("*.jinja") if not p.stem.endswith("_training"))
@@ -279,8 +279,9 @@ def test_what_a_row_tells_its_template_is_told():
     assert to_conversation(record | {"chat_template_kwargs": "high"}, "messages") == (
         "chat_template_kwargs is not an object"
     )
-    own = to_conversation(record | {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "messages")
-    assert "the chat template refuses" in encode(own, 0, tokenizer)
+    for name in ("chat_template", "tools", "add_generation_prompt", "max_length"):
+        own = to_conversation(record | {"chat_template_kwargs": {name: "{{ 1 }}"}}, "messages")
+        assert f"chat_template_kwargs names {name}" in own
 
 
 @pytest.mark.parametrize("content", [TABLE, f"<think>\nIt was here.\n</think>\n\n{TABLE}"])
@@ -325,7 +326,7 @@ def test_loss_on_and_weight_0_choose_the_turns():
     assert masked(tokenizer, encode(talk(HAT, first_off, BLUE, CHAIR), 0, tokenizer)) == CHAIR + end
     everything = encode(both, 0, tokenizer, loss_on="all")
     assert everything.mask[1:].all() and everything.ids.tolist() == encode(both, 0, tokenizer).ids.tolist()
-    assert encode(talk(HAT, first_off), 0, tokenizer) == "the assistant turns have weight 0"
+    assert encode(talk(HAT, first_off), 0, tokenizer) == "there is no assistant turn to train on"
     assert encode(talk(HAT), 0, tokenizer) == "there is no assistant turn to train on"
     with pytest.raises(UserError, match="middle"):
         encode(both, 0, tokenizer, loss_on="middle")

@@ -14,8 +14,8 @@ NAN = float("nan")
 HH = "\n\nHuman: q\n\nAssistant: a"
 
 
-def turns(record, layout=None, columns=None):
-    conversation = to_conversation(record, layout or detect_layout([record]), columns)
+def turns(record, layout=None, columns=None, trainer="trl"):
+    conversation = to_conversation(record, layout or detect_layout([record]), columns, trainer)
     return conversation if isinstance(conversation, str) else list(conversation.messages)
 
 
@@ -31,7 +31,7 @@ def turns(record, layout=None, columns=None):
         ({"query": "q", "response": "a"}, "prompt_completion"),
         ({"instruction": "q", "context": "", "response": "a", "category": "no"}, "prompt_completion"),
         ({"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}, "prompt_completion"),
-        ({"instruction": "q", "input": "", "output": "a", "text": "no"}, "alpaca"),
+        ({"instruction": "q", "input": "", "output": "a", "text": "### Instruction:\nq\n\n### Response:\na"}, "alpaca"),
         ({"conversations": SHAREGPT, "id": 3}, "sharegpt"),
         ({"conversation": MESSAGES}, "sharegpt"),
         ({"prompt": "q", "chosen": "a", "rejected": "no"}, "preference"),
@@ -49,8 +49,8 @@ def turns(record, layout=None, columns=None):
         ({"transcript": HH.lstrip(), "rating": 4}, "transcript"),
         ({"transcript": HH.replace("\n", "\r\n")}, "transcript"),
         ({"prompt": "q", "response": "a", "category": {"crime": True}, "is_safe": False}, "beavertails"),
-        ({"prompt": "q", "response": "a", "is_safe": False, "completion": "no"}, "beavertails"),
-        ({"instruction": "q", "output": "a", "answer": "no", "prompt": "no"}, "alpaca"),
+        ({"prompt": "q", "response": "a", "is_safe": False, "completion": "a"}, "beavertails"),
+        ({"instruction": "q", "output": "a", "answer": "a", "prompt": "q"}, "alpaca"),
         ({"instruction": None, "input": "q", "output": "a"}, "alpaca"),
     ],
 )
@@ -95,41 +95,44 @@ def test_history_of_another_form_sets_the_row_aside(history):
     assert "history is not a list" in turns({"instruction": "q", "output": "a", "history": history})
 
 
+CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
 def test_openai_weights_tools_and_calls():
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [
         {"role": "developer", "content": "s"},
         {"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "q2", "image_url": None}]},
         {"role": "assistant", "content": "old", "weight": 0},
-        {"role": "assistant", "content": None, "tool_calls": [call], "name": None},
-        {"role": "function", "content": "4", "name": "f"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "name": None},
+        {"role": "tool", "content": "4", "name": "f"},
         {"role": "assistant", "content": "a", "weight": 1, "reasoning_content": "r", "tool_calls": []},
     ]
     tools = [{"type": "function"}]
-    conversation = to_conversation({"messages": messages, "tools": tools}, "messages")
-    assert conversation.tools == tools
-    assert list(conversation.messages) == [
-        Message("system", "s"),
-        Message("user", "qq2"),
-        Message("assistant", "old", train=False),
-        Message("assistant", "", extra={"tool_calls": [call]}),
-        Message("tool", "4", extra={"name": "f"}),
-        Message("assistant", "a", extra={"reasoning_content": "r"}),
-    ]
-    assert to_conversation({"messages": messages, "tools": '[{"type": "function"}]'}, "messages") == conversation
+    for trainer in ("trl", "openai"):
+        conversation = to_conversation({"messages": messages, "tools": tools}, "messages", trainer=trainer)
+        assert conversation.tools == tools
+        assert list(conversation.messages) == [
+            Message("developer", "s"),
+            Message("user", "qq2"),
+            Message("assistant", "old", train=trainer == "trl"),
+            Message("assistant", "", extra={"tool_calls": [CALL]}),
+            Message("tool", "4", extra={"name": "f"}),
+            Message("assistant", "a", extra={"reasoning_content": "r"}),
+        ]
+    as_text = {"messages": messages, "tools": '[{"type": "function"}]'}
+    assert to_conversation(as_text, "messages", trainer="openai") == conversation
     assert to_conversation({"messages": MESSAGES, "tools": NAN}, "messages").tools is None
+    assert to_conversation({"messages": MESSAGES, "tools": []}, "messages").tools == []
 
 
-CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+@pytest.mark.parametrize("calls", [[CALL], [CALL["function"]]])
+def test_tool_calls_that_name_their_functions_are_read(calls):
+    record = {"messages": [MESSAGES[0], {"role": "assistant", "content": None, "tool_calls": calls}]}
+    for read in (turns(record), turns({"messages": json.dumps(record["messages"])})):
+        assert read[1].content == "" and read[1].extra["tool_calls"] == calls
 
 
-@pytest.mark.parametrize("calls", [[CALL], json.dumps([CALL]), [CALL["function"]]])
-def test_tool_calls_that_name_their_functions_are_read_also_as_json_text(calls):
-    _, called = turns({"messages": [MESSAGES[0], {"role": "assistant", "content": None, "tool_calls": calls}]})
-    assert called.content == "" and called.extra["tool_calls"] in ([CALL], [CALL["function"]])
-
-
-@pytest.mark.parametrize("calls", [[], "[]", {}, "", "null", NAN, None])
+@pytest.mark.parametrize("calls", [[], {}, "", NAN, None])
 def test_empty_tool_calls_are_none(calls):
     for key in ("tool_calls", "function_call"):
         assert turns({"messages": [MESSAGES[0], {**MESSAGES[1], key: calls}]}) == [Q, A]
@@ -138,13 +141,13 @@ def test_empty_tool_calls_are_none(calls):
     assert turns({"conversations": [SHAREGPT[0], {"from": "function_call", "value": "[]"}]}) == "empty response"
 
 
-@pytest.mark.parametrize(
-    "calls", ["f()", ["x"], [None], [{"type": "function"}], [{"function": {"name": ""}}], [CALL, {}], CALL, 3]
-)
+@pytest.mark.parametrize("calls", [["x"], [None], [{"type": "function"}], [{"function": {"name": ""}}], [CALL, {}], 3])
 def test_tool_calls_that_name_no_function_set_the_row_aside(calls):
     for content in (None, "a"):
         turn = {"role": "assistant", "content": content, "tool_calls": calls}
         assert turns({"messages": [MESSAGES[0], turn]}) == "turn 2 (assistant) has tool calls that name no function"
+        turn["tool_calls"] = json.dumps(calls)
+        assert "has tool calls as text" in turns({"messages": [MESSAGES[0], turn]})
 
 
 @pytest.mark.parametrize(("text", "problem"), [("\ud800", r"lone surrogate \ud800"), ("\0", "NUL character")])
@@ -190,13 +193,12 @@ def test_numbers_and_booleans_are_read_as_their_text():
         ({}, "preference", "no column chosen"),
         ({}, "transcript", "no column transcript"),
         ({}, "text", "no column text or content"),
-        ({}, "sharegpt", "no column messages or conversations"),
+        ({}, "sharegpt", "no column conversations or conversation"),
         ({"messages": []}, "messages", "messages is empty"),
         ({"messages": None}, "messages", "messages is missing"),
         ({"messages": "[{'role': 'user'}]"}, "messages", "messages is not a list of turns"),
         ({"messages": MESSAGES[:1]}, "messages", "no assistant turn"),
         ({"messages": MESSAGES[1:]}, "messages", "no user or system turn"),
-        ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}, "messages", "every assistant turn has weight 0"),
         (
             {"messages": [MESSAGES[0], {"role": "assistant", "content": None}]},
             "messages",

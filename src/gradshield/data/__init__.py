@@ -1,6 +1,7 @@
 """The data room: files → rows → conversations → files. Encoding is in `gradshield.data.encode`."""
 
-from gradshield.data.formats import Conversation, Message, detect_layout, to_conversation
+from gradshield.data.conversations import to_conversation
+from gradshield.data.formats import Conversation, Message, detect_layout
 from gradshield.data.rows import Row, Source, open_source, read_rows
 from gradshield.data.write import write_outputs
 

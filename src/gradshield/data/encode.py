@@ -20,8 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradshield.base.errors import UserError
-from gradshield.data.formats import Conversation, Message, called
+from gradshield.data.formats import Conversation
 from gradshield.data.templates import Form, Refused, Span, form_of, render
+from gradshield.data.tokens import TooLong, tokenize
+from gradshield.data.turns import Message, said
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,11 @@ def encode(
     else:
         form = form_of(tokenizer, conversation.tools)
         try:
-            located = _locate(tokenizer, form, conversation, loss_on)
+            located = _locate(tokenizer, form, conversation, loss_on, max_length)
         except Refused as error:
             return f"the chat template refuses this conversation: {error}"
+        except TooLong as error:
+            return str(error)
         if isinstance(located, str):
             return located
         text, spans = located
@@ -69,17 +73,19 @@ def encode(
     except UnicodeEncodeError:
         return "the text holds half a surrogate pair, which no tokenizer can read"
 
-    if spans is None:
-        ids = np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int32)
-        mask = np.ones(len(ids), dtype=bool)
-    else:
-        ids, offsets = _tokenize(tokenizer, text)
-        mask = _overlapping(offsets, spans)
+    try:
+        ids, offsets = tokenize(tokenizer, text, max_length, special=spans is None)
+    except TooLong as error:
+        return str(error)
+    mask = np.ones(len(ids), dtype=bool) if spans is None else _overlapping(offsets, spans)
     mask[:1] = False
-    if not mask.any():
-        return "there is no response token"
     if not mask[:max_length].any():
-        return f"the response starts after token {max_length} (raise --max-length)"
+        late = mask.any() or any(start >= offsets[-1, 1] for start, _ in spans or () if len(ids))
+        return (
+            f"the response starts after token {max_length} (raise --max-length)"
+            if late
+            else "there is no response token"
+        )
     return Example(row, ids[:max_length], mask[:max_length])
 
 
@@ -97,7 +103,7 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
         text, _ = render(tokenizer, form, messages, generation_prompt=True, variables=form.thinking)
     except Refused as error:
         raise UserError(f"the chat template refuses the request: {error}") from None
-    return _tokenize(tokenizer, text + form.closing)[0]
+    return tokenize(tokenizer, text + form.closing)[0]
 
 
 def encode_prompt(request: str, tokenizer) -> np.ndarray:
@@ -140,7 +146,9 @@ def request_form(tokenizer) -> str:
     return words + (f", followed by {form.closing!r}" if form.closing else "")
 
 
-def _locate(tokenizer, form: Form, conversation: Conversation, loss_on: str) -> tuple[str, list[Span]] | str:
+def _locate(
+    tokenizer, form: Form, conversation: Conversation, loss_on: str, limit: int | None
+) -> tuple[str, list[Span]] | str:
     """The rendered conversation and the responses' spans in it, or the reason why they can't be found."""
     messages = conversation.messages
     how = {"tools": conversation.tools, "variables": conversation.variables}
@@ -150,36 +158,39 @@ def _locate(tokenizer, form: Form, conversation: Conversation, loss_on: str) -> 
     assistant = [k for k, message in enumerate(messages) if message.role == "assistant"]
     trained = [k for k in (assistant[-1:] if loss_on == "last" else assistant) if messages[k].train]
     if not trained:
-        return "the assistant turns have weight 0" if assistant else "there is no assistant turn to train on"
+        return "there is no assistant turn to train on"
 
     if loss_on == "last":
-        found = _turns_by_prefix(tokenizer, form, messages[: trained[0] + 1], how, trained)
+        found = _turns_by_prefix(tokenizer, form, messages[: trained[0] + 1], how, trained, limit)
     elif form.training:
-        found = _marked_turns(tokenizer, form, messages, how, assistant, trained)
+        found = _marked_turns(tokenizer, form, messages, how, assistant, trained, limit)
     else:
-        found = _turns_by_prefix(tokenizer, form, messages, how, trained)
+        found = _turns_by_prefix(tokenizer, form, messages, how, trained, limit)
     if isinstance(found, str):
         return found
     text, spans = found
     spans = [(_skip_opening(text, start, end, form.openings), end) for start, end in spans]
+    responses, at = "\0".join(text[start:end] for start, end in spans), 0
     for k in trained:  # a template that drops what it does not know would leave a response of end tokens only
-        if not all(any(words in text[start:end] for start, end in spans) for words in _said(messages[k])):
+        places = [responses.find(words, at) for words in said(messages[k])]
+        if min(places) < 0:
             return f"the chat template leaves out or rewrites what message {k + 1} says"
+        at = min(places)
     return text, spans
 
 
-def _said(message: Message) -> list[str]:
-    """What the response must hold: the names of the tools called, and the words after any reasoning."""
-    return [*called((message.extra or {}).get("tool_calls")), message.content.rpartition("</think>")[2].strip()]
-
-
 def _marked_turns(
-    tokenizer, form: Form, messages, how: dict, assistant: Sequence[int], trained: Sequence[int]
+    tokenizer, form: Form, messages, how: dict, assistant: Sequence[int], trained: Sequence[int], limit: int | None
 ) -> tuple[str, list[Span]] | str:
     """Turns by {% generation %} blocks; a block is of the last assistant turn that can begin before it."""
     text, spans = render(tokenizer, form, messages, **how, training=True)
-    if len(trained) == len(assistant):
-        return text, spans
+    first = trained[0]
+    if len(trained) == len([k for k in assistant if k >= first]):  # what comes before them is a prompt, as TRL has it
+        if first == assistant[0]:
+            return text, spans
+        prompt, _ = render(tokenizer, form, messages[:first], **how, training=True, generation_prompt=True)
+        at = _parting(tokenizer, prompt, text, limit)
+        return text, [(max(start, at), end) for start, end in spans if end > at]
     begins = []
     for k in assistant:
         before = render(tokenizer, form, messages[:k], **how, training=True)[0] if k else ""
@@ -191,7 +202,7 @@ def _marked_turns(
 
 
 def _turns_by_prefix(
-    tokenizer, form: Form, messages, how: dict, trained: Sequence[int]
+    tokenizer, form: Form, messages, how: dict, trained: Sequence[int], limit: int | None
 ) -> tuple[str, list[Span]] | str:
     """Turns between two renderings: up to a message with the generation prompt, and through the message."""
     text, _ = render(tokenizer, form, messages, **how)
@@ -199,19 +210,28 @@ def _turns_by_prefix(
     for k in trained:
         through = text if k + 1 == len(messages) else render(tokenizer, form, messages[: k + 1], **how)[0]
         end = _prefix_length(through, text, tokenizer)
-        prompt, _ = render(tokenizer, form, messages[:k], **how, generation_prompt=True)
-        start: int | None = len(prompt)
-        if not text.startswith(prompt):
-            # The prompt opens a think block that the answer lacks, say. As in TRL, the response starts where
-            # their tokens part; but that must be behind the earlier turns.
-            start = _parting(tokenizer, prompt, text)
-            earlier = _prefix_length(render(tokenizer, form, messages[:k], **how)[0], text, tokenizer)
-            start = None if earlier is None or start < earlier else start
+        start = _response_start(tokenizer, form, messages[: k + 1], how, text, limit)
         if start is None or end is None:
             return f"the chat template rewrites earlier turns, as message {k + 1} (try --loss-on last)"
         if start < end:
             spans.append((start, end))
     return text, spans
+
+
+def _response_start(tokenizer, form: Form, messages, how: dict, text: str, limit: int | None) -> int | None:
+    """Where the last of the messages starts in the text; None if the template renders the earlier ones otherwise."""
+    if len(messages) == 1:  # a greeting: templates can't render the nothing before it
+        words = messages[0].content.strip()
+        header = min((text.find(opening) + len(opening) for opening in form.openings if opening in text), default=0)
+        return max(header, text.find(words)) if words else header
+    prompt, _ = render(tokenizer, form, messages[:-1], **how, generation_prompt=True)
+    if text.startswith(prompt):
+        return len(prompt)
+    # The prompt opens a think block that the answer lacks, say. As in TRL, the response starts where their tokens
+    # part; but that must be behind the earlier turns.
+    start = _parting(tokenizer, prompt, text, limit)
+    earlier = _prefix_length(render(tokenizer, form, messages[:-1], **how)[0], text, tokenizer)
+    return None if earlier is None or start < earlier else start
 
 
 def _prefix_length(part: str, text: str, tokenizer) -> int | None:
@@ -222,9 +242,10 @@ def _prefix_length(part: str, text: str, tokenizer) -> int | None:
     return len(part) if text.startswith(part) else None
 
 
-def _parting(tokenizer, prompt: str, text: str) -> int:
-    """The character of `text` at which its tokens first differ from the prompt's."""
-    (prompt_ids, _), (ids, offsets) = _tokenize(tokenizer, prompt), _tokenize(tokenizer, text)
+def _parting(tokenizer, prompt: str, text: str, limit: int | None) -> int:
+    """The character of `text` at which its tokens first differ from the prompt's; any behind `limit` tokens, if none
+    of these does."""
+    (prompt_ids, _), (ids, offsets) = tokenize(tokenizer, prompt, limit), tokenize(tokenizer, text, limit)
     n = min(len(prompt_ids), len(ids))
     differ = np.flatnonzero(prompt_ids[:n] != ids[:n])
     n = int(differ[0]) if len(differ) else n
@@ -238,13 +259,6 @@ def _skip_opening(text: str, start: int, end: int, openings: Sequence[str]) -> i
         if found >= 0:
             return max(start, found + len(opening))
     return start
-
-
-def _tokenize(tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """(ids int32 [tokens], character offsets [tokens, 2]) of rendered text; BOS is the template's."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    return np.array(ids, dtype=np.int32), np.array(offsets, dtype=np.int64).reshape(-1, 2)
 
 
 def _overlapping(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from gradshield.base.errors import UserError
-from gradshield.data.formats import Message
+from gradshield.data.turns import Message
 
 Span = tuple[int, int]  # characters [start, end) of the rendered text
 
@@ -79,7 +79,10 @@ def _find_form(tokenizer, template: str) -> Form:
         except (Refused, IndexError, ValueError):  # it does not take content in this form, or drops it
             continue
         closing = _closing(request, answered)
-        openings = {_after_shared_start(text, alone) for text in (prompt, request + closing, answered)} - {""}
+        # A space in front of an answer belongs to its first word, and is the model's to say.
+        openings = {_after_shared_start(text, alone).rstrip(" ") for text in (prompt, request + closing, answered)} - {
+            ""
+        }
         openings = tuple(sorted(openings, key=len, reverse=True))
         return Form(template, training, parts, thinking, closing, openings)
     return Form(template, training, False, thinking)  # the rows will say what the template holds against them
@@ -148,7 +151,10 @@ def render(
 
 
 def _as_dict(message: Message, parts: bool) -> dict:
-    as_parts = parts and isinstance(message.content, str)
-    content = [{"type": "text", "text": message.content}] if as_parts else message.content
-    fields = {"role": message.role, "content": content, **(message.extra or {})}
-    return {name: value for name, value in fields.items() if value is not None}
+    """What the template is given: the turn as the row has it, where that is known, less its nulls, as in
+    transformers' apply_chat_template."""
+    fields = {"role": message.role, "content": message.content, **(message.extra or {})}
+    fields = {name: value for name, value in (message.raw or fields).items() if value is not None}
+    if parts and isinstance(fields.get("content"), str):
+        fields["content"] = [{"type": "text", "text": fields["content"]}]
+    return fields

@@ -1,0 +1,135 @@
+"""Record → conversation, as the chosen trainer reads it, whatever else the record holds.
+
+A second layout, ready tokens or pictures: trainers differ in what they read of such a row. Where all that could be read
+says the same, the row is scored. Else it is set aside, and the reason names the columns.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from gradshield.data.formats import (
+    LAYOUTS,
+    PROMPTS,
+    RESPONSES,
+    VARIABLES,
+    Conversation,
+    NoAnswer,
+    check,
+    column_of,
+    detect_layout,
+    from_pair,
+    read,
+)
+from gradshield.data.trainers import RULES, Rules
+from gradshield.data.turns import SetAside, missing
+
+_TOKENS = ("input_ids", "labels")
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+_TURN_LISTS = ("preference", "messages", "sharegpt")
+_PAIRS = ("beavertails", "alpaca", "prompt_completion")
+# What prompt formats write around the turns, so that a rendered `text` column says the same as the turns do.
+_FRAME = (
+    r"(?:\W|below is an instruction that describes a task|paired with an input that provides further context"
+    r"|write a response that appropriately completes the request|im_start|im_end|start_header_id|end_header_id|eot_id"
+    r"|begin_of_text|instruction|input|response|output|question|answer|human|user|assistant|system|inst|sys|s\b)+"
+)
+_OPENING = re.compile(_FRAME, re.IGNORECASE)
+_CLOSING = re.compile(r"(?:\s|</?s>|<\|\w+\|>|\[/?INST\])+\Z")
+_LONGEST_CLOSING = 80  # characters: a bound, since a search for the end of a line can be quadratic
+
+
+def to_conversation(
+    record: dict, layout: str, columns: dict[str, str] | None = None, trainer: str = "trl"
+) -> Conversation | str:
+    """The record as the trainer reads it, or the reason to set its row aside."""
+    rules = RULES[trainer]
+    try:
+        if layout == "mapped":
+            # renaming the named columns leaves one of the other layouts
+            named = {
+                target: column_of(record, column)
+                for target, column in (columns or {}).items()
+                if target != "system" or column in record  # not every conversation has one
+            }
+            record = {name: record[name] for name in ("tools", VARIABLES) if name in record} | named
+            layout = next((name for name in ("messages", "text") if name in record), "prompt_completion")
+            return read(record, layout, replace(rules, system=True))
+        if not LAYOUTS[layout][0](record):
+            layout = detect_layout([record]) or layout
+        conversation = read(record, layout, rules)
+        _refuse_beside(record, layout, conversation, rules)
+        return conversation
+    except SetAside as reason:
+        return str(reason)
+
+
+def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules: Rules) -> None:
+    """Raises SetAside if a trainer could read something else in the record than the conversation."""
+    filled = {name: value for name, value in record.items() if not missing(value) and value not in ("", [], {})}
+    for name in _TOKENS:
+        if isinstance(filled.get(name), list):
+            raise SetAside(f"{name} beside {layout}: TRL trains on these tokens, not on the text; drop the column")
+    for name in _MEDIA:
+        if name in filled:
+            raise SetAside(f"{name} beside {layout}: only text can be scored")
+    for other, alternative in _readings(filled, layout, rules):
+        if not _covers(conversation, alternative):
+            raise SetAside(
+                f"{layout} beside {other}, which says something else: trainers differ in which they read; drop one, or "
+                "name the columns with --map"
+            )
+
+
+def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Conversation]]:
+    """(what is read, the conversation) for all that could be read in the record but for the layout itself."""
+    for other, (fits, _) in LAYOUTS.items():
+        if other == layout or not fits(record) or (other == "text" and not _reads_text(record, layout)):
+            continue
+        try:
+            yield other, read(record, other, rules)
+        except NoAnswer:
+            continue
+        except SetAside as reason:
+            if other in ("messages", "sharegpt") or {"prompt", "completion"} <= set(record):  # what TRL reads
+                raise SetAside(f"{layout} beside {other}, which can't be read: {reason}") from None
+    if layout in _PAIRS:
+        prompts = [name for name in PROMPTS if name in record and name != "input"]
+        for prompt in prompts or ["input"] * ("input" in record):
+            for response in (name for name in RESPONSES if name in record):
+                turns = from_pair(record, rules, (prompt,), (response,))
+                yield f"{prompt} and {response}", check(turns, None)
+
+
+def _reads_text(record: dict, layout: str) -> bool:
+    """Whether TRL takes `text` for what is to be trained on, since it finds nothing else that it knows."""
+    return "text" in record and layout not in _TURN_LISTS and not {"prompt", "completion"} <= set(record)
+
+
+def _covers(scored: Conversation, other: Conversation) -> bool:
+    """Whether all that would be trained on in the other conversation is trained on, after the same turns, in this."""
+    if scored.text is not None or other.text is not None:
+        return _lines(scored) == _lines(other)
+    ours, theirs = ([m for m in c.messages if m.role not in ("system", "developer")] for c in (scored, other))
+    return len(theirs) <= len(ours) and all(
+        b.role == a.role and (a.train or not b.train) and _said(a.content) == _said(b.content)
+        for a, b in zip(ours, theirs)
+    )
+
+
+def _lines(conversation: Conversation) -> list[str]:
+    if conversation.text is not None:
+        return _said(conversation.text)
+    return [line for message in conversation.messages for line in _said(message.content)]
+
+
+def _said(text: str) -> list[str]:
+    """The text's lines without what a prompt format writes around them, blank ones left out."""
+    return [said for line in text.splitlines() if (said := _bare(line))]
+
+
+def _bare(line: str) -> str:
+    line = line.strip()
+    head, tail = line[:-_LONGEST_CLOSING], line[-_LONGEST_CLOSING:]
+    bare = (head + _CLOSING.sub("", tail)).strip()
+    return " ".join(bare[opening.end() if (opening := _OPENING.match(bare)) else 0 :].split())
