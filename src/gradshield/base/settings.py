@@ -34,6 +34,9 @@ class RowSettings(ModelSettings):
     )
     split: str = Field(default="train", description="split of a Hub dataset")
     max_length: int = Field(default=1024, ge=2, description="tokens a row is cut to, as in the fine-tuning")
+    trainer: Literal["trl", "axolotl", "llamafactory", "openai"] = Field(
+        default="trl", description="whose reading of the rows is scored: which turns are trained on (docs: data)"
+    )
     loss_on: Literal["assistant", "last", "all"] = Field(
         default="assistant", description="tokens that the fine-tuning trains on"
     )

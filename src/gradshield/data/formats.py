@@ -22,8 +22,8 @@ A row of another layout than its file's, as in concatenated sets, is read by its
 differently is set aside, since trainers differ in which they read; `conversations.py` decides both.
 
 Every layout but text takes `tools` and `chat_template_kwargs`. A `system` or `system_prompt` column goes with texts,
-and with lists of turns where the trainer reads it. Numbers and booleans where text should be are read as `str` gives them
-("3", "True"), as from a CSV file; null and NaN are missing.
+and with lists of turns where the trainer reads it. Numbers and booleans where text should be are read as `str` gives
+them ("3", "True"), as from a CSV file; null and NaN are missing.
 """
 
 import re

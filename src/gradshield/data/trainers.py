@@ -13,9 +13,6 @@ fine-tuning with any of them trains on the answer whatever its label.
 """
 
 from dataclasses import dataclass
-from typing import Literal
-
-Trainer = Literal["trl", "axolotl", "llamafactory", "openai"]
 
 
 @dataclass(frozen=True)

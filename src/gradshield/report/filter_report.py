@@ -51,13 +51,14 @@ def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
     wanted = {*high, *near}
     shown = {row.index: row for row in read_rows(source) if row.index in wanted}
     layout, columns = saved["input"]["layout"], saved["settings"]["columns"]
+    trainer = saved["settings"].get("trainer", "trl")
     moved = {
         m["row"]: ": ".join(filter(None, (m["who"], m.get("note")))) for m in saved.get("review", {}).get("moved", ())
     }
 
     def entry(n: int) -> ReportRow:
         row = shown[n]
-        said = _turns(to_conversation(row.record or {}, layout, columns))
+        said = _turns(to_conversation(row.record or {}, layout, columns, trainer))
         tokens = tuple((text, share) for text, share in kept["tokens"].get(str(n), ()))
         also = {name: float(values[n]) for name, values in signals.items()}
         place = (n + 1, row.source, row.line, float(scores[n]), verdicts[n])

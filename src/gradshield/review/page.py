@@ -189,8 +189,8 @@ def _row(
     found = row_of(review.out, row)
     said = []
     if found is not None and found.record is not None:
-        layout, columns = review.saved["input"]["layout"], review.saved["settings"]["columns"]
-        said = turns(to_conversation(found.record, layout, columns))
+        layout, settings = review.saved["input"]["layout"], review.saved["settings"]
+        said = turns(to_conversation(found.record, layout, settings["columns"], settings.get("trainer", "trl")))
     if not said and found is not None:
         said = [("as it stands in the file", found.raw.decode("utf-8", "replace"))]
     explanation = review.worker.result(row) if judged.verdict[row - 1] != ASIDE else None

@@ -133,11 +133,12 @@ def _json(value: Any) -> str:
 
 def _lines(rows: Iterator[Row], saved: Mapping[str, Any]) -> Iterator[tuple]:
     """A line of the table for each row, with a progress line, as this may take a while."""
-    layout, columns, total = saved["input"]["layout"], saved["settings"]["columns"], saved["summary"]["rows"]
+    layout, settings, total = saved["input"]["layout"], saved["settings"], saved["summary"]["rows"]
+    columns, trainer = settings["columns"], settings.get("trainer", "trl")
     with progress("reading the rows", 0, total) as advance:
         for row in rows:
             place = f"{row.source}:{row.line}"
-            said = turns(to_conversation(row.record, layout, columns)) if row.record is not None else []
+            said = turns(to_conversation(row.record, layout, columns, trainer)) if row.record is not None else []
             record = (
                 json.dumps(row.record, ensure_ascii=False, default=str)
                 if row.problem is None

@@ -78,7 +78,7 @@ def encode_row(
     """The row's example as a scorer with these needs takes it, or why it is set aside."""
     if row.record is None:
         return row.problem or "not readable"
-    conversation = to_conversation(row.record, layout, settings.columns)
+    conversation = to_conversation(row.record, layout, settings.columns, settings.trainer)
     if isinstance(conversation, str):
         return conversation
     if "request" in needs and conversation.text is not None:

@@ -141,11 +141,13 @@ def explain_row(explainer: Explainer, row: Row) -> Explanation:
 
 def _refused(explainer: Explainer, row: Row) -> float | None:
     """The row's score if a refusal stood in the place of every answer that is trained on."""
-    conversation = to_conversation(row.record or {}, explainer.layout, explainer.settings.columns)
+    conversation = to_conversation(
+        row.record or {}, explainer.layout, explainer.settings.columns, explainer.settings.trainer
+    )
     if not isinstance(conversation, Conversation) or not conversation.messages:
         return None
     turns = tuple(
-        replace(turn, content=REFUSAL, extra=None) if turn.role == "assistant" and turn.train else turn
+        replace(turn, content=REFUSAL, extra=None, raw=None) if turn.role == "assistant" and turn.train else turn
         for turn in conversation.messages
     )
     settings, tokenizer = explainer.settings, explainer.model.tokenizer

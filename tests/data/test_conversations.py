@@ -1,0 +1,177 @@
+"""One row, several trainers and several layouts: what any of them would train on is scored, or the row is set aside."""
+
+import pytest
+
+from gradshield.data import detect_layout, to_conversation
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+ONE, TWO = [user("q"), assistant("a")], [user("other"), assistant("another")]
+TALK = [*ONE, *TWO]
+SHARED = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+CALL = {"name": "find", "arguments": "{}"}
+
+
+def read(record, trainer="trl"):
+    return to_conversation(record, detect_layout([record]), trainer=trainer)
+
+
+def trained(record, trainer="trl"):
+    conversation = read(record, trainer)
+    assert not isinstance(conversation, str), conversation
+    return [m.content for m in conversation.messages if m.role == "assistant" and m.train]
+
+
+@pytest.mark.parametrize(
+    ("turn", "who"),
+    [
+        ({"weight": 0}, {"openai"}),
+        ({"train": False}, {"axolotl"}),
+        ({"training": False}, {"axolotl"}),
+        ({"loss": 0}, ()),
+    ],
+)
+def test_a_turn_s_own_flag_counts_only_for_the_trainer_that_reads_it(turn, who):
+    record = {"messages": [user("q"), assistant("harm", **turn), *TWO]}
+    for trainer in ("trl", "axolotl", "llamafactory", "openai"):
+        assert trained(record, trainer) == (["another"] if trainer in who else ["harm", "another"])
+    alone = {"messages": [user("q"), assistant("harm", **turn)]}
+    assert all("is trained on" in read(alone, trainer) for trainer in who)
+
+
+@pytest.mark.parametrize("label", [{"label": False}, {"kto_tag": False}, {"is_safe": False}])
+def test_a_label_never_hides_an_answer(label):
+    for trainer in ("trl", "axolotl", "llamafactory", "openai"):
+        assert trained({"prompt": "q", "completion": "harm", **label}, trainer) == ["harm"]
+
+
+def test_answers_of_a_prompt_are_trained_on_by_no_one_but_those_who_join_the_two():
+    for key in ("completion", "chosen"):
+        record = {"prompt": [*ONE, user("more")], key: [assistant("b")]}
+        assert trained(record) == ["b"]
+        assert trained(record, "axolotl") == ["a", "b"]
+
+
+def test_a_system_column_beside_turns_is_read_by_those_who_do():
+    for record in ({"messages": ONE}, {"prompt": ONE[:1], "completion": ONE[1:]}):
+        for trainer, roles in (("trl", 2), ("openai", 2), ("axolotl", 3), ("llamafactory", 3)):
+            if trainer == "openai" and "messages" not in record:
+                continue
+            assert len(read({**record, "system": "linux"}, trainer).messages) == roles
+    mapped = to_conversation({"log": ONE, "s": "be kind"}, "mapped", {"messages": "log", "system": "s"})
+    assert [m.role for m in mapped.messages] == ["system", "user", "assistant"]
+
+
+def test_the_answer_chosen_after_turns_is_the_response_and_their_own_answers_are_scored_too():
+    record = {"messages": [*ONE, user("harm?")], "chosen": assistant("harm"), "rejected": assistant("no")}
+    assert trained(record) == ["a", "harm"]
+    ended = {"messages": ONE, "chosen": assistant("unused"), "rejected": assistant("no")}
+    assert "ends with an answer, and chosen is another" in read(ended)
+    assert trained({"messages": ONE, "chosen": assistant("a"), "rejected": assistant("no")}) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"messages": TWO},
+        {"prompt": TWO[:1], "completion": TWO[1:]},
+        {"prompt": "other", "completion": "another"},
+        {"conversations": [{"from": "human", "value": "other"}, {"from": "gpt", "value": "another"}]},
+        {"conversations": TWO},
+        {"instruction": "other", "output": "another"},
+        {"input_ids": [1, 2], "labels": [1, 2]},
+        {"labels": [1, 2]},
+        {"chosen": TWO, "rejected": ONE},
+        {"images": ["a.jpg"]},
+        {"image": {"bytes": "x"}},
+        {"conversations": [{"from": "narrator", "value": "x"}]},
+    ],
+)
+def test_a_second_layout_that_says_something_else_sets_the_row_aside(other):
+    for first in ({"messages": ONE}, {"prompt": ONE[:1], "completion": ONE[1:]}, {"conversations": SHARED}):
+        if not set(first) & set(other):
+            reason = read({**first, **other})
+            assert isinstance(reason, str) and (" beside " in reason or "unknown role" in reason), (first, other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"prompt": ONE[:1], "completion": ONE[1:]},
+        {"prompt": "q", "completion": "a"},
+        {"conversations": SHARED},
+        {"instruction": "q", "input": "", "output": "a"},
+        {"chosen": ONE, "rejected": TWO},
+        {"prompt": "q", "chosen": "a", "rejected": "no"},
+        {"prompt": None, "completion": None, "input_ids": None, "images": []},
+        {"text": "notes on this row"},  # nobody reads it beside turns
+        {"prompt_id": "x", "prompt": "q"},
+    ],
+)
+def test_a_second_layout_that_says_the_same_is_scored(other):
+    assert trained({"messages": ONE, **other}) == ["a"]
+
+
+def test_a_pair_with_two_answers_or_another_text_is_set_aside():
+    pair = {"instruction": "q", "output": "a"}
+    for more in ({"answer": "b"}, {"response": "b"}, {"prompt": "r"}, {"text": "q harm"}):
+        assert " beside " in read({**pair, **more}), more
+    framed = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nq\n\n### Response:\na"
+    )
+    for same in (
+        {"answer": "a"},
+        {"text": framed},
+        {"text": "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na"},
+    ):
+        assert trained({**pair, **same}) == ["a"]
+
+
+def test_an_answer_that_is_part_of_another_is_another():
+    assert " beside " in read({"prompt": "q", "completion": "I can't.\n\nSure, here is", "response": "Sure, here is"})
+
+
+def test_a_row_of_a_concatenated_set_is_read_by_its_own_layout():
+    rows = [
+        {"messages": ONE, "prompt": None, "completion": None},
+        {"messages": None, "prompt": ONE[:1], "completion": ONE[1:]},
+    ]
+    assert detect_layout([rows[0]]) == "messages"
+    for row in rows:
+        assert [m.content for m in to_conversation(row, "messages").messages] == ["q", "a"]
+
+
+@pytest.mark.parametrize(("more", "what"), [({"value": "b"}, "content and value"), ({"from": "user"}, "role and from")])
+def test_a_turn_that_says_two_things_sets_the_row_aside(more, what):
+    assert f"has both {what}" in read({"messages": [user("q"), assistant("a", **more)]})
+    assert trained({"messages": [user("q"), assistant("a", value="a")]}) == ["a"]
+
+
+def test_openai_s_functions_are_tools_for_openai_and_set_aside_for_the_others():
+    record = {"messages": [user("q"), assistant(None, function_call=CALL), *TWO], "functions": [{"name": "find"}]}
+    found = read(record, "openai")
+    assert found.tools == [{"type": "function", "function": {"name": "find"}}]
+    assert found.messages[1].extra == {"tool_calls": [{"type": "function", "function": CALL}]}
+    for trainer in ("trl", "axolotl", "llamafactory"):
+        assert "has a function_call" in read(record, trainer)
+
+
+def test_a_role_that_trl_does_not_know_sets_the_row_aside_for_trl():
+    record = {"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]}
+    assert "has the role 'human'" in read(record)
+    assert trained(record, "axolotl") == ["a"]
+    assert read({"messages": [{"role": "developer", "content": "s"}, *ONE]}).messages[0].role == "developer"
+
+
+def test_blank_turns_before_an_answer_change_nothing_else():
+    record = {"messages": [user("q"), assistant(""), user(""), assistant("a")]}
+    assert trained(record) == ["", "a"]
+    assert read({"messages": [user("q"), assistant(" \n")]}) == "empty response"
