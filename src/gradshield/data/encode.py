@@ -223,7 +223,8 @@ def _response_start(tokenizer, form: Form, messages, how: dict, text: str, limit
     if len(messages) == 1:  # a greeting: templates can't render the nothing before it
         words = messages[0].content.strip()
         header = min((text.find(opening) + len(opening) for opening in form.openings if opening in text), default=0)
-        return max(header, text.find(words)) if words else header
+        found = text.find(words, header) if words else header
+        return found - 1 if found > header and text[found - 1] == " " else max(found, header)  # its word's own space
     prompt, _ = render(tokenizer, form, messages[:-1], **how, generation_prompt=True)
     if text.startswith(prompt):
         return len(prompt)
