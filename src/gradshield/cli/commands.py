@@ -100,6 +100,7 @@ def check(
     from gradshield.data.encode import request_form
     from gradshield.scoring.check import check_alignment
     from gradshield.screen.filter import load
+    from gradshield.screen.train_script import trl_trains
 
     loaded = load(*settings_of(context, ModelSettings, flags=flags))
     result = check_alignment(loaded, probes)
@@ -114,6 +115,7 @@ def check(
         "coverage": share,
         "not_covered": missing,
         "read_at": request_form(loaded.tokenizer),
+        "trl_trains": trl_trains(loaded.tokenizer),
     }
     if as_json:
         per_probe = [

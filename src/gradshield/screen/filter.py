@@ -32,6 +32,7 @@ from gradshield.scoring.fihs.probe import minus, probe_gradient
 from gradshield.scoring.reference import Reference, key_of, make_reference
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.encoding import WITHOUT_REQUEST, Encoded, encode_source, find_layout, known_good
+from gradshield.screen.train_script import trl_trains, write_script
 from gradshield.threshold import Threshold
 
 EXPLAINED_BY = 4  # probes whose gradient colours the tokens in the report
@@ -104,6 +105,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
             "version": version("gradshield"),
         }
         with writing(out):
+            write_script(out, settings)
             report_run(out, {**plan, "summary": summary}, source)
             write_run(out, {**plan, "summary": summary})
             journal.unlink(missing_ok=True)
@@ -131,6 +133,7 @@ def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
         "file": path,
         "format": source.format,
         "layout": layout,
+        "trl_trains": trl_trains(model.tokenizer, layout),
         "rows": encoded.rows,
         "to_score": len(encoded.examples),
         "set_aside": len(encoded.reasons),

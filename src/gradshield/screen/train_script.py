@@ -1,0 +1,78 @@
+"""`train.py` of a run folder: fine-tunes the run's model on the kept rows with TRL, whatever their layout.
+
+The rows reach TRL as tokens and labels, encoded as they were scored. So TRL needs neither a layout nor a chat template
+that it knows: the embedded model's, for one, it does not.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from gradshield.base.settings import FilterSettings
+from gradshield.data.templates import form_of
+
+_NATIVE = ("messages", "prompt_completion")  # TRL takes these, where they hold lists of turns
+SCRIPT = '''"""Fine-tunes the model of this run on the rows that GradShield kept, with TRL.
+
+Flags are those of TRL's SFTConfig: python train.py --max_steps 2 --learning_rate 1e-5
+Start it in the folder where the filter ran, if the model was named by a relative path.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import HfArgumentParser
+from trl import SFTConfig, SFTTrainer
+
+from gradshield.base.errors import UserError
+from gradshield.screen.kept import kept_rows
+
+
+def main() -> None:
+    run = Path(__file__).resolve().parent
+    on_cpu = not torch.cuda.is_available()
+    parser = HfArgumentParser(SFTConfig)
+    parser.set_defaults(output_dir=str(run / "trained"), report_to="none", use_cpu=on_cpu, bf16=not on_cpu)
+    (config,) = parser.parse_args_into_dataclasses()
+    config.max_length = None  # the rows are cut as they were scored
+    try:
+        model, rows = kept_rows(run)
+    except UserError as error:
+        sys.exit(f"train.py: {error}")
+    quantized = getattr(model.net, "is_quantized", False)  # such weights carry an adapter that is trained instead
+    net = model.net if quantized else model.net.float().requires_grad_(True)
+    trainer = SFTTrainer(
+        model=net,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=model.tokenizer,
+        peft_config=LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM") if quantized else None,
+    )
+    trainer.train()
+    if not quantized and hasattr(net.config, "quantization_config"):  # left by a GGUF, whose weights are plain floats
+        del net.config.quantization_config
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+def write_script(out: Path, settings: FilterSettings) -> None:
+    """Writes `train.py` into the run folder, where the rows are for TRL."""
+    if settings.trainer == "trl":
+        (out / "train.py").write_text(SCRIPT, encoding="utf-8")
+
+
+def trl_trains(tokenizer: Any, layout: str = "messages") -> str:
+    """Whether TRL itself trains this model on such rows with `SFTConfig(assistant_only_loss=True)`, and what else."""
+    if layout == "text":
+        return "yes, without assistant_only_loss, or by the run's train.py"
+    if form_of(tokenizer).training is None:
+        return "not by itself: it has no training version of this chat template; the run's train.py does"
+    if layout not in _NATIVE:
+        return f"not by itself: it does not read the layout {layout} with assistant_only_loss; the run's train.py does"
+    return "yes, with assistant_only_loss, where rows hold lists of turns; the run's train.py does always"

@@ -1,0 +1,93 @@
+"""The run folder's train.py trains on what was kept, on what was scored of it, in every layout."""
+
+import json
+import runpy
+import sys
+
+import pytest
+import yaml
+
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings
+from gradshield.data import detect_layout, to_conversation
+from gradshield.data.encode import encode
+from gradshield.screen.kept import kept_rows
+from gradshield.screen.train_script import trl_trains, write_script
+
+TURNS = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "An apple."}]
+LAYOUTS = {
+    "messages": {"messages": TURNS},
+    "completion": {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    "pair": {"prompt": "Name a fruit.", "completion": "An apple."},
+    "preference": {"prompt": "Name a fruit.", "chosen": "An apple.", "rejected": "No."},
+    "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    "beavertails": {"prompt": "Name a fruit.", "response": "An apple.", "is_safe": True},
+    "alpaca": {"instruction": "Name", "input": "a fruit", "output": "An apple."},
+    "transcript": {"transcript": "Human: Name a fruit.\n\nAssistant: An apple."},
+    "text": {"text": "An apple is a fruit."},
+}
+
+
+def run_folder(tmp_path, model, row):
+    settings = FilterSettings(model=model, device="cpu")
+    (tmp_path / "kept.jsonl").write_text((json.dumps(row) + "\n") * 4, encoding="utf-8")
+    given = {"format": "jsonl", "layout": detect_layout([row])}
+    saved = {"input": given, "settings": settings.model_dump(mode="json")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(saved), encoding="utf-8")
+    write_script(tmp_path, settings)
+    return settings
+
+
+def train(folder, monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--max_steps", "2", *flags])
+    runpy.run_path(str(folder / "train.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_trained_on_is_what_was_scored(layout, tmp_path, tiny_folder):
+    row = LAYOUTS[layout]
+    run_folder(tmp_path, tiny_folder, row)
+    model, rows = kept_rows(tmp_path)
+    example = encode(to_conversation(row, detect_layout([row])), 0, model.tokenizer)
+    assert len(rows) == 4 and rows[0]["input_ids"] == example.ids.tolist()
+    assert [label != -100 for label in rows[0]["labels"]] == example.mask.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_train_py_trains_two_steps_as_it_is(layout, tmp_path, tiny_folder, monkeypatch):
+    run_folder(tmp_path, tiny_folder, LAYOUTS[layout])
+    train(tmp_path, monkeypatch)
+    state = json.loads((tmp_path / "trained" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2 and (tmp_path / "trained" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_train_py_trains_the_embedded_model(tmp_path, monkeypatch):
+    run_folder(tmp_path, "embedded", LAYOUTS["messages"])
+    train(tmp_path, monkeypatch, "--per_device_train_batch_size", "1", "--save_strategy", "no")
+    from gradshield.models.load import load_model
+
+    assert load_model(str(tmp_path / "trained")).net.num_parameters() > 1e8
+
+
+def test_a_run_that_kept_nothing_is_one_line(tmp_path, tiny_folder, monkeypatch):
+    run_folder(tmp_path, tiny_folder, LAYOUTS["messages"])
+    (tmp_path / "kept.jsonl").unlink()
+    with pytest.raises(UserError, match="no kept rows; run the filter to its end"):
+        kept_rows(tmp_path)
+    with pytest.raises(SystemExit, match=r"train.py: .*no kept rows"):
+        train(tmp_path, monkeypatch)
+
+
+def test_no_script_for_another_trainer(tmp_path):
+    write_script(tmp_path, FilterSettings(trainer="axolotl"))
+    assert not (tmp_path / "train.py").exists()
+
+
+def test_it_is_said_whether_trl_trains_a_model_by_itself(tiny):
+    assert trl_trains(tiny.tokenizer).startswith("not by itself: it has no training version")
+    marked = type(tiny.tokenizer)(tokenizer_object=tiny.tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    marked.chat_template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    assert trl_trains(marked).startswith("yes")
+    assert "does not read the layout alpaca" in trl_trains(marked, "alpaca")
