@@ -110,7 +110,7 @@ def test_an_adapter_whose_weights_fit_nowhere_is_refused(tiny_folder, lower):
     file = Path(lower) / "adapter_model.safetensors"
     renamed = {key.replace(".layers.", ".language_model.layers."): value for key, value in load_file(file).items()}
     save_file(renamed, file, {"format": "pt"})
-    with pytest.raises(UserError, match=r"lower can't be loaded: .*missing adapter keys"):
+    with pytest.raises(UserError, match=r"lower: it lacks .*layers\.0\.mlp\.down_proj\.lora_A"):
         load_model(tiny_folder, adapter=lower)
 
 
@@ -119,7 +119,7 @@ def test_torn_files_and_odd_names_are_one_line(tiny_folder, lower, tmp_path):
     shutil.copytree(tiny_folder, torn)
     whole = (torn / "model.safetensors").read_bytes()
     (torn / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"torn can't be loaded"):
+    with pytest.raises(UserError, match=r"torn/model\.safetensors: not a whole safetensors file"):
         load_model(str(torn))
     with pytest.raises(UserError, match="--dtype nn"):
         load_model(tiny_folder, dtype="nn")

@@ -21,3 +21,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
     )
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """What a library's error says, on one line: its first, with the second where a colon announces it, or its type's
+    name where it says nothing."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    line = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".:")
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"

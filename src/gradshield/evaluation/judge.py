@@ -22,7 +22,8 @@ from gradshield.base.progress import progress
 from gradshield.data.rows import expanded
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.models.generate import continue_ids, text_of
-from gradshield.models.load import load_model, quiet_loading
+from gradshield.models.load import load_model
+from gradshield.models.network import quiet_loading
 
 Grade = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 """(requests, answers) → a grade from 1 to 5 for each, None where the judge said none."""

@@ -5,27 +5,26 @@ Weights come from safetensors or GGUF only, never from a pickle, and no remote c
 
 import gc
 import importlib.util
-import io
-import json
-import logging
-import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from gradshield.base.errors import UserError, out_of_memory
+from gradshield.base.errors import UserError, first_line
+from gradshield.models.adapters import CONFIG, WEIGHTS, base_of, with_adapter
 from gradshield.models.experts import Expert, experts_of
+from gradshield.models.files import Shapes, local_folder, text_files, weight_files
 from gradshield.models.fingerprint import fingerprint_of
+from gradshield.models.gguf import gguf_header, is_gguf
+from gradshield.models.network import load_net
+from gradshield.models.tokenizer import check_fits, load_tokenizer
 
 EMBEDDED = "embedded"  # SmolLM2-135M-Instruct with our alignment adapter
 EMBEDDED_BASE = "embedded-unaligned"  # the same without the adapter
@@ -160,45 +159,71 @@ def load_model(
     Raises UserError for a model that is not there, has no safetensors, or does not fit, an adapter that is not one, or
     several over quantised weights.
     """
-    adapters: list[str] = [adapter] if isinstance(adapter, str) else list(adapter or ())
+    uppermost: list[str] = [adapter] if isinstance(adapter, str) else list(adapter or ())
+    name, below = _through_adapters(name, trust_remote_code)
+    adapters = [*below, *uppermost]
     named = tuple(str(Path(each).resolve()) if Path(each).exists() else each for each in adapters)
-    if name in (EMBEDDED, EMBEDDED_BASE):
-        folder, file = embedded_gguf()
-        adapters = [str(ADAPTER), *adapters] if name == EMBEDDED else adapters
-        source: dict[str, Any] = {"pretrained_model_name_or_path": str(folder), "gguf_file": file}
-    elif name.endswith(".gguf"):
-        path = Path(name)
-        if not path.is_file():
-            raise UserError(f"{name}: no such GGUF file")
-        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    else:
-        base = _base_of_adapter(Path(name))
-        if base:
-            return load_model(
-                base,
-                adapter=[name, *adapters],
-                quantize=quantize,
-                device=device,
-                dtype=dtype,
-                chat_template=chat_template,
-                trust_remote_code=trust_remote_code,
-            )
-        _check_folder(name)
-        source = {"pretrained_model_name_or_path": name, "trust_remote_code": trust_remote_code}
-    if quantize and len(adapters) > 1:  # which can't be merged, and PEFT silently drops one that lies over another
+    folders = [local_folder(each, "adapter") for each in adapters]
+    bundled = name in (EMBEDDED, EMBEDDED_BASE)
+    if name == EMBEDDED:
+        folders = [ADAPTER, *folders]
+    if quantize and len(folders) > 1:  # which can't be merged, and PEFT silently drops one that lies over another
         raise UserError(
-            f"--quantize {quantize}: only one adapter can lie over quantised weights, not {' and '.join(adapters)}: "
-            "leave out --quantize, or merge the lower one into its base"
+            f"--quantize {quantize}: only one adapter can lie over quantised weights, not "
+            f"{' and '.join(map(str, folders))}: leave out --quantize, or merge the lower one into its base"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
-    net = _load_net(name, source, quantize, device, dtype)
-    tokenizer = _load_tokenizer(name, source, chat_template)
-    for path in adapters:
-        net = _with_adapter(net, path, merge=quantize is None)
+    source, shapes, files = _source(name, trust_remote_code)
+    net = load_net(name, source, shapes, quantize, device, dtype)
+    rows = int(net.get_input_embeddings().weight.shape[0])
+    tokenizer = load_tokenizer(name, source, folders, chat_template, rows, bundled=bundled)
+    for folder in folders:
+        net = with_adapter(net, folder, merge=quantize is None)
+        files += [folder / WEIGHTS, *text_files(folder)]
     net.eval()
     net.requires_grad_(False)
-    return Model(name, net, tokenizer, fingerprint_of(name, source, adapters, quantize, net, tokenizer), named)
+    check_fits(name, tokenizer, net)
+    return Model(name, net, tokenizer, fingerprint_of(files, quantize, net, tokenizer), named)
+
+
+def _through_adapters(name: str, code: bool) -> tuple[str, list[str]]:
+    """(base model, adapters from the lowest to `name`) where `name` is an adapter, else (name, [])."""
+    adapters: list[str] = []
+    seen: set[Path] = set()
+    while not (name in (EMBEDDED, EMBEDDED_BASE) or name.endswith(".gguf") or is_gguf(Path(name))):
+        folder = local_folder(name, code=code)
+        if not (folder / CONFIG).is_file():
+            break
+        if folder.resolve() in seen:
+            raise UserError(
+                f"{folder / CONFIG}: the adapter is its own base model; pass --model BASE --adapter {folder}"
+            )
+        seen.add(folder.resolve())
+        adapters.insert(0, name)
+        name = base_of(folder)
+    return name, adapters
+
+
+def _source(name: str, trust_remote_code: bool) -> tuple[dict[str, Any], Shapes, list[Path]]:
+    """(keywords of from_pretrained, shapes of the tensors, every file that is read) of a model that is no adapter."""
+    if name in (EMBEDDED, EMBEDDED_BASE) or is_gguf(Path(name)):
+        path = Path(name)
+        if not is_gguf(path):
+            folder, file = embedded_gguf()
+            path = folder / file
+        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        return source, gguf_header(path).shapes, [path]
+    if name.endswith(".gguf"):
+        state = "not a GGUF file (it does not begin with GGUF)" if Path(name).is_file() else "no such GGUF file"
+        raise UserError(f"{name}: {state}")
+    folder = local_folder(name, code=trust_remote_code)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {folder}: no config.json in it, so not a model saved by transformers")
+    weights = weight_files(folder)
+    shapes = {key: shape for of_file in weights.values() for key, shape in of_file.items()}
+    files = [*weights, *text_files(folder, code=trust_remote_code)]
+    return {"pretrained_model_name_or_path": str(folder), "trust_remote_code": trust_remote_code}, shapes, files
 
 
 def embedded_gguf() -> tuple[Path, str]:
@@ -210,152 +235,10 @@ def embedded_gguf() -> tuple[Path, str]:
     return folder, EMBEDDED_GGUF
 
 
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Silences the progress bars, warnings and notices of libraries while a model loads; errors are raised anyway."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _load_net(name: str, source: dict[str, Any], quantize: str | None, device: str, dtype: str | None) -> Any:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    own = torch.bfloat16 if name.endswith(".gguf") else "auto"  # which, for a GGUF, is float32
-    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    wanted = getattr(torch, dtype, None) if dtype else (torch.float32 if on_cpu else own)
-    if dtype and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
-        raise UserError(f"--dtype {dtype}: not a torch dtype (float32, bfloat16 or float16)")
-    kwargs: dict[str, Any] = {"dtype": wanted, **source}
-    if "gguf_file" not in source:
-        kwargs["use_safetensors"] = True
-    if quantize:
-        if quantize not in ("4bit", "8bit"):
-            raise UserError(f"--quantize {quantize}: 4bit or 8bit")
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError(f"--quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
-        # It says at every call that 8-bit Linears round what they are given, also where that can't be otherwise.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=quantize == "4bit",
-            load_in_8bit=quantize == "8bit",
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.float32 if on_cpu else torch.bfloat16,
-        )
-    if device == "auto" or quantize:
-        kwargs["device_map"] = device
-    try:
-        with quiet_loading():
-            net: Any = AutoModelForCausalLM.from_pretrained(**kwargs)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"model {name} can't be loaded: {_first_line(error).rstrip('.')}{_remedy(name)}") from error
-    for module in net.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):  # of bitsandbytes, whose quick way has no gradient
-            module.support_avx512bf16_for_cpu = False
-    if "gguf_file" in source:  # dequantised on loading: what remains of the mark only hinders saving
-        net.hf_quantizer, net.is_quantized, net.quantization_method = None, False, None
-        if hasattr(net.config, "quantization_config"):
-            delattr(net.config, "quantization_config")
-    try:
-        return net if "device_map" in kwargs else net.to(device)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise UserError(f"model {name} does not fit on {device}: --quantize 4bit, or --device auto") from error
-
-
-def _load_tokenizer(name: str, source: dict[str, Any], chat_template: str | None) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet_loading():
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"the tokenizer of {name} can't be loaded: {_first_line(error).rstrip('.')}{_remedy(name)}"
-        ) from error
-    if chat_template:
-        try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--chat-template {chat_template}: {_first_line(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _with_adapter(net: Any, adapter: str, merge: bool) -> Any:
-    path = Path(adapter)
-    if path.exists() and not (path / "adapter_model.safetensors").is_file():
-        raise UserError(f"adapter {adapter}: no adapter_model.safetensors in it (pickled adapters are not read)")
-    try:
-        with quiet_loading():
-            from peft import PeftModel  # here, since bitsandbytes has something to say when it is imported
-
-            # Weights that fit nowhere are only warned of, and the model would go on without them.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            wrapped = PeftModel.from_pretrained(net, adapter, use_safetensors=True)
-            return wrapped.merge_and_unload() if merge else wrapped
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, UserWarning) as error:
-        raise UserError(f"adapter {adapter} can't be loaded: {_first_line(error)[:300]}") from error
-
-
-def _base_of_adapter(folder: Path) -> str | None:
-    """The base model that an adapter's folder names, None where the folder is no adapter."""
-    config = folder / "adapter_config.json"
-    if not config.is_file():
-        return None
-    try:
-        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{config}: can't be read ({_first_line(error)})") from error
-    if not base:
-        raise UserError(f"{config}: names no base model; pass --model BASE --adapter {folder}")
-    return base
-
-
-def _check_folder(name: str) -> None:
-    """Says in one line what a local folder lacks; a Hub id passes."""
-    folder = Path(name)
-    if not folder.exists():
-        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise UserError(f"model {name}: no such folder; check the path")
-        return
-    if not folder.is_dir():
-        raise UserError(f"model {folder}: not a folder; a single file must be a .gguf")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model {folder}: no config.json in it, so not a model saved by transformers")
-    if not list(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        remedy = "only pickled weights; convert them to safetensors first" if pickled else "no *.safetensors in it"
-        raise UserError(f"model {folder}: no weights: {remedy}")
-
-
 def _check_device(device: str) -> None:
     if device == "auto":
         return
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {device}: not to be had here ({_first_line(error)[:100]})") from None
-
-
-def _remedy(name: str) -> str:
-    """What to do about a model that is not to be had from the Hub."""
-    if Path(name).exists():
-        return ""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "yes", "true")
-    return f"; check its id{' (HF_HUB_OFFLINE is set)' if offline else ' and the connection'}, or name a local folder"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"--device {device}: not to be had here ({first_line(error, 100)})") from None

@@ -1,0 +1,133 @@
+"""PEFT adapters over a network: the base that one names, what fits, and merging that leaves the model the same."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradshield.base.errors import UserError, first_line
+from gradshield.models.files import Shapes, read_json, shapes_of, shown
+from gradshield.models.network import check_finite, quiet_loading
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_CLOSE = 0.02  # of the largest logit: what merging may round
+
+
+def base_of(folder: Path) -> str:
+    """The base model that an adapter's folder names. Raises UserError where it names none."""
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{folder / CONFIG}: names no base model; pass --model BASE --adapter {folder}")
+    return base
+
+
+def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
+    """The network with the adapter in `folder` over it, merged into it or not.
+
+    Raises UserError for an adapter that is not one, whose tensors are not exactly those that its config describes on
+    this network, and for kinds whose effect is not in the weights.
+    """
+    what = f"adapter {folder}"
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{what}: no {WEIGHTS} in it (pickled adapters are not read)")
+    shapes = shapes_of(folder / WEIGHTS)
+    config = _config(what, folder, shapes)
+    touched = _embeddings(what, net, shapes)
+    if touched and _tied(net):
+        if config.get("ensure_weight_tying"):
+            raise UserError(
+                f"{what}: it ties its {touched[0]} to another layer's; merge it with PEFT and use the result"
+            )
+        _untie(net)
+    try:
+        with quiet_loading():
+            from peft import PeftModel  # here, since bitsandbytes has something to say when it is imported
+
+            mapping = getattr(net, "_checkpoint_conversion_mapping", None) or {}
+            with warnings.catch_warnings(action="ignore"):
+                wrapped = PeftModel.from_pretrained(net, str(folder), key_mapping=mapping)
+            result = wrapped.load_adapter(str(folder), "default", key_mapping=mapping)  # which says what was left
+            if result.missing_keys or result.unexpected_keys:
+                lacking = [key.replace(".default", "") for key in result.missing_keys]
+                said = f"lacks {shown(lacking)}" if lacking else f"holds {shown(result.unexpected_keys)}"
+                raise UserError(f"{what}: it {said}; it was made for another base model")
+            check_finite(what, wrapped)
+            wrapped.eval()
+            before = _logits(wrapped) if merge and touched else None
+            merged = wrapped.merge_and_unload() if merge else wrapped
+    except UserError:
+        raise
+    except Exception as error:  # what a file says can make any of PEFT's lines fail
+        why = str(error).replace("\n\t", " ")
+        kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise UserError(f"{what} can't be loaded: {kind}{first_line(type(error)(why))}") from error
+    if before is not None and (_logits(merged) - before).abs().max() > _CLOSE * before.abs().max():
+        raise UserError(f"{what}: merging it into {shown(touched)} changes the model; merge it with PEFT and check it")
+    return merged
+
+
+def _config(what: str, folder: Path, shapes: Shapes) -> dict[str, Any]:
+    """The adapter's config. Raises UserError for one whose effect is not in the weights, or too large for its file."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.utils.peft_types import PeftType
+
+    config = read_json(folder / CONFIG)
+    kind = config.get("peft_type")
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType(kind)) if kind in list(PeftType) else None
+    if known is None:
+        raise UserError(f"{folder / CONFIG}: peft_type {str(kind)[:40]!r} is unknown to this version of PEFT")
+    prompted = kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
+    if prompted or kind in ("ADAPTION_PROMPT", "CARTRIDGE", "XLORA"):
+        raise UserError(f"{what}: {kind} can't be merged into weights, so it can't be scored; use LoRA or its kin")
+    if config.get("megatron_config"):
+        raise UserError(f"{folder / CONFIG}: megatron_config imports a module that the file names; remove it")
+    patterns = config.get("rank_pattern")
+    ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [])]
+    largest = max((max(shape, default=1) for shape in shapes.values()), default=0)
+    if any(isinstance(rank, int) and rank > largest for rank in ranks):
+        raise UserError(f"{folder / CONFIG}: describes a rank that no tensor of {WEIGHTS} has")
+    return config
+
+
+def _embeddings(what: str, net: Any, shapes: Shapes) -> list[str]:
+    """Names of the embedding and the head, as far as the adapter changes them. Raises UserError where it was trained
+    with a vocabulary of another size."""
+    ends = (net.get_input_embeddings(), net.get_output_embeddings())
+    names = {name: module for name, module in net.named_modules() if any(module is end for end in ends)}
+    touched = []
+    for name, module in names.items():
+        keys = [key for key in shapes if f".{name}." in f".{key}."]
+        rows = module.weight.shape[0]
+        for key in keys:
+            if key.endswith((f"{name}.weight", f"{name}.modules_to_save.weight")) and shapes[key][0] != rows:
+                raise UserError(
+                    f"{what}: its vocabulary was resized: {key} has {shapes[key][0]} rows, the base model {rows}; "
+                    "merge it into the resized base and use the result"
+                )
+        touched += [name] if keys else []
+    return touched
+
+
+def _tied(net: Any) -> bool:
+    head = net.get_output_embeddings()
+    return head is not None and head.weight is net.get_input_embeddings().weight
+
+
+def _untie(net: Any) -> None:
+    """Gives the head a weight of its own, so that an adapter of the one does not change the other when it is merged."""
+    head = net.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for config in {id(c): c for c in (net.config, net.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
+    for module in net.modules():
+        if isinstance(getattr(module, "all_tied_weights_keys", None), dict):
+            module.all_tied_weights_keys = {}
+
+
+@torch.no_grad()
+def _logits(net: Any) -> torch.Tensor:
+    device = next(net.parameters()).device
+    ids = torch.arange(min(16, net.config.get_text_config().vocab_size), device=device)
+    return net(input_ids=ids[None], use_cache=False).logits.float().cpu()

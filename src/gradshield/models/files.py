@@ -1,0 +1,160 @@
+"""Which files a model consists of. Its weights are safetensors, judged by content and never by name: a pickle, a file
+outside of the folder, or a shard that lacks a tensor is an error."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from gradshield.base.errors import UserError, first_line
+
+Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+TEMPLATES = "additional_chat_templates"
+TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", f"{TEMPLATES}/*.jinja")  # configs and tokenizers
+_SHOWN = 3  # tensors that an error names
+_OTHERS = {  # what is found under a safetensors name, by its first bytes
+    b"PK\x03\x04": "a zip archive, as torch.save writes it; pickles are never read",
+    b"\x80": "a pickle; pickles are never read",
+    b"GGUF": "a GGUF file; give its path instead of the folder",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
+    b"": "empty; download it again",
+}
+
+
+def local_folder(name: str, kind: str = "model", *, code: bool = False) -> Path:
+    """The folder of a model or an adapter: the one called `name`, or the snapshot of the Hub repository `name`.
+
+    What the Hub's cache lacks is downloaded: texts, safetensors and, with `code`, Python files. Raises UserError where
+    there is neither.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{kind} {name}: not a folder; a single file must be GGUF")
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"{kind} {name}: no such folder; check the path")
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+
+    texts = [*TEXTS, "adapter_model.safetensors", *(["*.py"] if code else [])]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=texts, ignore_patterns=["onnx/*", "original/*"]))
+        if (folder / "config.json").is_file():
+            weights = sorted(_index(folder / INDEX)) if (folder / INDEX).is_file() else [SINGLE]
+            snapshot_download(name, allow_patterns=weights)
+        return folder
+    except UserError:
+        raise
+    except Exception as error:  # the Hub's own, httpx's, the disk's
+        for known in ("config.json", "adapter_config.json"):
+            try:
+                cached = try_to_load_from_cache(name, known)
+            except ValueError:  # no id that the Hub would take
+                break
+            if isinstance(cached, str):
+                return Path(cached).parent
+        reached = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else " and the connection"
+        advice = f"check its id{reached}, or name a local folder"
+        raise UserError(f"{kind} {name} can't be loaded: {first_line(error)}; {advice}") from error
+
+
+def weight_files(folder: Path) -> dict[Path, Shapes]:
+    """The safetensors files that transformers loads from a model's folder, with the shapes of their tensors.
+
+    Raises UserError where there are none, one is missing or of another format, two hold the same tensor, or the index
+    names a tensor that is not where it says.
+    """
+    if any(re.match(r"shard-\d{5}-model-", file.name) for file in folder.glob("*.safetensors")):
+        raise UserError(f"model {folder}: a distributed checkpoint; save it with save_pretrained")
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: shapes_of(folder / SINGLE)}
+    if not (folder / INDEX).is_file():
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
+        ggufs = sorted(folder.glob("*.gguf"))
+        remedy = "no *.safetensors in it"
+        if pickled:
+            remedy = "only pickled weights; convert them to safetensors first"
+        elif ggufs:
+            remedy = f"only GGUF; give the file's path ({ggufs[0]})"
+        elif any(folder.glob("*.safetensors")):
+            remedy = f"neither {SINGLE} nor {INDEX} in it"
+        raise UserError(f"model {folder}: no weights: {remedy}")
+    places = _index(folder / INDEX)
+    files = {folder / name: shapes_of(folder / name) for name in sorted(places)}
+    for file, shapes in files.items():
+        if lacking := [name for name in places[file.name] if name not in shapes]:
+            raise UserError(f"{file}: lacks {shown(lacking)}, which {INDEX} places there; download it again")
+    seen: set[str] = set()
+    for file, shapes in files.items():
+        if twice := seen & shapes.keys():
+            raise UserError(f"{file}: holds {shown(twice)}, which another file of {INDEX} holds, too")
+        seen |= shapes.keys()
+    return files
+
+
+def _index(file: Path) -> dict[str, list[str]]:
+    """File name → tensors, from an index. Raises UserError for a file that is not in the index's own folder."""
+    content = read_json(file)
+    mapping = content.get("weight_map")
+    if not isinstance(mapping, dict) or not mapping or not isinstance(content.get("metadata", {}), dict):
+        raise UserError(f"{file}: has no weight_map of tensors to files; download it again")
+    found: dict[str, list[str]] = {}
+    for tensor, name in mapping.items():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(
+                f"{file}: places {shown([tensor])} in {str(name)[:80]!r}; only safetensors files beside it are read"
+            )
+        found.setdefault(name, []).append(tensor)
+    return found
+
+
+def shapes_of(file: Path) -> Shapes:
+    """The shapes of a safetensors file's tensors. Raises UserError for a file that is not there, is not safetensors,
+    is cut short, or holds an empty tensor, as ZeRO-3 leaves them."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(32)
+        with safe_open(file, framework="numpy") as opened:
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; download the model again") from None
+    except Exception as error:  # safetensors' own, the disk's
+        other = next((what for magic, what in _OTHERS.items() if magic and start.startswith(magic)), None)
+        what = other or (_OTHERS[b""] if not start else f"not a whole safetensors file ({first_line(error)})")
+        raise UserError(f"{file}: {what}") from None
+    if empty := [name for name, shape in shapes.items() if 0 in shape]:
+        raise UserError(
+            f"{file}: {shown(empty)} is empty, as DeepSpeed's ZeRO-3 saves a shard; gather the weights when saving "
+            "(stage3_gather_16bit_weights_on_model_save)"
+        )
+    return shapes
+
+
+def text_files(folder: Path, *, code: bool = False) -> list[Path]:
+    """The configs, tokenizer files and templates in a folder and, with `code`, its Python files, sorted by name."""
+    patterns = (*TEXTS, "*.py") if code else TEXTS
+    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError where the file can't be read or holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: can't be read ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return content
+
+
+def shown(names: Iterable[str]) -> str:
+    """The first few of the names in order, and how many more there are."""
+    every = sorted(names)
+    cut = [name if len(name) <= 120 else f"{name[:119]}…" for name in every[:_SHOWN]]
+    return ", ".join(cut) + (f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else "")

@@ -1,0 +1,155 @@
+"""A GGUF file's header, read within bounds before any library maps the file: one file, whole, with no tensor hidden.
+
+Readers of this format trust its counts and offsets; here, each is compared with the file's size first.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gradshield.base.errors import UserError, first_line
+from gradshield.models.files import Shapes, shown
+
+_FORMATS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # of values, by type
+_STRING, _ARRAY = 8, 9
+ROPE_FACTORS = "rope_freqs.weight"  # what the rotary frequencies of Llama 3.1 and later are divided by
+_LONGEST = 2**24  # bytes of a name or a string: a chat template has some ten thousand
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is read of a GGUF file: values that are neither arrays nor long, and its tensors."""
+
+    values: dict[str, Any]
+    shapes: Shapes
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file begins as GGUF does, whatever its name is."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def gguf_header(path: Path) -> Header:
+    """The header of a GGUF file. Raises UserError for a file that is cut short, contradicts itself, is one of several
+    parts, or can't be read."""
+    try:
+        with path.open("rb") as stream:
+            header = _Reader(stream, path.stat().st_size).header()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({first_line(error)})") from error
+    except (ValueError, UnicodeDecodeError, struct.error) as error:
+        raise UserError(f"{path}: not a whole GGUF file ({first_line(error)}); download it again") from None
+    parts = header.values.get("split.count", 1)
+    if parts != 1:
+        number = header.values.get("split.no", 0)
+        raise UserError(
+            f"{path}: part {number + 1 if isinstance(number, int) else '?'} of {parts}; merge the parts first "
+            "(llama-gguf-split --merge)"
+        )
+    return header
+
+
+def apply_rope_factors(net: Any, path: Path) -> None:
+    """Divides the rotary frequencies of `net` by the factors in its file, as llama.cpp does and transformers does not.
+
+    Raises UserError where the network has no frequencies that they fit.
+    """
+    import torch
+    from gguf import GGUFReader
+
+    (tensor,) = (each for each in GGUFReader(path).tensors if each.name == ROPE_FACTORS)
+    factors = torch.tensor(tensor.data.tolist())  # [head width / 2]
+    names = ("inv_freq", "original_inv_freq")
+    found = [buffer for name, buffer in net.named_buffers() if name.split(".")[-1] in names]
+    if not found or any(buffer.shape != factors.shape for buffer in found):
+        raise UserError(f"{path}: {ROPE_FACTORS} {list(factors.shape)} doesn't fit the model's rotary frequencies")
+    for buffer in found:
+        buffer.div_(factors.to(buffer))
+
+
+class _Reader:
+    """Reads a stream of known size from its start; anything beyond its end is a ValueError."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self.stream, self.size = stream, size
+
+    def header(self) -> Header:
+        if self.stream.read(4) != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        (version,) = self.take("I")
+        if version not in (2, 3):
+            raise ValueError(f"version {version}, not 2 or 3")
+        tensors, count = self.take("QQ")
+        if 24 + 13 * count + 24 * tensors > self.size:
+            raise ValueError(f"{tensors} tensors and {count} values don't fit into {self.size} bytes")
+        values: dict[str, Any] = {}
+        for _ in range(count):
+            name = self.string()
+            if name in values:
+                raise ValueError(f"{name[:80]} is there twice")
+            (kind,) = self.take("I")
+            values[name] = self.value(kind)
+        return Header(values, self.shapes(tensors, values.get("general.alignment", 32)))
+
+    def shapes(self, count: int, alignment: Any) -> Shapes:
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        found: dict[str, tuple[tuple[int, ...], int, int]] = {}
+        for _ in range(count):
+            name = self.string()
+            (dimensions,) = self.take("I")
+            if not 0 < dimensions <= 8:
+                raise ValueError(f"{name[:80]} has {dimensions} dimensions")
+            shape = self.take("Q" * dimensions)[::-1]
+            kind, offset = self.take("IQ")
+            if name in found:
+                raise ValueError(f"{name[:80]} is there twice")
+            block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            if shape[-1] % block:
+                raise ValueError(f"{name[:80]} has rows of {shape[-1]}, not of whole blocks of {block}")
+            found[name] = shape, offset, math.prod(shape) // block * size
+        if not found:
+            raise ValueError("it holds no tensors")
+        if not isinstance(alignment, int) or not 0 < alignment <= 2**16 or alignment & (alignment - 1):
+            raise ValueError(f"alignment {alignment}")
+        start = -(-self.stream.tell() // alignment) * alignment
+        if short := [name for name, (_, offset, size) in found.items() if start + offset + size > self.size]:
+            raise ValueError(f"{shown(short)} lies beyond its end")
+        return {name: shape for name, (shape, _, _) in found.items()}
+
+    def value(self, kind: int, keep: bool = True) -> Any:
+        if kind in _FORMATS:
+            return self.take(_FORMATS[kind])[0]
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            raise ValueError(f"a value of type {kind}")
+        inner, count = self.take("IQ")
+        if inner in _FORMATS:
+            self.skip(count * struct.calcsize(f"<{_FORMATS[inner]}"))
+        elif inner == _STRING:
+            for _ in range(count):
+                self.skip(self.take("Q")[0])
+        else:
+            raise ValueError(f"an array of type {inner}")
+        return None
+
+    def string(self) -> str:
+        (length,) = self.take("Q")
+        if length > min(_LONGEST, self.size - self.stream.tell()):
+            raise ValueError(f"a text of {length} bytes")
+        return self.stream.read(length).decode("utf-8")
+
+    def take(self, form: str) -> tuple[Any, ...]:
+        return struct.unpack(f"<{form}", self.stream.read(struct.calcsize(f"<{form}")))
+
+    def skip(self, count: int) -> None:
+        if self.stream.tell() + count > self.size:
+            raise ValueError(f"{count} bytes more than it has")
+        self.stream.seek(count, 1)

@@ -1,0 +1,198 @@
+"""A model's network from its files: every tensor that it has comes from them, and none of theirs is left over.
+
+transformers fills what a checkpoint lacks with random numbers and drops what it doesn't know. Both are errors here.
+"""
+
+import importlib.util
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradshield.base.errors import UserError, first_line, out_of_memory
+from gradshield.models.files import Shapes, read_json, shown
+from gradshield.models.gguf import ROPE_FACTORS, apply_rope_factors
+
+_SPARE = 2**24  # elements that a config may describe beyond twice those in the files
+_PACKED = 16  # elements at most that a quantised checkpoint packs into one
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silences the progress bars, warnings and notices of libraries while a model loads; errors are raised anyway."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def load_net(
+    name: str, source: dict[str, Any], shapes: Shapes, quantize: str | None, device: str, dtype: str | None
+) -> Any:
+    """The network that transformers makes of `source` (the keywords of from_pretrained), in evaluation mode.
+
+    `shapes` are those of the tensors in its files. Raises UserError, which names them, for tensors that are missing,
+    left over, or of another shape than the config says; for weights that are not finite; and where it does not fit.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kwargs: dict[str, Any] = {"dtype": _dtype(source, device, dtype), "trust_remote_code": False, **source}
+    if "gguf_file" not in source:
+        kwargs["use_safetensors"] = True
+    if quantize:
+        kwargs["quantization_config"] = _quantization(quantize, device)
+    if device == "auto" or quantize:
+        kwargs["device_map"] = device
+    try:
+        with quiet_loading():
+            _check_described(name, source, shapes)
+            net, info = AutoModelForCausalLM.from_pretrained(
+                **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except UserError:
+        raise
+    except Exception as error:  # what a file says can make any of transformers' lines fail
+        raise UserError(_why(f"model {name}", error)) from error
+    _check_complete(name, net, info, source, shapes)
+    for module in net.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):  # of bitsandbytes, whose quick way has no gradient
+            module.support_avx512bf16_for_cpu = False
+    if "gguf_file" in source:  # dequantised on loading: what remains of the mark only hinders saving
+        net.hf_quantizer, net.is_quantized, net.quantization_method = None, False, None
+        if hasattr(net.config, "quantization_config"):
+            delattr(net.config, "quantization_config")
+        if ROPE_FACTORS in shapes:
+            apply_rope_factors(net, Path(source["pretrained_model_name_or_path"]) / source["gguf_file"])
+    check_finite(f"model {name}", net)
+    try:
+        return net.eval() if "device_map" in kwargs else net.to(device).eval()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"model {name} does not fit on {device}: --quantize 4bit, or --device auto") from error
+
+
+def _on_cpu(device: str) -> bool:
+    return device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+
+
+def _dtype(source: dict[str, Any], device: str, dtype: str | None) -> Any:
+    if dtype:
+        wanted = getattr(torch, dtype, None)
+        if not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
+            raise UserError(f"--dtype {dtype}: not a torch dtype (float32, bfloat16 or float16)")
+        return wanted
+    own = torch.bfloat16 if "gguf_file" in source else "auto"  # which, for a GGUF, is float32
+    return torch.float32 if _on_cpu(device) else own
+
+
+def _quantization(quantize: str, device: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantize not in ("4bit", "8bit"):
+        raise UserError(f"--quantize {quantize}: 4bit or 8bit")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"--quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
+    # It says at every call that 8-bit Linears round what they are given, also where that can't be otherwise.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return BitsAndBytesConfig(
+        load_in_4bit=quantize == "4bit",
+        load_in_8bit=quantize == "8bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32 if _on_cpu(device) else torch.bfloat16,
+    )
+
+
+def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
+    """Raises UserError for a config that describes far more than the files hold, before memory is taken for it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust = source.get("trust_remote_code", False)
+    if "gguf_file" not in source:
+        content = read_json(Path(source["pretrained_model_name_or_path"]) / "config.json")
+        if content.get("transformers_weights"):
+            raise UserError(f"model {name}: its config.json names a file of weights (transformers_weights); remove it")
+    config = AutoConfig.from_pretrained(**{"trust_remote_code": False, **source})
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > len(shapes):
+        raise UserError(f"model {name}: its config describes {layers} layers, its files hold {len(shapes)} tensors")
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    held = sum(map(math.prod, shapes.values())) * (_PACKED if hasattr(config, "quantization_config") else 2)
+    tensors = {key: tuple(t.shape) for key, t in (*net.named_parameters(), *net.named_buffers())}
+    described = sum(map(math.prod, tensors.values()))
+    if described > held + _SPARE:
+        worst = max(tensors, key=lambda key: math.prod(tensors[key]) - math.prod(shapes.get(key, (0,))))
+        raise UserError(
+            f"model {name}: its config describes {described:.2g} weights, its files hold "
+            f"{sum(map(math.prod, shapes.values())):.2g}; the most are in {worst} {list(tensors[worst])}"
+        )
+
+
+def _check_complete(name: str, net: Any, info: dict[str, Any], source: dict[str, Any], shapes: Shapes) -> None:
+    """Raises UserError for tensors that transformers made up, reshaped or dropped."""
+    if wrong := sorted(info["mismatched_keys"]):
+        key, found, wanted = wrong[0]
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(
+            f"model {name}: {key[:120]} is {list(found)} in its files and {list(wanted)} by its config{more}"
+        )
+    if info["missing_keys"]:
+        raise UserError(f"model {name}: its files lack {shown(info['missing_keys'])}; download it again")
+    left = set(info["unexpected_keys"])
+    if "gguf_file" in source:
+        left |= _dropped(net, shapes)
+    buffers = [buffer for buffer, _ in net.named_buffers()]  # which are computed, not read
+    left = {key for key in left if not any(b == key or b.endswith(f".{key}") for b in buffers)}
+    if left:
+        raise UserError(
+            f"model {name}: its files hold {shown(left)}, which a {type(net).__name__} as its config describes has not"
+        )
+    if info["error_msgs"]:
+        raise UserError(f"model {name} can't be loaded: {str(info['error_msgs'][0])[:300]}")
+
+
+def _dropped(net: Any, shapes: Shapes) -> set[str]:
+    """The tensors of a GGUF file that transformers' older reader has no place for, and drops without a word."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    kind = net.config.get_text_config().model_type
+    processor = TENSOR_PROCESSORS.get(kind.replace("_", ""), TensorProcessor)(config=net.config.to_dict())
+    try:
+        known = get_gguf_hf_weights_map(net, processor)
+    except NotImplementedError:  # an architecture of the newer reader, which reports them
+        return set()
+    elsewhere = {ROPE_FACTORS, "output.weight"}  # the one read by us, the other by its processor
+    return {name for name in shapes if name not in known and name not in elsewhere and "_exps." not in name}
+
+
+def check_finite(what: str, net: Any) -> None:
+    """Raises UserError that names the weights which are NaN or infinite; offloaded ones are not looked at."""
+    bad = [
+        key
+        for key, weight in net.named_parameters()
+        if weight.is_floating_point() and not weight.is_meta and not bool(weight.isfinite().all())
+    ]
+    if bad:
+        raise UserError(f"{what}: {shown(bad)} holds NaN or infinity; download it again, or try --dtype float32")
+
+
+def _why(what: str, error: Exception) -> str:
+    """One line about an error of a library."""
+    own = isinstance(error, OSError | ValueError | ImportError | RuntimeError)
+    kind = "" if own and str(error).strip() else f"{type(error).__name__}: "
+    return f"{what} can't be loaded: {kind}{first_line(error)}"

@@ -1,0 +1,165 @@
+"""A model's tokenizer and chat template, checked before they are used on rows: they end, and they fit the network."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gradshield.base.errors import UserError, first_line
+from gradshield.data.encode import encode_request
+from gradshield.data.formats import Message
+from gradshield.data.templates import Refused, form_of, render
+from gradshield.models import trial
+from gradshield.models.files import read_json, shown
+from gradshield.models.network import quiet_loading
+
+PATIENCE = 60  # seconds for the process that tries them, which stops itself after trial.LIMIT of computing
+ANSWER = 16  # tokens that must have a place behind a request
+_NAMES = {"tokenizer": "the tokenizer's regular expression", "template": "the chat template"}
+
+
+def load_tokenizer(
+    name: str,
+    source: dict[str, Any],
+    adapters: Sequence[Path],
+    chat_template: str | None,
+    rows: int,
+    *,
+    bundled: bool = False,
+) -> Any:
+    """The tokenizer that `source` (the keywords of from_pretrained) names, or the uppermost adapter's own.
+
+    An adapter's folder may hold a tokenizer, a chat template, or both, and those count. A `bundled` one is not
+    tried first. Raises UserError where it can't be loaded, has no end-of-sequence token, or where it or its template
+    does not end.
+    """
+    from transformers import AutoTokenizer
+
+    given = _read(chat_template) if chat_template else None
+    for folder in reversed(adapters):
+        if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
+            name, source = str(folder), {"pretrained_model_name_or_path": str(folder), "trust_remote_code": False}
+            break
+        if given is None and (folder / "chat_template.jinja").is_file():
+            given = _read(str(folder / "chat_template.jinja"))
+    folder = Path(source["pretrained_model_name_or_path"])
+    own = folder / "tokenizer.json"
+    if "gguf_file" not in source and own.is_file():
+        _check_ends(name, str(own), own.stat().st_mtime_ns, (), "{}")
+    try:
+        with quiet_loading():
+            tokenizer = AutoTokenizer.from_pretrained(**{"trust_remote_code": False, **source})
+    except Exception as error:  # what a file says can make any of transformers' lines fail
+        kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
+        raise UserError(f"the tokenizer of {name} can't be loaded: {kind}{first_line(error)}") from error
+    except BaseException as error:  # a panic in tokenizers is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"the tokenizer of {name} can't be loaded: {first_line(error)}") from None
+    if "gguf_file" in source:
+        _drop_invented(tokenizer, rows)
+    if given is not None:
+        tokenizer.chat_template = given
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not bundled or given is not None:
+        templates = tokenizer.chat_template or ()
+        every = templates.values() if isinstance(templates, dict) else [templates] if templates else []
+        special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+        _check_ends(name, None, 0, tuple(map(str, every)), json.dumps(special))
+    return tokenizer
+
+
+def _drop_invented(tokenizer: Any, rows: int) -> None:
+    """Takes back special tokens that transformers adds to a GGUF's own, behind the last of the embedding's `rows`."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    own = [token for token in content["added_tokens"] if token["id"] < rows]
+    if len(own) < len(content["added_tokens"]):
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content | {"added_tokens": own}))
+
+
+def check_fits(name: str, tokenizer: Any, net: Any) -> None:
+    """Raises UserError for a tokenizer whose ids the network has no embedding for, a chat template that leaves out the
+    request or the answer or swaps them, and a network with too few positions for a request and an answer's start."""
+    rows = int(net.get_input_embeddings().weight.shape[0])
+    if beyond := sorted((n, token) for token, n in tokenizer.get_vocab().items() if not 0 <= n < rows):
+        raise UserError(
+            f"model {name}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows "
+            f"(no row for {shown([token for _, token in beyond])}); this tokenizer belongs to another model"
+        )
+    if not tokenizer.chat_template or not tokenizer.is_fast:
+        return  # rows of plain text need none; others are refused when one is read
+    form = form_of(tokenizer)
+    turns = [Message("user", trial.QUESTION), Message("assistant", trial.ANSWER)]
+    try:
+        text, _ = render(tokenizer, form, turns)
+    except Refused:
+        return  # each row will say why
+    lacking = next((what for what in (trial.QUESTION, trial.ANSWER) if what not in text), None)
+    if lacking:
+        what = "request" if lacking == trial.QUESTION else "answer"
+        raise UserError(f"model {name}: its chat template leaves out the {what}; pass --chat-template FILE")
+    if text.index(trial.ANSWER) < text.index(trial.QUESTION):
+        raise UserError(f"model {name}: its chat template puts the answer before its request; use --chat-template FILE")
+    positions = getattr(net.config.get_text_config(), "max_position_embeddings", None)
+    needed = len(encode_request(trial.QUESTION, tokenizer)) + ANSWER
+    if isinstance(positions, int) and positions < needed:
+        raise UserError(f"model {name}: it has {positions} positions, and a short request with its answer {needed}")
+
+
+@lru_cache(maxsize=64)
+def _check_ends(name: str, tokenizer: str | None, _changed: int, templates: tuple[str, ...], variables: str) -> None:
+    """Raises UserError where a tokenizer.json or a template does not end within its limit, or fails at that."""
+    job = {"tokenizer": tokenizer, "templates": templates, "variables": json.loads(variables)}
+    if not tokenizer and not templates:
+        return
+    process = subprocess.Popen(
+        [sys.executable, "-P", trial.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "2"},
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(json.dumps(job), timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+    done = [json.loads(line) for line in output.splitlines()]
+    what = _NAMES["tokenizer" if tokenizer else "template"]
+    which = f" ({_patterns(tokenizer)})" if tokenizer else ""
+    if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise UserError(f"{what} of {name}{which} does not end within {trial.LIMIT} s; it can't be used on rows")
+    if failed := next((each["error"] for each in done if each["error"]), None):
+        raise UserError(f"{what} of {name}{which} fails: {failed}")
+    if len(done) < len(templates) + bool(tokenizer):
+        raise UserError(f"{what} of {name}{which} ends the process that tries it (exit code {process.returncode})")
+
+
+def _patterns(tokenizer: str) -> str:
+    """The regular expressions in a tokenizer.json, cut."""
+    found: list[str] = []
+    pending: list[Any] = [{k: v for k, v in read_json(Path(tokenizer)).items() if k not in ("model", "added_tokens")}]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict):
+            found += [v for k, v in each.items() if k == "Regex" and isinstance(v, str)]
+        pending += each.values() if isinstance(each, dict) else each if isinstance(each, list) else []
+    return shown(found) or "none of its own"
+
+
+def _read(template: str) -> str:
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--chat-template {template}: {first_line(error)}") from error

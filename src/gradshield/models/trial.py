@@ -1,0 +1,89 @@
+"""Run as a script, in a process of its own: does a tokenizer tokenise, does a chat template render, and do they end?
+
+Neither can be stopped from inside once it runs, so another process watches this one. It imports nothing of ours, which
+keeps it quick. Input, as JSON on stdin: {"tokenizer": path or null, "templates": [text, ...], "variables": {...}}.
+Output, one JSON line for each: {"stage": "tokenizer" or "template", "error": null or one line}.
+"""
+
+import json
+import sys
+from datetime import datetime
+from typing import Any
+
+LIMIT = 5  # seconds of computing; common tokenizers and templates take 0.3
+MEMORY = 2 * 2**30  # bytes
+QUESTION, ANSWER = "Where is it?", "Over there."
+
+
+def texts() -> list[str]:
+    """Texts on which regular expressions that backtrack do so: runs of one character, then another."""
+    runs = [character * 400 + end for character in "aA1 .,-_\n=é" for end in ("!", "\x00")]
+    words = ["word " * 200 + "!", "ab" * 300 + "!", "a1" * 300 + "\t", "1,000 " * 100 + "?", "  \n" * 200 + "x"]
+    return [QUESTION, ANSWER, *runs, *words]
+
+
+def tokenise(path: str) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(path)
+    for text in texts():
+        tokenizer.encode(text)
+
+
+def render(template: str, variables: dict[str, Any]) -> None:
+    """Renders one exchange as chat templates are rendered by transformers; refusing it is no failure."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.CallBlock(self.call_method("_same"), [], [], body).set_lineno(line)
+
+        def _same(self, caller: Any) -> str:
+            return caller()
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value)
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    compiled = environment.from_string(template)
+    for messages in (turns[:1], turns, turns * 3, parts, [{"role": "system", "content": "Be kind."}, *turns]):
+        for prompt in (True, False):
+            try:
+                compiled.render(messages=messages, add_generation_prompt=prompt, **variables)
+            except (MemoryError, RecursionError):
+                raise
+            except Exception:  # the template's own business: it refuses, or takes another form of content
+                pass
+
+
+def main() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    job = json.load(sys.stdin)
+    todo: list[tuple[str, Any]] = [("tokenizer", job["tokenizer"])] if job["tokenizer"] else []
+    for stage, what in [*todo, *(("template", each) for each in job["templates"])]:
+        try:
+            tokenise(what) if stage == "tokenizer" else render(what, job["variables"])
+            error = None
+        except BaseException as caught:  # a panic in tokenizers is no Exception
+            error = f"{type(caught).__name__}: {caught}".splitlines()[0][:300]
+        print(json.dumps({"stage": stage, "error": error}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
