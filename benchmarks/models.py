@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from gradshield.models.load import Model, embedded_gguf, load_model, quiet_loading
+from gradshield.models.load import Model, embedded_gguf, load_model
+from gradshield.models.network import quiet_loading
 
 LLAMA_8B = {
     "hidden_size": 4096,

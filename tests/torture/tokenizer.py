@@ -107,7 +107,7 @@ for template in (
     "{{ 1 / 0 }}",
     LOOP,
     DOUBLING,
-    "{{ 9 ** 9 ** 9 }}",
+    "{{ 9 ** (9 ** 9) }}",
     "{{ 'a' * 9999999999 }}",
     "{{ raise_exception('no') }}",
     "{{ messages[0].content }}",

@@ -22,7 +22,8 @@ from gradshield.evaluation.tasks import TASKS, Task, make_task
 from gradshield.models.batching import pad
 from gradshield.models.generate import generate, smaller
 from gradshield.models.hooks import logits_at
-from gradshield.models.load import Model, free_memory, quiet_loading
+from gradshield.models.load import Model, free_memory
+from gradshield.models.network import quiet_loading
 
 HELD_OUT_LOSS = "negative loss (nats per response token, mean over rows)"
 

@@ -115,6 +115,7 @@ def _index(file: Path) -> dict[str, list[str]]:
 def shapes_of(file: Path) -> Shapes:
     """The shapes of a safetensors file's tensors. Raises UserError for a file that is not there, is not safetensors,
     is cut short, or holds an empty tensor, as ZeRO-3 leaves them."""
+    start = b""
     try:
         with file.open("rb") as stream:
             start = stream.read(32)

@@ -196,9 +196,7 @@ def _through_adapters(name: str, code: bool) -> tuple[str, list[str]]:
         if not (folder / CONFIG).is_file():
             break
         if folder.resolve() in seen:
-            raise UserError(
-                f"{folder / CONFIG}: the adapter is its own base model; pass --model BASE --adapter {folder}"
-            )
+            raise UserError(f"{folder / CONFIG}: it is its own base model; pass --model BASE --adapter {folder}")
         seen.add(folder.resolve())
         adapters.insert(0, name)
         name = base_of(folder)

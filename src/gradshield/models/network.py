@@ -67,7 +67,7 @@ def load_net(
         raise
     except Exception as error:  # what a file says can make any of transformers' lines fail
         raise UserError(_why(f"model {name}", error)) from error
-    _check_complete(name, net, info, source, shapes)
+    _check_complete(name, net, info)
     for module in net.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):  # of bitsandbytes, whose quick way has no gradient
             module.support_avx512bf16_for_cpu = False
@@ -118,7 +118,8 @@ def _quantization(quantize: str, device: str) -> Any:
 
 
 def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
-    """Raises UserError for a config that describes far more than the files hold, before memory is taken for it."""
+    """Raises UserError for a config that describes far more than the files hold, before memory is taken for it, and for
+    tensors of a GGUF file that it has no place for."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     trust = source.get("trust_remote_code", False)
@@ -132,6 +133,8 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
         raise UserError(f"model {name}: its config describes {layers} layers, its files hold {len(shapes)} tensors")
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    if "gguf_file" in source and (left := _dropped(net, shapes)):
+        raise UserError(_left_over(name, left, net))
     held = sum(map(math.prod, shapes.values())) * (_PACKED if hasattr(config, "quantization_config") else 2)
     tensors = {key: tuple(t.shape) for key, t in (*net.named_parameters(), *net.named_buffers())}
     described = sum(map(math.prod, tensors.values()))
@@ -143,8 +146,8 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
         )
 
 
-def _check_complete(name: str, net: Any, info: dict[str, Any], source: dict[str, Any], shapes: Shapes) -> None:
-    """Raises UserError for tensors that transformers made up, reshaped or dropped."""
+def _check_complete(name: str, net: Any, info: dict[str, Any]) -> None:
+    """Raises UserError for tensors that transformers made up, would not take or dropped."""
     if wrong := sorted(info["mismatched_keys"]):
         key, found, wanted = wrong[0]
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -153,17 +156,17 @@ def _check_complete(name: str, net: Any, info: dict[str, Any], source: dict[str,
         )
     if info["missing_keys"]:
         raise UserError(f"model {name}: its files lack {shown(info['missing_keys'])}; download it again")
-    left = set(info["unexpected_keys"])
-    if "gguf_file" in source:
-        left |= _dropped(net, shapes)
     buffers = [buffer for buffer, _ in net.named_buffers()]  # which are computed, not read
-    left = {key for key in left if not any(b == key or b.endswith(f".{key}") for b in buffers)}
+    left = {key for key in info["unexpected_keys"] if not any(b == key or b.endswith(f".{key}") for b in buffers)}
     if left:
-        raise UserError(
-            f"model {name}: its files hold {shown(left)}, which a {type(net).__name__} as its config describes has not"
-        )
+        raise UserError(_left_over(name, left, net))
     if info["error_msgs"]:
         raise UserError(f"model {name} can't be loaded: {str(info['error_msgs'][0])[:300]}")
+
+
+def _left_over(name: str, left: set[str], net: Any) -> str:
+    kind = type(net).__name__
+    return f"model {name}: its files hold {shown(left)}, which a {kind} as its config describes has not"
 
 
 def _dropped(net: Any, shapes: Shapes) -> set[str]:
@@ -189,6 +192,24 @@ def check_finite(what: str, net: Any) -> None:
     ]
     if bad:
         raise UserError(f"{what}: {shown(bad)} holds NaN or infinity; download it again, or try --dtype float32")
+
+
+@torch.no_grad()
+def check_computes(name: str, net: Any, ids: list[int]) -> None:
+    """Raises UserError where the network fails on these token ids, or its logits are NaN; an offloaded one, which would
+    be moved in for this alone, is not tried."""
+    if any(weight.is_meta for weight in net.parameters()):
+        return
+    device = net.get_input_embeddings().weight.device
+    try:
+        with quiet_loading():
+            logits = net(input_ids=torch.tensor([ids], device=device), use_cache=False).logits
+    except Exception as error:  # what a config says can make any of its lines fail
+        if out_of_memory(error):
+            raise UserError(f"model {name} does not fit on {device}: --quantize 4bit, or --device auto") from error
+        raise UserError(f"model {name} can't compute: {type(error).__name__}: {first_line(error)}") from error
+    if logits.isnan().any():
+        raise UserError(f"model {name}: its logits are NaN, though its weights are not; try --dtype float32")
 
 
 def _why(what: str, error: Exception) -> str:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gradshield.data.formats import Message
 from gradshield.data.templates import Refused, form_of, render
 from gradshield.models import trial
 from gradshield.models.files import read_json, shown
-from gradshield.models.network import quiet_loading
+from gradshield.models.network import check_computes, quiet_loading
 
 PATIENCE = 60  # seconds for the process that tries them, which stops itself after trial.LIMIT of computing
 ANSWER = 16  # tokens that must have a place behind a request
@@ -70,11 +71,19 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not bundled or given is not None:
-        templates = tokenizer.chat_template or ()
-        every = templates.values() if isinstance(templates, dict) else [templates] if templates else []
         special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-        _check_ends(name, None, 0, tuple(map(str, every)), json.dumps(special))
+        _check_ends(name, None, 0, _templates(name, tokenizer), json.dumps(special))
     return tokenizer
+
+
+def _templates(name: str, tokenizer: Any) -> tuple[str, ...]:
+    """The tokenizer's chat templates. Raises UserError for one that is no text, or blank."""
+    templates = tokenizer.chat_template
+    every = templates.values() if isinstance(templates, dict) else () if templates is None else (templates,)
+    if wrong := [each for each in every if not isinstance(each, str) or not each.strip()]:
+        kind = "empty" if isinstance(wrong[0], str) else f"a {type(wrong[0]).__name__}, not a text"
+        raise UserError(f"the chat template of {name} is {kind}; pass --chat-template FILE")
+    return tuple(every)
 
 
 def _drop_invented(tokenizer: Any, rows: int) -> None:
@@ -89,31 +98,50 @@ def _drop_invented(tokenizer: Any, rows: int) -> None:
 
 def check_fits(name: str, tokenizer: Any, net: Any) -> None:
     """Raises UserError for a tokenizer whose ids the network has no embedding for, a chat template that leaves out the
-    request or the answer or swaps them, and a network with too few positions for a request and an answer's start."""
+    request or the answer or swaps them, a network with too few positions for a request and an answer's start, and one
+    that can't compute the request's next token."""
     rows = int(net.get_input_embeddings().weight.shape[0])
     if beyond := sorted((n, token) for token, n in tokenizer.get_vocab().items() if not 0 <= n < rows):
         raise UserError(
             f"model {name}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows "
             f"(no row for {shown([token for _, token in beyond])}); this tokenizer belongs to another model"
         )
-    if not tokenizer.chat_template or not tokenizer.is_fast:
-        return  # rows of plain text need none; others are refused when one is read
-    form = form_of(tokenizer)
+    _check_text(name, tokenizer)
+    eos = getattr(getattr(net, "generation_config", None), "eos_token_id", None)
+    if not all(isinstance(each, int) for each in (eos if isinstance(eos, list) else [eos]) if each is not None):
+        raise UserError(f"model {name}: eos_token_id in its generation config is {str(eos)[:40]!r}, not a token's id")
+    ids = [tokenizer.eos_token_id]
+    if tokenizer.chat_template and tokenizer.is_fast:  # rows of plain text need none
+        _check_template(name, tokenizer)
+        with suppress(UserError):  # it takes other forms of requests only, and each row will say so
+            ids = encode_request(trial.QUESTION, tokenizer).tolist()
+        positions = getattr(net.config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(positions, int) and positions < len(ids) + ANSWER:
+            needed = len(ids) + ANSWER
+            raise UserError(f"model {name}: it has {positions} positions; a short request with its answer has {needed}")
+    check_computes(name, net, ids)
+
+
+def _check_text(name: str, tokenizer: Any) -> None:
+    try:
+        ids = tokenizer(trial.ANSWER, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # what a file says can make any of its lines fail
+        raise UserError(f"the tokenizer of {name} fails: {type(error).__name__}: {first_line(error)}") from error
+    if not ids:
+        raise UserError(f"the tokenizer of {name} makes no tokens of {trial.ANSWER!r}; take the original one")
+
+
+def _check_template(name: str, tokenizer: Any) -> None:
     turns = [Message("user", trial.QUESTION), Message("assistant", trial.ANSWER)]
     try:
-        text, _ = render(tokenizer, form, turns)
+        text, _ = render(tokenizer, form_of(tokenizer), turns)
     except Refused:
         return  # each row will say why
-    lacking = next((what for what in (trial.QUESTION, trial.ANSWER) if what not in text), None)
-    if lacking:
-        what = "request" if lacking == trial.QUESTION else "answer"
-        raise UserError(f"model {name}: its chat template leaves out the {what}; pass --chat-template FILE")
+    for what, words in (("request", trial.QUESTION), ("answer", trial.ANSWER)):
+        if words not in text:
+            raise UserError(f"model {name}: its chat template leaves out the {what}; pass --chat-template FILE")
     if text.index(trial.ANSWER) < text.index(trial.QUESTION):
         raise UserError(f"model {name}: its chat template puts the answer before its request; use --chat-template FILE")
-    positions = getattr(net.config.get_text_config(), "max_position_embeddings", None)
-    needed = len(encode_request(trial.QUESTION, tokenizer)) + ANSWER
-    if isinstance(positions, int) and positions < needed:
-        raise UserError(f"model {name}: it has {positions} positions, and a short request with its answer {needed}")
 
 
 @lru_cache(maxsize=64)

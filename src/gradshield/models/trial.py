@@ -6,6 +6,7 @@ Output, one JSON line for each: {"stage": "tokenizer" or "template", "error": nu
 """
 
 import json
+import re
 import sys
 from datetime import datetime
 from typing import Any
@@ -15,34 +16,39 @@ MEMORY = 2 * 2**30  # bytes
 QUESTION, ANSWER = "Where is it?", "Over there."
 
 
-def texts() -> list[str]:
-    """Texts on which regular expressions that backtrack do so: runs of one character, then another."""
-    runs = [character * 400 + end for character in "aA1 .,-_\n=é" for end in ("!", "\x00")]
-    words = ["word " * 200 + "!", "ab" * 300 + "!", "a1" * 300 + "\t", "1,000 " * 100 + "?", "  \n" * 200 + "x"]
-    return [QUESTION, ANSWER, *runs, *words]
+def texts(patterns: list[str]) -> list[str]:
+    """Texts on which regular expressions that backtrack do so: runs of one character or of the patterns' own words,
+    then something else."""
+    words = {word for pattern in patterns for word in re.findall(r"[^\W\d_]{2,}", pattern)}
+    runs = [character * 40 for character in (*map(chr, range(32, 127)), "\n", "\t", "é", "中")]
+    mixed = ["word " * 100, "ab" * 150, "a1" * 150, "1,000 " * 50, "  \n" * 100, "aA" * 150, "".join(words) * 40]
+    return [QUESTION, ANSWER, *(run + end for run in (*runs, *mixed, *(w * 40 for w in words)) for end in ("!", "\0"))]
 
 
 def tokenise(path: str) -> None:
     from tokenizers import Tokenizer
 
+    with open(path, encoding="utf-8") as file:
+        patterns = re.findall(r'"Regex":\s*"((?:[^"\\]|\\.)*)"', file.read())
     tokenizer = Tokenizer.from_file(path)
-    for text in texts():
+    for text in texts(patterns):
         tokenizer.encode(text)
 
 
 def render(template: str, variables: dict[str, Any]) -> None:
     """Renders one exchange as chat templates are rendered by transformers; refusing it is no failure."""
     import jinja2
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("_same"), [], [], body).set_lineno(line)
+            return nodes.CallBlock(self.call_method("_same"), [], [], body).set_lineno(line)
 
         def _same(self, caller: Any) -> str:
             return caller()

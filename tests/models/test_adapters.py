@@ -1,0 +1,155 @@
+"""An adapter over a model is that model as PEFT computes it, or an error in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CHATML, tiny_net, tiny_tokenizer
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torture.changes import PICKLE, edit
+
+from gradshield.base.errors import UserError
+from gradshield.models.load import load_model
+
+
+def saved(folder: Path, base: str, **options) -> Path:
+    """A LoRA of random numbers for the tiny model."""
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False, **options)
+    net = get_peft_model(tiny_net(tiny_tokenizer()), config)
+    for name, weight in net.named_parameters():
+        if "modules_to_save" in name:
+            weight.data.add_(0.3 * torch.randn_like(weight))
+    net.peft_config["default"].base_model_name_or_path = base
+    net.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(tiny_folder, tmp_path) -> Path:
+    return saved(tmp_path / "adapter", tiny_folder, target_modules=["q_proj", "v_proj"])
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_model(str(folder), device="cpu")
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 600, said
+    assert all(word in said for word in words), said
+
+
+@torch.no_grad()
+def logits(net) -> torch.Tensor:
+    return net(input_ids=torch.arange(12)[None]).logits
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    ],
+    ids=str,
+)
+def test_an_adapter_of_tied_embeddings_is_the_same_model_merged_as_it_was_before(tiny_folder, tmp_path, options):
+    folder = saved(tmp_path / "adapter", tiny_folder, **options)
+    apart = tiny_net(tiny_tokenizer())
+    apart.lm_head.weight = torch.nn.Parameter(apart.lm_head.weight.detach().clone())
+    apart.config.tie_word_embeddings = False
+    apart.all_tied_weights_keys = {}
+    expected = logits(PeftModel.from_pretrained(apart, str(folder)).eval())
+    found = load_model(str(folder), device="cpu")
+    assert torch.allclose(logits(found.net), expected, atol=1e-4)
+    assert not torch.allclose(expected, logits(tiny_net(tiny_tokenizer())), atol=0.1)
+
+
+def test_an_adapter_that_ties_its_own_layers_is_refused_or_the_same(tiny_folder, tmp_path):
+    folder = saved(tmp_path / "a", tiny_folder, target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True)
+    refused(folder, "ties")
+
+
+def test_every_tensor_of_an_adapter_is_accounted_for(adapter):
+    file = adapter / "adapter_model.safetensors"
+    whole = load_file(file)
+    save_file({name: t for name, t in whole.items() if "layers.1" not in name}, file, {"format": "pt"})
+    refused(adapter, "lacks base_model.model.model.layers.1.")
+    more = {name.replace("layers.1", "layers.9"): t.clone() for name, t in whole.items() if "layers.1" in name}
+    save_file(whole | more, file, {"format": "pt"})
+    refused(adapter, "holds base_model.model.model.layers.9.")
+
+
+def test_empty_tensors_of_an_adapter_name_zero3(adapter):
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: torch.zeros(0) for name in load_file(file)}, file, {"format": "pt"})
+    refused(adapter, "is empty", "ZeRO-3")
+
+
+def test_weights_that_are_not_finite_in_an_adapter_are_named(adapter):
+    file = adapter / "adapter_model.safetensors"
+    save_file({n: t * float("nan") if "layers.2" in n else t for n, t in load_file(file).items()}, file)
+    refused(adapter, "layers.2", "holds NaN or infinity")
+
+
+def test_a_resized_vocabulary_is_one_line(adapter):
+    file = adapter / "adapter_model.safetensors"
+    more = {"base_model.model.model.embed_tokens.weight": torch.zeros(300, 32)}
+    save_file(load_file(file) | more, file, {"format": "pt"})
+    refused(adapter, "its vocabulary was resized", "300 rows, the base model 261")
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def test_what_is_not_in_the_weights_is_one_line(tiny_folder, tmp_path, config):
+    net = get_peft_model(tiny_net(tiny_tokenizer()), config(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    net.peft_config["default"].base_model_name_or_path = tiny_folder
+    net.save_pretrained(tmp_path / "adapter")
+    refused(tmp_path / "adapter", "_TUNING can't be merged into weights")
+
+
+def test_an_adapter_that_is_its_own_base_is_one_line(adapter, tmp_path):
+    edit(adapter / "adapter_config.json", lambda config: config | {"base_model_name_or_path": str(adapter)})
+    refused(adapter, "it is its own base model")
+    other = Path(shutil.copytree(adapter, tmp_path / "other"))  # a circle of two
+    edit(adapter / "adapter_config.json", lambda config: config | {"base_model_name_or_path": str(other)})
+    refused(adapter, "it is its own base model")
+
+
+def test_a_config_can_make_peft_import_nothing(adapter):
+    edit(
+        adapter / "adapter_config.json", lambda config: config | {"megatron_config": {"a": 1}, "megatron_core": "this"}
+    )
+    refused(adapter, "megatron_config imports a module")
+
+
+def test_a_pickled_adapter_is_refused(adapter, monkeypatch):
+    monkeypatch.setattr(torch, "load", None)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    refused(adapter, "pickled adapters are not read")
+    (adapter / "adapter_model.safetensors").write_bytes(PICKLE)
+    refused(adapter, "a pickle; pickles are never read")
+
+
+def test_an_adapters_own_template_and_tokenizer_count(adapter, tiny_folder):
+    plain = load_model(str(adapter), device="cpu")
+    (adapter / "chat_template.jinja").write_text("Q: {{ messages[0].content }} " + CHATML)
+    other = load_model(str(adapter), device="cpu")
+    assert other.tokenizer.chat_template.startswith("Q: ") and other.fingerprint != plain.fingerprint
+    over = load_model(tiny_folder, adapter=str(adapter), device="cpu")
+    assert over.tokenizer.chat_template == other.tokenizer.chat_template and over.fingerprint == other.fingerprint
+    tokenizer = tiny_tokenizer("{{ messages[0].content }} {{ messages[-1].content }}")
+    tokenizer.eos_token = "<|im_start|>"
+    (adapter / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(adapter)
+    assert load_model(str(adapter), device="cpu").tokenizer.eos_token == "<|im_start|>"
+
+
+def test_a_rank_beyond_its_tensors_is_refused_before_memory_is_taken(adapter):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 10**9}))
+    refused(adapter, "describes a rank that no tensor")

@@ -1,0 +1,85 @@
+"""A tokenizer and a chat template fit the network, end, and say something of both turns; else one line says why not."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CHATML, tiny_tokenizer
+from torture.changes import edit
+from torture.tokenizer import DOUBLING, LOOP, pattern
+
+from gradshield.base.errors import UserError
+from gradshield.models.load import load_model
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_model(str(folder), device="cpu")
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 600, said
+    assert all(word in said for word in words), said
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_one_line(folder):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(folder)
+    refused(folder, "its tokenizer has 263 tokens, its embedding 261 rows", "<one>, <two>")
+
+
+def test_a_tokenizer_without_an_end_is_one_line(folder):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            edit(folder / name, lambda config: {k: v for k, v in config.items() if k not in ("eos_token", "pad_token")})
+    refused(folder, "has no end-of-sequence token; set eos_token")
+
+
+def test_too_few_positions_are_one_line(folder):
+    edit(folder / "config.json", lambda config: config | {"max_position_embeddings": 12})
+    refused(folder, "it has 12 positions")
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ bos_token }}", "leaves out the request"),
+        (" ", "is empty"),
+        ("always the same", "leaves out the request"),
+        ("{{ messages[0].content }}", "leaves out the answer"),
+        ("{% for m in messages | reverse %}{{ m.content }}\n{% endfor %}", "puts the answer before its request"),
+        ("{% for m in messages", "the chat template of"),
+    ],
+)
+def test_a_template_that_does_not_say_both_turns_in_order_is_one_line(folder, template, why):
+    (folder / "chat_template.jinja").write_text(template)
+    refused(folder, why)
+
+
+@pytest.mark.parametrize(
+    "template", [LOOP, CHATML + LOOP, "{{ 9 ** (9 ** 9) }}", DOUBLING], ids=["loops", "later", "a power", "memory"]
+)
+def test_a_template_that_does_not_end_is_stopped_and_named(folder, template):
+    (folder / "chat_template.jinja").write_text(template)
+    start = time.process_time()
+    refused(folder, "the chat template of", str(folder))
+    assert time.process_time() - start < 10  # of ours: another process tries it
+
+
+@pytest.mark.parametrize("regex", ["(a+)+$", r"(\w+\s?)+$", "(x+x+)+y", "(?:foo|foo)+$"])
+def test_a_regular_expression_that_does_not_end_is_stopped_and_named(folder, regex):
+    pattern(regex)(folder, None)
+    refused(folder, "the tokenizer's regular expression of", regex)
+
+
+def test_a_gguf_has_the_tokens_of_its_file_only(tmp_path):
+    from torture.ggufs import write_gguf
+
+    write_gguf(tmp_path / "model.gguf", {})
+    model = load_model(str(tmp_path / "model.gguf"), device="cpu")
+    assert len(model.tokenizer) == len(tiny_tokenizer()) == model.net.lm_head.weight.shape[0]

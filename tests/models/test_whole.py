@@ -1,0 +1,229 @@
+"""Nothing of a model is made up, left out, or read from anything but safetensors and GGUF."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torture.changes import PICKLE, edit
+from torture.ggufs import write_gguf
+
+from gradshield.base.errors import UserError
+from gradshield.models.load import load_model
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def rewrite(folder: Path, change) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors = change(tensors) or tensors
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
+
+
+def refused(folder: Path, *words: str, **options) -> None:
+    with pytest.raises(UserError) as caught:
+        load_model(str(folder), device="cpu", **options)
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 600, said
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("part", ["layers.1.", "layers.2.mlp.up_proj", "embed_tokens", "model.norm"])
+def test_a_missing_tensor_is_an_error_that_names_it(folder, part):
+    rewrite(folder, lambda tensors: {name: t for name, t in tensors.items() if part not in name})
+    refused(folder, "its files lack ", part)
+
+
+def test_a_missing_head_is_an_error_unless_it_is_tied(folder):
+    load_model(str(folder), device="cpu")
+    edit(folder / "config.json", lambda config: config | {"tie_word_embeddings": False})
+    refused(folder, "its files lack lm_head.weight")
+
+
+def test_more_layers_in_the_config_than_in_the_file_is_an_error(folder):
+    edit(folder / "config.json", lambda config: config | {"num_hidden_layers": 4})
+    refused(folder, "its files lack model.layers.3.")
+
+
+def test_fewer_layers_in_the_config_than_in_the_file_is_an_error(folder):
+    edit(folder / "config.json", lambda config: config | {"num_hidden_layers": 2})
+    refused(folder, "its files hold model.layers.2.")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_a_prefix_that_fits_nothing_is_an_error(folder, prefix):
+    rewrite(folder, lambda tensors: {prefix + name: t for name, t in tensors.items()})
+    refused(folder, "its files lack ")
+
+
+def test_a_tensor_of_another_shape_is_an_error_that_names_both(folder):
+    rewrite(folder, lambda tensors: tensors | {"model.norm.weight": torch.ones(31)})
+    refused(folder, "model.norm.weight is [31] in its files and [32] by its config")
+
+
+def test_a_config_beyond_its_files_is_refused_before_memory_is_taken(folder):
+    edit(folder / "config.json", lambda config: config | {"vocab_size": 10**12})
+    refused(folder, "its config describes 3.2e+13 weights", "embed_tokens")
+    edit(folder / "config.json", lambda config: config | {"vocab_size": 261, "num_hidden_layers": 10**9})
+    refused(folder, "its config describes 1000000000 layers")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(folder, value):
+    rewrite(folder, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].view(-1)[7:8].fill_(value) and None)
+    refused(folder, "model.layers.1.mlp.up_proj.weight holds NaN or infinity")
+
+
+def test_logits_that_are_nan_are_said_and_not_called_unaligned(folder):
+    rewrite(folder, lambda tensors: {name: t * (1e25 if "up_proj" in name else 1) for name, t in tensors.items()})
+    refused(folder, "its logits are NaN")
+
+
+def sharded(folder: Path) -> dict:
+    """The weights in two shards; their index, not yet written."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {name: SHARDS[n % 2] for n, name in enumerate(sorted(tensors))}
+    for shard in SHARDS:
+        save_file({n: t for n, t in tensors.items() if places[n] == shard}, folder / shard, {"format": "pt"})
+    return {"metadata": {"total_size": 0}, "weight_map": places}
+
+
+def index(folder: Path, content: dict) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
+def test_two_shards_are_the_same_model_as_one_file(folder, tiny_folder):
+    index(folder, sharded(folder))
+    one, two = load_model(tiny_folder, device="cpu"), load_model(str(folder), device="cpu")
+    for name, weight in one.net.state_dict().items():
+        assert torch.equal(weight, two.net.state_dict()[name])
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "../model.safetensors", "/tmp/x.safetensors", 3, None])
+def test_an_index_names_only_safetensors_beside_it(folder, name):
+    content = sharded(folder)
+    content["weight_map"]["model.norm.weight"] = name
+    index(folder, content)
+    (folder / "pytorch_model.bin").write_bytes(PICKLE)
+    refused(folder, "places model.norm.weight in", "only safetensors files beside it are read")
+
+
+def test_a_pickle_is_refused_under_any_name(folder, monkeypatch):
+    monkeypatch.setattr(torch, "load", None)
+    content = sharded(folder)
+    index(folder, content)
+    (folder / SHARDS[1]).write_bytes(PICKLE)
+    refused(folder, SHARDS[1], "a pickle; pickles are never read")
+    (folder / SHARDS[1]).write_bytes(b"PK\x03\x04" + bytes(100))
+    refused(folder, SHARDS[1], "pickles are never read")
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "pytorch_model.bin").write_bytes(PICKLE)
+    for shard in SHARDS:
+        (folder / shard).unlink()
+    refused(folder, "only pickled weights")
+    (folder / "model.gguf").write_bytes(PICKLE)
+    refused(folder / "model.gguf", "not a GGUF file")
+
+
+def test_a_config_may_not_name_the_file_of_its_weights(folder):
+    (folder / "pytorch_model.bin").write_bytes(PICKLE)
+    edit(folder / "config.json", lambda config: config | {"transformers_weights": "pytorch_model.bin"})
+    refused(folder, "transformers_weights")
+
+
+def test_a_shard_that_lacks_what_the_index_places_there_is_named(folder):
+    content = sharded(folder)
+    content["weight_map"]["model.norm.weight"] = SHARDS[content["weight_map"]["model.norm.weight"] == SHARDS[0]]
+    index(folder, content)
+    refused(folder, "lacks model.norm.weight")
+    (folder / SHARDS[0]).unlink()
+    refused(folder, SHARDS[0], "no such file")
+
+
+def test_an_empty_tensor_is_an_error_that_names_zero3(folder):
+    rewrite(folder, lambda tensors: tensors | {"model.norm.weight": torch.zeros(0)})
+    refused(folder, "model.norm.weight is empty", "ZeRO-3")
+
+
+# GGUF ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_gguf_loads_whatever_its_name(tmp_path):
+    write_gguf(tmp_path / "model.gguf", {})
+    shutil.copy(tmp_path / "model.gguf", tmp_path / "model.safetensors")
+    one, other = (load_model(str(tmp_path / f"model.{end}"), device="cpu") for end in ("gguf", "safetensors"))
+    assert torch.equal(one.net.lm_head.weight, other.net.lm_head.weight)
+
+
+@pytest.mark.parametrize("part", ["token_embd", "output_norm", "blk.1.", "attn_q"])
+def test_a_gguf_without_a_tensor_names_it(tmp_path, part):
+    write_gguf(tmp_path / "model.gguf", {}, leave=part)
+    refused(tmp_path / "model.gguf", "its files lack ")
+
+
+def test_a_gguf_with_a_tensor_too_many_names_it(tmp_path):
+    write_gguf(tmp_path / "model.gguf", {}, more=("blk.7.attn_q.weight",))
+    refused(tmp_path / "model.gguf", "its files hold blk.7.attn_q.weight")
+
+
+def test_one_part_of_a_split_gguf_is_refused(tmp_path):
+    write_gguf(tmp_path / "model.gguf", {"split.no": 0, "split.count": 3})
+    refused(tmp_path / "model.gguf", "part 1 of 3", "llama-gguf-split --merge")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_gguf_is_one_line(tmp_path, share):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, {})
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    refused(file, "GGUF")
+
+
+def test_rope_factors_of_a_gguf_divide_the_frequencies(tmp_path):
+    write_gguf(tmp_path / "plain.gguf", {})
+    write_gguf(tmp_path / "scaled.gguf", {}, more=("rope_freqs.weight",))
+    import gguf
+
+    (tensor,) = (t for t in gguf.GGUFReader(tmp_path / "scaled.gguf").tensors if t.name == "rope_freqs.weight")
+    plain, scaled = (load_model(str(tmp_path / f"{name}.gguf"), device="cpu").net.model for name in ("plain", "scaled"))
+    factors = torch.tensor(tensor.data.tolist())
+    assert torch.allclose(scaled.rotary_emb.inv_freq * factors, plain.rotary_emb.inv_freq)
+
+
+# Fingerprint ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"],
+)
+def test_any_byte_of_any_file_that_is_read_counts(folder, file):
+    before = load_model(str(folder), device="cpu").fingerprint
+    with (folder / file).open("a") as stream:
+        stream.write("\n")
+    assert load_model(str(folder), device="cpu").fingerprint != before
+
+
+def test_a_hub_snapshot_counts_byte_by_byte(folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--org--tiny" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    (cache / "models--org--tiny" / "refs").mkdir()
+    (cache / "models--org--tiny" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    before = load_model("org/tiny", device="cpu")
+    rewrite(snapshot, lambda tensors: tensors["model.norm.weight"].add_(1) is None or None)
+    after = load_model("org/tiny", device="cpu")
+    assert before.name == after.name == "org/tiny" and before.fingerprint != after.fingerprint
