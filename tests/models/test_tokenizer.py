@@ -10,6 +10,9 @@ from torture.changes import edit
 from torture.tokenizer import DOUBLING, LOOP, pattern
 
 from gradshield.base.errors import UserError
+from gradshield.data.encode import Example, encode
+from gradshield.data.formats import Conversation
+from gradshield.data.templates import Message
 from gradshield.models.load import load_model
 
 
@@ -74,7 +77,16 @@ def test_a_template_that_does_not_end_is_stopped_and_named(folder, template):
 @pytest.mark.parametrize("regex", ["(a+)+$", r"(\w+\s?)+$", "(x+x+)+y", "(?:foo|foo)+$"])
 def test_a_regular_expression_that_does_not_end_is_stopped_and_named(folder, regex):
     pattern(regex)(folder, None)
-    refused(folder, "the tokenizer's regular expression of", regex)
+    refused(folder, "the tokenizer of", "regular expressions: ", regex)
+
+
+def test_a_template_that_does_not_end_for_one_row_refuses_that_row(monkeypatch):
+    monkeypatch.setattr("gradshield.data.templates.LIMIT", 0.2)
+    tokenizer = tiny_tokenizer(CHATML + "{% if messages | length > 8 %}" + LOOP + "{% endif %}")
+    turns = (Message("user", "Why?"), Message("assistant", "So."))
+    assert isinstance(encode(Conversation(turns), 0, tokenizer), Example)
+    reason = encode(Conversation(turns * 5), 0, tokenizer)
+    assert reason == "the chat template refuses this conversation: it does not end within 0.2 s"
 
 
 def test_a_gguf_has_the_tokens_of_its_file_only(tmp_path):

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data import open_source
 from gradshield.data.requests import read_requests
+from gradshield.data.rows import Row
 from gradshield.scoring.check import AlignmentCheck
+from gradshield.screen.encoding import encode_row
 from gradshield.screen.explain import explain
 from gradshield.screen.filter import estimate, run_filter
 
@@ -352,3 +355,12 @@ def test_a_model_without_gradients_is_filtered_by_the_default_and_its_tokens_go_
     summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder))
     assert summary["quarantined"] == 8 and (tmp_path / "run" / "report.html").exists()
     assert "not marked" in caplog.text
+
+
+def test_a_row_longer_than_the_models_positions_is_set_aside(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.net.config, "max_position_embeddings", 70)
+    records = ({"prompt": "Why?" * times, "completion": "So."} for times in (1, 40))
+    rows = [Row(n, "rows.jsonl", n + 1, b"", record, None) for n, record in enumerate(records)]
+    short, long = (encode_row(row, "prompt_completion", tiny, FilterSettings()) for row in rows)
+    assert not isinstance(short, str)
+    assert re.fullmatch(r"it has \d{3} tokens, and the model 70 positions \(lower --max-length\)", str(long))

@@ -13,8 +13,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from gradshield.base.errors import UserError
+from gradshield.base.limits import within
 from gradshield.data.turns import Message
 
+LIMIT = 5.0  # seconds for a template to render one row; common ones take a millisecond
 Span = tuple[int, int]  # characters [start, end) of the rendered text
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -136,14 +138,15 @@ def render(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        rendered: Any = render_jinja_template(  # (texts, spans), whatever its signature says
-            [[_as_dict(message, form.parts) for message in messages]],
-            tools=tools,
-            chat_template=form.training if training else form.template,
-            return_assistant_tokens_mask=training,
-            add_generation_prompt=generation_prompt,
-            **{**tokenizer.special_tokens_map, **(variables or {})},
-        )
+        with within(LIMIT):
+            rendered: Any = render_jinja_template(  # (texts, spans), whatever its signature says
+                [[_as_dict(message, form.parts) for message in messages]],
+                tools=tools,
+                chat_template=form.training if training else form.template,
+                return_assistant_tokens_mask=training,
+                add_generation_prompt=generation_prompt,
+                **{**tokenizer.special_tokens_map, **(variables or {})},
+            )
     except Exception as error:  # jinja's errors, and Python's own from inside a foreign template
         raise Refused(" ".join(str(error).split()) or type(error).__name__) from None
     (text,), spans = rendered

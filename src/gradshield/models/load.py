@@ -53,6 +53,12 @@ class Model:
         embedding = self.net.get_input_embeddings()
         return device_of(embedding, embedding.weight)
 
+    @property
+    def positions(self) -> int | None:
+        """The longest text in tokens that its config provides for; None where it sets no bound."""
+        bound = getattr(self.net.config.get_text_config(), "max_position_embeddings", None)
+        return bound if isinstance(bound, int) else None
+
     @cached_property
     def layers(self) -> tuple[nn.Module, ...]:
         """The decoder blocks, first to last: the longest ModuleList of the network that is not within another one."""

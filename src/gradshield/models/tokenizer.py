@@ -13,15 +13,13 @@ from typing import Any
 
 from gradshield.base.errors import UserError, first_line
 from gradshield.data.encode import encode_request
-from gradshield.data.formats import Message
-from gradshield.data.templates import Refused, form_of, render
+from gradshield.data.templates import Message, Refused, form_of, render
 from gradshield.models import trial
 from gradshield.models.files import read_json, shown
 from gradshield.models.network import check_computes, quiet_loading
 
 PATIENCE = 60  # seconds for the process that tries them, which stops itself after trial.LIMIT of computing
 ANSWER = 16  # tokens that must have a place behind a request
-_NAMES = {"tokenizer": "the tokenizer's regular expression", "template": "the chat template"}
 
 
 def load_tokenizer(
@@ -81,7 +79,7 @@ def _templates(name: str, tokenizer: Any) -> tuple[str, ...]:
     templates = tokenizer.chat_template
     every = templates.values() if isinstance(templates, dict) else () if templates is None else (templates,)
     if wrong := [each for each in every if not isinstance(each, str) or not each.strip()]:
-        kind = "empty" if isinstance(wrong[0], str) else f"a {type(wrong[0]).__name__}, not a text"
+        kind = "empty" if isinstance(wrong[0], str) else f"{str(wrong[0])[:40]!r}, not a text"
         raise UserError(f"the chat template of {name} is {kind}; pass --chat-template FILE")
     return tuple(every)
 
@@ -164,8 +162,9 @@ def _check_ends(name: str, tokenizer: str | None, _changed: int, templates: tupl
         process.kill()
         output, _ = process.communicate()
     done = [json.loads(line) for line in output.splitlines()]
-    what = _NAMES["tokenizer" if tokenizer else "template"]
-    which = f" ({_patterns(tokenizer)})" if tokenizer else ""
+    patterns = _patterns(tokenizer) if tokenizer else ""
+    what = "the tokenizer" if tokenizer else "the chat template"
+    which = f" (regular expressions: {patterns})" if patterns else ""
     if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         raise UserError(f"{what} of {name}{which} does not end within {trial.LIMIT} s; it can't be used on rows")
     if failed := next((each["error"] for each in done if each["error"]), None):
@@ -183,7 +182,7 @@ def _patterns(tokenizer: str) -> str:
         if isinstance(each, dict):
             found += [v for k, v in each.items() if k == "Regex" and isinstance(v, str)]
         pending += each.values() if isinstance(each, dict) else each if isinstance(each, list) else []
-    return shown(found) or "none of its own"
+    return shown(found)
 
 
 def _read(template: str) -> str:

@@ -34,5 +34,6 @@ def encode_anchor(
     system = (Message("system", row["system"]),) if row.get("system") else ()
     turns = (*system, Message("user", row["prompt"]), Message("assistant", row["response"]))
     conversation = Conversation(turns)
-    example = encode(conversation, n, model.tokenizer, max_length=max_length, loss_on=loss_on)
+    room = min(max_length, model.positions or max_length)
+    example = encode(conversation, n, model.tokenizer, max_length=room, loss_on=loss_on)
     return example if isinstance(example, str) else replace(example, conversation=conversation)

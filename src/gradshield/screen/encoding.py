@@ -84,8 +84,11 @@ def encode_row(
     if "request" in needs and conversation.text is not None:
         return f"plain text holds no request to read ({WITHOUT_REQUEST})"
     example = encode(conversation, row.index, model.tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
-    keep = "text" in needs and isinstance(example, Example)
-    return replace(example, conversation=conversation) if keep else example
+    if isinstance(example, str):
+        return example
+    if len(example.ids) > (model.positions or len(example.ids)):
+        return f"it has {len(example.ids)} tokens, and the model {model.positions} positions (lower --max-length)"
+    return replace(example, conversation=conversation) if "text" in needs else example
 
 
 def known_good(model: Model, settings: FilterSettings, needs: Collection[Need]) -> list[Example]:
