@@ -83,7 +83,7 @@ def test_weights_that_are_not_finite_are_named(folder, value):
 
 
 def test_logits_that_are_nan_are_said_and_not_called_unaligned(folder):
-    rewrite(folder, lambda tensors: {n: t * (1e22 if "q_proj" in n or "k_proj" in n else 1) for n, t in tensors.items()})
+    rewrite(folder, lambda ts: {n: t * (1e22 if ("q_proj" in n or "k_proj" in n) else 1) for n, t in ts.items()})
     refused(folder, "its logits are NaN")
 
 
