@@ -62,9 +62,10 @@ def load_net(
     try:
         with quiet_loading(), _one_name_map():
             _check_described(name, source, shapes)
-            net, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
             )
+            net, info = loaded
     except UserError:
         raise
     except Exception as error:  # what a file says can make any of transformers' lines fail
