@@ -12,7 +12,7 @@ from torture.tokenizer import DOUBLING, LOOP, pattern
 from gradshield.base.errors import UserError
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation
-from gradshield.data.templates import Message
+from gradshield.data.turns import Message
 from gradshield.models.load import load_model
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from gradshield.base.errors import UserError, first_line
 from gradshield.data.encode import encode_request
-from gradshield.data.templates import Message, Refused, form_of, render
+from gradshield.data.templates import Refused, form_of, render
+from gradshield.data.turns import Message
 from gradshield.models import trial
 from gradshield.models.files import read_json, shown
 from gradshield.models.network import check_computes, quiet_loading
