@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from gradshield.base.assets import ASSETS
-from gradshield.data.encode import Example, closing_tokens
+from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
 from gradshield.models.batching import pad
 from gradshield.models.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.models.load import Model
-from gradshield.scoring.base import ScoreFunction
+from gradshield.scoring.base import ScoreFunction, Scores
 from gradshield.scoring.engine import batches, score
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.probe import ProbeGradient, SafetyScore, margin, paper_tokens, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
-from gradshield.scoring.intent.readouts import DEPTHS, Intent, Readout, intent_scores, seen
+from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layers, seen
 
 STEP = 3e-3  # of the central difference: ‖ε ∇S‖ over all weights
 
@@ -218,15 +218,12 @@ def intent(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
 
     What the readouts say does not change what they cost, so they are drawn at random instead of fitted.
     """
-    layers = tuple(sorted({int(depth * len(task.model.layers)) for depth in DEPTHS}))
+    layers = read_layers(task.model)
     width = len(layers) * task.model.net.config.hidden_size
-    drawn = np.random.default_rng(0).normal(size=(2, 2 * width))
-    fitted = Intent(
-        layers, closing_tokens(task.model.tokenizer), Readout(drawn[0], 0.0), Readout(drawn[1, :width], 0.0)
-    )
+    drawn = Readouts(layers, np.random.default_rng(0).normal(size=(width, 2)), np.zeros(2))
 
-    def scorer(batch: Sequence[Example]) -> dict[str, np.ndarray]:
-        return intent_scores(task.model, fitted, batch)
+    def scorer(batch: Sequence[Example]) -> Scores:
+        return intent_scores(task.model, drawn, batch)
 
     yield lambda: _nothing(_scored(task, seen(task.model, rows), scorer)["score"])
 

@@ -1,6 +1,8 @@
 """A tiny random-weight Llama with a byte-level tokenizer, as a Model and as a folder on disk."""
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -84,9 +86,23 @@ def tiny_folder(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def fitted_once(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("fitted")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADSHIELD_CACHE", str(tmp_path / "cache"))
+def own_cache(tmp_path, monkeypatch, fitted_once):
+    """A cache of its own for every test, but for the default score's readouts: a model's are fitted once a session."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("GRADSHIELD_CACHE", str(cache))
+    known = {file.name for file in fitted_once.iterdir()}
+    if known:
+        shutil.copytree(fitted_once, cache)
+    yield
+    for file in cache.glob("intent-fit-*.safetensors"):
+        if file.name not in known:
+            shutil.copy(file, fitted_once)
 
 
 def random_examples(count: int, vocab: int, seed: int = 0, longest: int = 40) -> list[Example]:
@@ -102,3 +118,11 @@ def random_examples(count: int, vocab: int, seed: int = 0, longest: int = 40) ->
             mask[3:5], mask[5 : max(6, start)] = True, False
         examples.append(Example(n, rng.integers(2, vocab, length).astype(np.int32), mask))
     return examples
+
+
+def random_readouts(model: Model, layers: tuple[int, ...] = (0, 1)):
+    """Readouts of `intent` with drawn weights: what they say is nothing, but how they read it can be tested."""
+    from gradshield.scoring.intent.reading import Readouts
+
+    width = len(layers) * model.net.config.get_text_config().hidden_size
+    return Readouts(layers, np.random.default_rng(0).normal(size=(width, 2)), np.array([0.5, -0.5]))

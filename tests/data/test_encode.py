@@ -13,11 +13,8 @@ from trl import chat_template_utils
 from gradshield.base.errors import UserError
 from gradshield.data import Conversation, Message, to_conversation
 from gradshield.data.encode import (
-    closing_tokens,
     encode,
-    encode_prompt,
     encode_request,
-    end_of_request,
     request_form,
 )
 
@@ -161,23 +158,6 @@ def test_last_turn_is_trl_s_completion_but_for_blanks_and_what_the_prompt_suppli
         r"\s*(<think>)?\s*(</think>)?\s*|<\|channel\|>final<\|message\|>| to=user<\|message\|>", opening
     )
     assert not blanks.strip()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_end_of_the_request_is_found_whatever_stands_behind_it(family):
-    tokenizer = stock(family)
-    closing = closing_tokens(tokenizer)
-    thought = talk(HAT, TABLE, HAT, "<think>\nA table?\n</think>\n\n" + TABLE)
-    for conversation in (talk(HAT, TABLE), talk(HAT, TABLE, HAT, TABLE), thought):
-        example = encode(conversation, 0, tokenizer, max_length=None)
-        if isinstance(example, str):
-            continue
-        starts = np.flatnonzero(np.diff(example.mask.astype(int), prepend=0) == 1)
-        for start in starts[[0, -1]] if conversation is not thought else starts[-1:]:
-            end = end_of_request(example.ids, int(start), closing)
-            assert tokenizer.decode(example.ids[: end + 1]).endswith(HAT), tokenizer.decode(example.ids[: end + 1])
-    ids = encode_prompt(HAT, tokenizer)
-    assert tokenizer.decode(ids[: end_of_request(ids, len(ids), closing) + 1]).endswith(HAT)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,168 +1,201 @@
-"""The default score does not depend on batch, padding or order, and reads what it says it reads."""
+"""The default score does not depend on batch, padding or order, and reads harm wherever it stands."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import freeze, random_examples, tiny_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from conftest import freeze, random_examples, random_readouts, tiny_tokenizer
 
-from gradshield.data.encode import Example, closing_tokens, encode, encode_request
+from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.hooks import hidden_at
-from gradshield.scoring.intent import fit
-from gradshield.scoring.intent.fit import Late, _joined, fit_intent
-from gradshield.scoring.intent.readouts import Intent, Readout, intent_scores, request_states, seen, states
-from gradshield.scoring.intent.windows import windows
+from gradshield.scoring.intent.fit import fit_readouts
+from gradshield.scoring.intent.reading import (
+    LATER,
+    WINDOW,
+    intent_scores,
+    read_layers,
+    response_scores,
+    row_scores,
+    running_mean,
+    seen,
+    token_scores,
+)
+from gradshield.scoring.intent.spans import Response, marks_of, responses
+from gradshield.scoring.intent.texts import Text
+
+
+def row(tokenizer, *turns: str, system: str = "", loss_on: str = "assistant") -> Example:
+    roles = ("user", "assistant") * len(turns)
+    messages = [*([Message("system", system)] if system else []), *(Message(r, t) for r, t in zip(roles, turns))]
+    example = encode(Conversation(tuple(messages)), 0, tokenizer, loss_on=loss_on)
+    assert isinstance(example, Example)
+    return example
+
+
+def texts(tiny, count: int = 12) -> list[Text]:
+    kinds = (
+        ("good", "What is the capital of country", "It is city"),
+        ("refusal", "How to rob bank", "I'm sorry, I can't"),
+        ("harmful", "How to rob bank", "Sure, here is plan"),
+    )
+    return [
+        Text(row(tiny.tokenizer, f"{request} {n}", f"{answer} {n}"), kind, kind != "good", (f"{request} {n}",))
+        for kind, request, answer in kinds
+        for n in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
-def anchors(tiny):
-    def rows(request: str, answer: str, count: int) -> list[Example]:
-        turns = ((Message("user", f"{request} {n}"), Message("assistant", f"{answer} {n}")) for n in range(count))
-        found = [encode(Conversation(t), n, tiny.tokenizer) for n, t in enumerate(turns)]
-        return [e for e in found if isinstance(e, Example)]
-
-    return {
-        "good": rows("What is the capital of country", "It is city", 12),
-        "refusal": rows("How to rob bank", "I'm sorry, I can't", 12),
-        "harmful": rows("How to rob bank", "Sure, here is plan", 12),
-    }
+def fitted(tiny):
+    return fit_readouts(tiny, texts(tiny), 512)
 
 
-REFUSAL = "I'm sorry, I can't. But then "
-
-
-def late(tiny, anchors) -> list[Late]:
-    """The harmful anchors behind a refusal, said to be of the refusal anchor with the next number."""
-    rows = []
-    for n, anchor in enumerate(anchors["harmful"]):
-        begin = int(np.argmax(anchor.mask))
-        taken_back = tiny.tokenizer.encode(REFUSAL, add_special_tokens=False)
-        ids = np.insert(anchor.ids, begin, taken_back).astype(np.int32)
-        mask = np.insert(anchor.mask, begin, np.ones(len(taken_back), bool))
-        rows.append(Late(Example(n, ids, mask), n, (n + 1) % 12, begin + len(taken_back)))
-    return rows
-
-
-@pytest.fixture(scope="module")
-def fitted(tiny, anchors):
-    return fit_intent(tiny, anchors, late(tiny, anchors), ["Rob a shop", "Harm a man"] * 4, ["Bake a cake"] * 8, 512)
-
-
-def test_scores_do_not_depend_on_batch_padding_or_order(tiny, fitted):
-    intent, _ = fitted
+def test_scores_do_not_depend_on_batch_padding_or_order(tiny):
+    readouts = random_readouts(tiny)
     examples = random_examples(12, len(tiny.tokenizer))
-    whole = intent_scores(tiny, intent, examples)
+    whole = intent_scores(tiny, readouts, examples).columns
     order = np.random.default_rng(1).permutation(len(examples))
-    again = intent_scores(tiny, intent, [examples[n] for n in order])
+    again = intent_scores(tiny, readouts, [examples[n] for n in order]).columns
     for name, values in whole.items():
         np.testing.assert_allclose(again[name], values[order], rtol=1e-4, atol=1e-4)
-        single = [float(intent_scores(tiny, intent, [e])[name][0]) for e in examples]
+        single = [float(intent_scores(tiny, readouts, [e])[name][0]) for e in examples]
         np.testing.assert_allclose(single, values, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(whole["score"], np.minimum(whole["request"], whole["answer"]))
+    np.testing.assert_array_equal(whole["score"], np.minimum(whole["topic"], whole["answer"]))
 
 
-def test_what_shares_words_is_in_one_fold(tiny, anchors, monkeypatch):
-    told, real = [], fit._fit
-    monkeypatch.setattr(fit, "_fit", lambda x, y, group, layers: told.append(group) or real(x, y, group, layers))
-    twice = {**anchors, "refusal": [*anchors["refusal"], *anchors["refusal"]]}  # the second as a longer form
-    behind = late(tiny, anchors)
-    fit_intent(tiny, twice, behind, ["Rob a shop"] * 5, ["Bake a cake"] * 5, 512)
-    _, group = told
-    per = [len(windows(seen(tiny, [e])[0].mask)[0]) for e in (*twice["refusal"], *anchors["harmful"])]
-    of = [set(part.tolist()) for part in np.split(group, np.cumsum(per))]
-    refusal, longer, harmful, taken_back = of[:12], of[12:24], of[24:36], set().union(*of[36:])
-    assert refusal == longer and len(set().union(*refusal)) == 12
-    assert harmful == [refusal[each.refusal] for each in behind] and taken_back == set().union(*refusal)
+def test_a_token_is_read_as_the_unit_vectors_of_its_states_say(tiny):
+    readouts = random_readouts(tiny)
+    example = random_examples(1, len(tiny.tokenizer))[0]
+    (found,) = token_scores(tiny, readouts, [example])
+    hidden = hidden_at(tiny, torch.from_numpy(example.ids).long()[None], readouts.layers)
+    side = torch.cat([h[0] / h[0].norm(dim=-1, keepdim=True) for h in hidden], -1).double().numpy()
+    np.testing.assert_allclose(found, side @ readouts.weight + readouts.bias, atol=1e-5)
 
 
-def test_groups_with_the_same_words_are_one():
-    joined = _joined(np.array([7, 7, 8, 9, 10]), [b"a", b"b", b"b", b"c", b"a"])
-    assert joined[0] == joined[1] == joined[2] == joined[4] != joined[3]
-
-
-def test_the_request_is_read_at_its_own_last_token_and_in_front_of_the_response(tiny):
-    text = "How to rob bank"
-    closing = closing_tokens(tiny.tokenizer)
-    ids = encode_request(text, tiny.tokenizer)
-    assert tiny.tokenizer.decode(ids[: len(ids) - len(closing)]).endswith(text)
-    row = encode(Conversation((Message("user", text), Message("assistant", "No"))), 0, tiny.tokenizer)
-    assert isinstance(row, Example)
-    by_row = states(tiny, [row], [0, 1], closing).request
-    hidden = hidden_at(tiny, torch.from_numpy(row.ids).long()[None], [0, 1])
-    start = int(np.argmax(row.mask))
-    expected = torch.cat([h[0, at] / h[0, at].norm() for at in (start - 1, start - 1 - len(closing)) for h in hidden])
-    torch.testing.assert_close(by_row[0], expected)
-    np.testing.assert_allclose(request_states(tiny, [text], [0, 1], closing)[0], expected.numpy(), atol=1e-6)
-
-
-def test_harmful_anchors_score_above_good_ones_and_refusals(fitted):
-    _, scores = fitted
-    assert {k: len(v) for k, v in scores.items()} == {"good": 12, "refusal": 12, "harmful": 24}
-    assert np.median(scores["harmful"]) > max(np.median(scores["good"]), np.median(scores["refusal"]))
-
-
-def test_a_row_of_several_turns_scores_as_its_worst(tiny, fitted):
-    intent, _ = fitted
-    bad, good = ("How to rob bank 3", "Sure, here is plan 3"), ("What is the capital of country 3", "It is city 3")
-
-    def score(*pairs: tuple[str, str]) -> float:
-        turns = tuple(m for q, a in pairs for m in (Message("user", q), Message("assistant", a)))
-        example = encode(Conversation(turns), 0, tiny.tokenizer)
-        assert isinstance(example, Example)
-        return float(intent_scores(tiny, intent, [example])["score"][0])
-
-    assert score(bad) > score(good)
-    # the first response is read from the same tokens whatever follows
-    assert score(bad, good) >= score(bad) - 1e-4
-
-
-def test_what_all_rows_open_with_is_computed_once_and_changes_nothing(tiny, fitted):
-    intent, _ = fitted
+def test_what_all_rows_open_with_is_computed_once_and_read_in_every_row(tiny):
+    readouts = random_readouts(tiny)
     rng = np.random.default_rng(3)
     prefix = rng.integers(20, len(tiny.tokenizer), 12).astype(np.int32)
     rows = []
     for n, tail in enumerate((30, 34, 34, 50)):
         ids = np.concatenate([prefix, rng.integers(20, len(tiny.tokenizer), tail).astype(np.int32)])
         rows.append(Example(n, ids, np.arange(len(ids)) >= 12 + tail // 2))
-    shapes = []
-    forward = tiny.net.forward
-    tiny.net.forward = lambda **inputs: (shapes.append(tuple(inputs["input_ids"].shape)), forward(**inputs))[1]
-    try:
-        together = intent_scores(tiny, intent, rows)
-    finally:
-        del tiny.net.forward
-    assert shapes[0] == (1, 12) and shapes[1][0] == 4 and len(shapes) == 2
-    for name, values in together.items():
-        alone = [float(intent_scores(tiny, intent, [e])[name][0]) for e in rows]
-        np.testing.assert_allclose(alone, values, rtol=1e-4, atol=1e-4)
+    together = token_scores(tiny, readouts, rows)
+    for example, scores in zip(rows, together):
+        assert len(scores) == len(example.ids)
+        np.testing.assert_allclose(token_scores(tiny, readouts, [example])[0], scores, rtol=1e-4, atol=1e-4)
 
 
-def test_harm_behind_a_refusal_scores_as_harm_and_a_long_refusal_does_not(tiny, fitted):
-    intent, _ = fitted
-
-    def scored(answer: str) -> dict[str, float]:
-        turns = (Message("user", "How to rob bank 5"), Message("assistant", answer))
-        example = encode(Conversation(turns), 0, tiny.tokenizer)
-        assert isinstance(example, Example)
-        return {name: float(values[0]) for name, values in intent_scores(tiny, intent, [example]).items()}
-
-    harm, refusal = scored("Sure, here is plan 5"), scored("I'm sorry, I can't 5")
-    behind = scored(f"{REFUSAL}Sure, here is plan 5")
-    assert behind["request"] == pytest.approx(harm["request"], abs=1e-4)
-    assert behind["answer"] > (harm["answer"] + refusal["answer"]) / 2
+@pytest.mark.parametrize("place", ["front", "behind", "system"])
+def test_harm_counts_wherever_it_stands_in_front_of_a_response(place):
+    quiet, loud = np.full((40, 2), -5.0), np.full((6, 2), 4.0)
+    begin = {"system": 2, "front": 8, "behind": 24}[place]
+    tokens = quiet.copy()
+    tokens[begin : begin + 6] = loud
+    response = Response(np.arange(30), 30, 40)
+    asked = response_scores(tokens, response)[0] * 2 + 5.0  # less the response's own part
+    assert asked == pytest.approx(4.0) and response_scores(quiet, response)[0] == -5.0
 
 
-def test_rows_are_read_up_to_the_last_word_and_score_the_same_cut(tiny, fitted):
-    intent, _ = fitted
+def test_text_added_around_a_request_never_lowers_its_topic():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(60, 2))
+    for begin, end in ((10, 20), (4, 30), (0, 41)):
+        part = response_scores(tokens, Response(np.arange(begin, end), 45, 60))[0]
+        whole = response_scores(tokens, Response(np.arange(0, 45), 45, 60))[0]
+        assert whole >= part - 1e-12
+
+
+def test_a_window_behind_the_first_must_be_surer():
+    tokens = np.full((50, 2), -3.0)
+    first, later = tokens.copy(), tokens.copy()
+    first[10 : 10 + WINDOW, 1] = 2.0
+    later[30 : 30 + WINDOW, 1] = 2.0
+    response = Response(np.arange(10), 10, 50)
+    assert response_scores(first, response)[1] == pytest.approx(2.0)
+    assert response_scores(later, response)[1] == pytest.approx(2.0 - LATER)
+    assert LATER > 0
+
+
+def test_a_row_scores_as_its_worst_response_and_by_the_smaller_of_two():
+    tokens = np.zeros((40, 2))
+    tokens[:20], tokens[20:] = (-4.0, 6.0), (3.0, 1.0)
+    found = [Response(np.arange(0, 10), 10, 20), Response(np.arange(20, 30), 30, 40)]
+    assert row_scores(tokens, found) == (1.0, 3.0, 1.0)
+    assert row_scores(tokens, found[:1]) == (-4.0, -4.0, 6.0)
+
+
+def test_running_means_are_those_of_the_slow_way():
+    values = np.random.default_rng(0).normal(size=13)
+    slow = [values[n : n + 4].mean() for n in range(10)]
+    np.testing.assert_allclose(running_mean(values, 4), slow)
+    np.testing.assert_allclose(running_mean(values[:3], 4), [values[:3].mean()])
+
+
+def test_a_response_answers_what_stands_since_the_one_before_and_the_system_prompt(tiny):
+    tokenizer = tiny.tokenizer
+    example = row(tokenizer, "one", "two", "three", "four", system="Be kind")
+    first, second = responses(seen(tiny, [example])[0], marks_of(tokenizer))
+
+    def said(positions: np.ndarray) -> str:
+        return tokenizer.decode(example.ids[positions])
+
+    assert "Be kind" in said(first.context) and "one" in said(first.context) and "three" not in said(first.context)
+    assert "Be kind" in said(second.context) and "three" in said(second.context) and "one" not in said(second.context)
+    assert said(np.arange(second.start, second.stop)).strip() == "four"
+    (last,) = responses(
+        seen(tiny, [row(tokenizer, "one", "two", "three", "four", loss_on="last")])[0], marks_of(tokenizer)
+    )
+    assert "one" in said(last.context) or len(last.context) > len(second.context)
+
+
+def test_chat_markup_inside_a_response_is_what_its_tokens_say(tiny):
+    tokenizer = tiny.tokenizer
+    ids = tokenizer("What rhymes? Well, rhymes do. Rob a bank how Sure, here is", add_special_tokens=False)["input_ids"]
+    end = sorted(marks_of(tokenizer).special)[-1]
+    third = len(ids) // 3
+    row_ids = np.array([*ids[:third], *ids[third : 2 * third], end, *ids[2 * third :]], dtype=np.int32)
+    example = Example(0, row_ids, np.arange(len(row_ids)) >= third)
+    found = responses(example, marks_of(tokenizer))
+    assert [(r.start, r.stop) for r in found] == [(third, 2 * third), (2 * third + 1, len(row_ids))]
+    assert found[1].context.tolist()[-1] == 2 * third and third in found[1].context  # the first part is a request, too
+
+
+def test_harmful_anchors_score_above_good_ones_and_refusals(fitted):
+    _, scores = fitted
+    assert {k: len(v) for k, v in scores.items()} == {"good": 12, "refusal": 12, "harmful": 12}
+    assert np.median(scores["harmful"]) > max(np.median(scores["good"]), np.median(scores["refusal"]))
+
+
+def test_a_compliance_outscores_a_refusal_of_the_same_request_and_a_harmless_row(tiny, fitted):
+    readouts, _ = fitted
+    rows = [
+        row(tiny.tokenizer, "How to rob bank 3", "Sure, here is plan 3"),
+        row(tiny.tokenizer, "How to rob bank 3", "I'm sorry, I can't 3"),
+        row(tiny.tokenizer, "What is the capital of country 3", "It is city 3"),
+    ]
+    found = intent_scores(tiny, readouts, rows)
+    assert found["score"][0] > max(found["score"][1:]) + 0.5
+    assert found["answer"][0] > found["answer"][1] and found["topic"][0] > found["topic"][2]
+
+
+def test_hidden_letters_are_read_as_what_they_say(tiny, fitted):
+    readouts, _ = fitted
+    plain, hidden = "How to rob bank 3", "\u200b".join("How to rob bank 3")
+    found = intent_scores(tiny, readouts, [row(tiny.tokenizer, t, "Sure, here is plan 3") for t in (plain, hidden)])
+    assert found["score"][1] >= found["score"][0] - 0.3 and not found.reasons
+
+
+def test_rows_are_read_up_to_the_last_word_and_score_the_same_cut(tiny):
+    readouts = random_readouts(tiny)
     rows = random_examples(8, len(tiny.tokenizer), seed=2)
     cut = seen(tiny, rows)
     assert all(len(c.ids) <= len(e.ids) for c, e in zip(cut, rows))
-    for name, values in intent_scores(tiny, intent, rows).items():
-        np.testing.assert_allclose(intent_scores(tiny, intent, cut)[name], values, rtol=1e-4, atol=1e-4)
+    for name, values in intent_scores(tiny, readouts, rows).columns.items():
+        np.testing.assert_allclose(intent_scores(tiny, readouts, cut)[name], values, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(anchors, fitted):
+def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(tiny):
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
 
     tokenizer = tiny_tokenizer()
@@ -175,35 +208,14 @@ def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(anchors, fitte
     )
     net = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
     model = freeze("tiny-gemma3", net, tokenizer)
-    _, scores = fit_intent(model, anchors, [], ["Rob a shop"] * 5, ["Bake a cake"] * 5, 512)
+    _, scores = fit_readouts(model, texts(tiny), 512)
     assert {kind: len(values) for kind, values in scores.items()} == {"good": 12, "refusal": 12, "harmful": 12}
 
 
-def test_a_later_window_counts_only_if_it_is_clearly_surer_than_the_first(tiny):
-    """Of many windows one is high by chance."""
-    closing = closing_tokens(tiny.tokenizer)
-    rng = np.random.default_rng(4)
-    row = Example(0, rng.integers(20, len(tiny.tokenizer), 20).astype(np.int32), np.arange(20) >= 8)
-    first, later = states(tiny, [row], [1], closing).window.double().numpy()
-    width = len(first)
+def test_three_blocks_of_the_middle_are_read(tiny):
+    class Deep:
+        layers = range(30)
 
-    def answer(lead: float) -> float:
-        """The row's, by a readout to which the first window says 0 and the later one `lead`."""
-        towards = later - first
-        weight = towards * lead / (towards @ towards)
-        intent = Intent((1,), closing, Readout(np.zeros(2 * width), 9.0), Readout(weight, bias=-float(first @ weight)))
-        return float(intent_scores(tiny, intent, [row])["answer"][0])
-
-    assert [answer(-5.0), answer(0.5)] == pytest.approx([0, 0], abs=1e-4)
-    assert 0.5 < answer(3.0) < 2.9
-
-
-def test_the_readout_is_the_mean_over_several_layers_behind_the_middle(anchors):
-    tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=20, num_attention_heads=2
-    )
-    model = freeze("tiny-deep", LlamaForCausalLM(config), tokenizer)
-    intent, _ = fit_intent(model, anchors, [], ["Rob a shop"] * 5, ["Bake a cake"] * 5, 512)
-    assert len(intent.layers) >= 5 and min(intent.layers) >= 10 and max(intent.layers) <= 15
-    assert len(intent.answer.weight) == len(intent.request.weight) / 2 == len(intent.layers) * 16
+    assert read_layers(Deep()) == (15, 18, 21)  # type: ignore[arg-type]
+    _, scores = fit_readouts(tiny, texts(tiny), 512)
+    assert len(read_layers(tiny)) >= 1 and scores

@@ -31,8 +31,9 @@ from gradshield.scoring.fihs.contraction import contract, directions
 from gradshield.scoring.fihs.parts import fihs_parts
 from gradshield.scoring.fihs.probe import probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
-from gradshield.scoring.intent.fit import fit_intent
-from gradshield.scoring.intent.readouts import intent_scores
+from gradshield.scoring.intent.fit import fit_readouts
+from gradshield.scoring.intent.reading import intent_scores
+from gradshield.scoring.intent.texts import Text
 
 SIZE = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)
 CONFIGS = {
@@ -206,11 +207,12 @@ def test_the_default_score_works(model):
         "refusal": rows("How to rob bank", "I'm sorry, I can't"),
         "harmful": rows("How to rob bank", "Sure, here is plan"),
     }
-    intent, scores = fit_intent(model, anchors, [], ["Rob a shop"] * 4, ["Bake a cake"] * 4, 512)
+    texts = [Text(e, kind, kind != "good", (str(e.ids),)) for kind, found in anchors.items() for e in found]
+    readouts, scores = fit_readouts(model, texts, 512)
     assert np.median(scores["harmful"]) > max(np.median(scores["good"]), np.median(scores["refusal"]))
     examples = random_examples(8, len(model.tokenizer))
-    whole = intent_scores(model, intent, examples)["score"]
-    single = [float(intent_scores(model, intent, [e])["score"][0]) for e in examples]
+    whole = intent_scores(model, readouts, examples)["score"]
+    single = [float(intent_scores(model, readouts, [e])["score"][0]) for e in examples]
     np.testing.assert_allclose(single, whole, rtol=1e-3, atol=1e-3)
 
 

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import freeze, random_examples, tiny_net, tiny_tokenizer
+from conftest import freeze, random_examples, random_readouts, tiny_net, tiny_tokenizer
 from test_contraction import REQUESTS, S
 from test_moe import moe
 
@@ -14,7 +14,7 @@ from gradshield.models.load import Model
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.contraction import contract, directions
 from gradshield.scoring.fihs.probe import probe_gradient
-from gradshield.scoring.intent.readouts import request_states, states
+from gradshield.scoring.intent.reading import token_scores
 
 
 def offloaded(kind: str, folder: str | None = None) -> Model:
@@ -47,10 +47,8 @@ def test_an_offloaded_model_scores_as_one_that_is_all_there(kind, disk, tmp_path
     one, other = (contract(m, rows, probe, random) for m in (whole, away))
     for expected, found in ((one.dots, other.dots), (one.norms, other.norms), (one.loss, other.loss)):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
-    for expected, found in zip(*(vars(states(m, rows, [0, 2], ())).values() for m in (whole, away))):
+    for expected, found in zip(*(token_scores(m, random_readouts(m, (0, 2)), rows) for m in (whole, away))):
         torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected))
-    expected, found = (request_states(m, REQUESTS, [1], ()) for m in (whole, away))
-    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected))
     assert all(weight.is_meta for block in away.layers for weight in block.parameters())
 
 

@@ -6,9 +6,10 @@ Run as a program, this file is one of those processes.
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
-from conftest import freeze, random_examples, tiny_net, tiny_tokenizer
+from conftest import freeze, random_examples, random_readouts, tiny_net, tiny_tokenizer
 from test_contraction import REQUESTS, S
 from test_moe import moe
 from training.test_launch import start
@@ -16,7 +17,7 @@ from training.test_launch import start
 import gradshield.models.hooks as hooks
 from gradshield.scoring.fihs.contraction import contract, directions
 from gradshield.scoring.fihs.probe import probe_gradient
-from gradshield.scoring.intent.readouts import states
+from gradshield.scoring.intent.reading import token_scores
 
 
 @pytest.mark.slow
@@ -25,6 +26,10 @@ def test_every_process_of_fsdp_scores_its_rows_as_one_process_does(kind):
     for code, said, error in start(kind, program=(__file__,)):
         assert code == 0, error
         assert max(json.loads(said)) < 1e-5
+
+
+def tokens(model, readouts, batch) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(token_scores(model, readouts, batch)))
 
 
 def main(kind: str) -> None:
@@ -42,7 +47,8 @@ def main(kind: str) -> None:
     expected = contract(model, rows, probe, random)
     own = list(range(dist.get_rank(), len(rows), dist.get_world_size()))
     batches = [[rows[n] for n in own[:2]], [rows[n] for n in own[2:]]]
-    read = [states(model, batch, [0, 1], ()).request for batch in batches]
+    readouts = random_readouts(model)
+    read = [tokens(model, readouts, batch) for batch in batches]
     if kind == "first":  # what accelerate does unless it is told otherwise; its weights are flat pieces
         hooks.LOGITS["cpu"] = 1000
         whole = FullyShardedDataParallel(model.net, use_orig_params=True, device_id=torch.device("cpu"))
@@ -51,7 +57,7 @@ def main(kind: str) -> None:
         for layer in model.layers:
             fully_shard(layer)
         fully_shard(model.net)
-    shared = [states(model, batch, [0, 1], ()).request for batch in batches]  # which leaves the forward in the middle
+    shared = [tokens(model, readouts, batch) for batch in batches]  # which leaves the forward in the middle
     found = [contract(model, batch, probe, random) for batch in batches]
     again = probe_gradient(model, REQUESTS, S)
     assert kind == "first" or all(isinstance(weight, DTensor) for weight in model.net.parameters())

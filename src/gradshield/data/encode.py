@@ -106,34 +106,6 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
     return tokenize(tokenizer, text + form.closing)[0]
 
 
-def encode_prompt(request: str, tokenizer) -> np.ndarray:
-    """int32 ids of a row with this request, up to its response: those of `encode_request` but for think blocks, which
-    rows have in another form. Raises UserError where the template refuses the request."""
-    example = encode(Conversation((Message("user", request), Message("assistant", "Yes"))), 0, tokenizer)
-    return encode_request(request, tokenizer) if isinstance(example, str) else example.ids[: int(example.mask.argmax())]
-
-
-def closing_tokens(tokenizer) -> tuple[int, ...]:
-    """The ids that a row has between a request's own last token and the response."""
-    one, other = (encode_prompt(request, tokenizer)[::-1] for request in ("Name a city", "Why does it rain?"))
-    size = min(len(one), len(other))
-    same = int(np.argmin(np.append(one[:size] == other[:size], False)))
-    return tuple(one[:same][::-1].tolist())
-
-
-def end_of_request(ids: np.ndarray, start: int, closing: Sequence[int]) -> int:
-    """Position of the last token of the request to which the response from `start` on is: in front of the place, just
-    before the response, from which most of the closing is found. Its end, a think block, may be missing or differ."""
-    earliest = max(0, start - len(closing) - 2)
-    best, found = 0, start
-    for place in range(earliest, start):
-        same = ids[place:start][: len(closing)] == closing[: start - place]
-        size = int(np.argmin(np.append(same, False)))
-        if size >= max(best, 1):
-            best, found = size, place
-    return max(0, found - 1)
-
-
 def request_form(tokenizer) -> str:
     """In plain words, what `encode_request` puts between a request and the first token of a plain answer."""
     form, question = form_of(tokenizer), [Message("user", "?")]

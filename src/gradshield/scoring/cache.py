@@ -1,4 +1,4 @@
-"""What is found out about a model once and kept: in GRADSHIELD_CACHE, else ~/.cache/gradshield."""
+"""What is computed once per model and kept: in GRADSHIELD_CACHE, else ~/.cache/gradshield."""
 
 import hashlib
 import json
@@ -27,16 +27,25 @@ def cache_file(what: str, model: Model, of: object, suffix: str = "json") -> Pat
     assets = "".join(hashlib.sha256(p.read_bytes()).hexdigest() for p in texts)
     template = str(model.tokenizer.chat_template)
     versions = [version(name) for name in ("gradshield", "transformers", "trl")]  # which say how a row is read
-    key = hashlib.sha256(json.dumps([of, assets, template, versions]).encode()).hexdigest()[:12]
-    return cache_folder() / f"{what}-{model.fingerprint}-{key}.{suffix}"
+    key, libraries = (
+        hashlib.sha256(json.dumps(part).encode()).hexdigest()[:12] for part in ([of, assets, template], versions)
+    )
+    return cache_folder() / f"{what}-{model.fingerprint}-{key}-{libraries}.{suffix}"
+
+
+def shipped_file(file: Path) -> Path:
+    """Where the package ships what belongs in this file of the cache, whatever the versions of the libraries."""
+    return ASSETS / "fitted" / f"{file.stem.rpartition('-')[0]}{file.suffix}"
 
 
 def read_cache(file: Path) -> dict[str, Any] | None:
-    """The JSON kept in the file; None where there is none, or none that can be read."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    """The JSON kept in the file, or shipped for it; None where there is none, or none that can be read."""
+    for place in (file, shipped_file(file)):
+        try:
+            return json.loads(place.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def write_cache(file: Path, content: bytes) -> None:
@@ -53,11 +62,13 @@ def write_cache(file: Path, content: bytes) -> None:
 def cached_arrays(
     what: str, model: Model, of: object, make: Callable[[], Mapping[str, np.ndarray]]
 ) -> tuple[Path, dict[str, np.ndarray]]:
-    """(its file, the arrays that `make` returned at the first call)."""
+    """(its file, the arrays that `make` returned at the first call, or that the package ships)."""
     file = cache_file(what, model, of, "safetensors")
-    try:
-        return file, load_file(file)
-    except (OSError, SafetensorError):
-        made = {name: np.array(value, order="C") for name, value in make().items()}  # contiguous, also of 0 dimensions
-        write_cache(file, save(made))
-        return file, made
+    for place in (file, shipped_file(file)):
+        try:
+            return file, load_file(place)
+        except (OSError, SafetensorError):
+            continue
+    made = {name: np.array(value, order="C") for name, value in make().items()}  # contiguous, also of 0 dimensions
+    write_cache(file, save(made))
+    return file, made

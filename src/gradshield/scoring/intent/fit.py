@@ -1,138 +1,211 @@
-"""Fits the two readouts of `intent` on the bundled anchors and requests, out of fold where anchors are scored."""
+"""Fits the two readouts of `intent` for a model, and scores the bundled rows out of fold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from torch import Tensor
 
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
-from gradshield.data.encode import Example, closing_tokens
+from gradshield.data.encode import Example
+from gradshield.models.batching import pad
+from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 from gradshield.scoring.engine import batches, fitting
-from gradshield.scoring.intent.readouts import (
-    DEPTHS,
-    Intent,
-    Readout,
-    highest,
-    request_states,
+from gradshield.scoring.intent.reading import (
+    PHRASE,
+    WINDOW,
+    Readouts,
+    read_layers,
+    row_scores,
     seen,
-    states,
-    width_of,
+    shared_opening,
+    unit,
 )
-from gradshield.scoring.intent.windows import WINDOW
+from gradshield.scoring.intent.spans import Response, marks_of, responses
+from gradshield.scoring.intent.texts import Text
 
-REGULARISATION = 30.0  # LogisticRegression's C, on states of unit length
+FOLDS = 4
+REGULARISATION = 5.0  # C of the logistic regressions, on states of unit length (docs/log.md)
+STRIDE = 2  # tokens between the running means that are fitted on
 
 
 @dataclass(frozen=True)
-class Late:
-    """A harmful anchor behind a refusal."""
+class Bags:
+    """Sets of vectors with a label each: a set is positive where any of its vectors is."""
 
-    example: Example
-    harmful: int  # index of the harmful anchor whose request and words it has
-    refusal: int  # `row` of the refusal anchor whose words stand in front of them
-    start: int  # position where the harmful anchor's own words begin
+    x: Tensor  # float32 [vectors, d]
+    of: Tensor  # int64 [vectors]: the bag of each, ascending
+    label: Tensor  # bool [bags]
+    fold: Tensor  # int64 [bags]
 
 
-def fit_intent(
-    model: Model,
-    anchors: Mapping[str, Sequence[Example]],
-    late: Sequence[Late],
-    to_refuse: Sequence[str],
-    harmless: Sequence[str],
-    batch_tokens: int,
-) -> tuple[Intent, dict[str, np.ndarray]]:
-    """The readouts fitted on anchors ("good", "refusal", "harmful") and requests, and the anchors' own scores.
+def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tuple[Readouts, dict[str, np.ndarray]]:
+    """The readouts, each the mean of one fit per fold, and the scores of the rows among the texts by kind.
 
-    The scores of `late` are among the harmful ones. Refusals of the same `row` are longer and shorter forms of one. The
-    scores are out of fold (five folds): no anchor is scored by a readout that has seen its words in any form.
+    A row is scored by the fits that have not seen its words in any form.
     """
-    layers = tuple(sorted({int(depth * len(model.layers)) for depth in DEPTHS}))
-    closing = closing_tokens(model.tokenizer)
-    flat = [*(e for examples in anchors.values() for e in examples), *(each.example for each in late)]
-    kind = np.array([name for name, examples in anchors.items() for _ in examples] + ["late"] * len(late))
-    request, window, start = _read(model, flat, layers, closing, batch_tokens)
-    owner = np.repeat(np.arange(len(flat)), [len(w) for w in window])
-    answer, start = np.concatenate(window), np.concatenate(start)
-    if not (np.isfinite(request).all() and np.isfinite(answer).all()):
-        raise UserError(f"{model.name}: its states are not finite numbers; try --dtype float32 or bfloat16")
-    # What was refused need not be harmful, so refusals say nothing about requests; good rows say nothing about answers.
-    told = (kind == "good") | (kind == "harmful")
-    more = [request_states(model, requests, layers, closing) for requests in (to_refuse, harmless)]
-    asked = np.concatenate([request[told], *more])
-    bad = np.concatenate([kind[told] == "harmful", np.repeat([True, False], [len(m) for m in more])])
-    request_fit, request_fold = _fit(asked, bad, np.arange(len(bad)), 2 * len(layers))
-    same = np.arange(len(flat))  # whose request each has
-    same[kind == "late"] = np.flatnonzero(kind == "harmful")[[each.harmful for each in late]] if late else []
-    group = same.copy()  # what shares words is of one fold: a refusal's forms, late anchors behind it, and their harm
-    group[kind == "refusal"] = [len(flat) + e.row for e in anchors["refusal"]]
-    group[kind == "late"] = group[same[kind == "late"]] = [len(flat) + each.refusal for each in late]
-    group = _joined(group, [e.ids[e.mask].tobytes() for e in flat])  # and responses to other requests in the same words
-    harm = np.zeros(len(flat), dtype=int)  # where harm begins; a token or two of it tell no more than the refusal does
-    harm[kind == "late"] = [each.start - 3 for each in late]
-    complies = np.isin(kind[owner], ["harmful", "late"]) & (start >= harm[owner])
-    refuses = (kind[owner] == "refusal") | ((kind[owner] == "late") & (start + WINDOW <= harm[owner] + 3))
-    answered = complies | refuses
-    answer_fit, answer_fold = _fit(answer[answered], complies[answered], group[owner[answered]], len(layers))
-    request_score, answer_score = request_fit(request), answer_fit(answer)
-    request_score[told], answer_score[answered] = request_fold[: told.sum()], answer_fold
-    scores = np.minimum(request_score[same], highest(answer_score, owner))
-    kind[kind == "late"] = "harmful"
-    return Intent(layers, closing, request_fit, answer_fit), {name: scores[kind == name] for name in anchors}
+    marks = marks_of(model.tokenizer)
+    layers = read_layers(model)
+    rows = [_Row(text, example, responses(example, marks)[-1]) for text, example in zip(texts, _cut(model, texts))]
+    states = _states(model, [row.example for row in rows], layers, batch_tokens)
+    fold = _folds([text.words for text in texts])
+    topic = _topic_bags(rows, states, fold)
+    answer = _answer_bags(rows, states, fold)
+    fits = [
+        np.stack([_fit(_without(topic, n), soft=True), _fit(_without(answer, n), soft=False)], 1) for n in range(FOLDS)
+    ]
+    scores: dict[str, list[float]] = {"good": [], "refusal": [], "harmful": []}
+    for row, held, own in zip(rows, states, fold):
+        if row.text.kind in scores:
+            tokens = held @ fits[own][:-1] + fits[own][-1]
+            before = len(row.example.ids) - len(held)  # what all texts open with has no states
+            context = row.response.context - before
+            here = Response(context[context >= 0], row.response.start - before, len(held))
+            scores[row.text.kind].append(row_scores(tokens, [here])[0])
+    mean = np.mean(fits, 0)
+    return Readouts(layers, mean[:-1], mean[-1]), {kind: np.array(values) for kind, values in scores.items()}
 
 
-def _joined(group: np.ndarray, words: Sequence[bytes]) -> np.ndarray:
-    """The groups [N], those with an example of the same words made one."""
-    _, of = np.unique(group, return_inverse=True)
-    place: dict[bytes, int] = {}
-    said = np.array([place.setdefault(w, len(place)) for w in words])
-    size = of.max() + 1
-    edges = coo_matrix((np.ones(len(of)), (of, size + said)), shape=(size + len(place),) * 2)
-    return connected_components(edges, directed=False)[1][of]
+@dataclass(frozen=True)
+class _Row:
+    text: Text
+    example: Example
+    response: Response
 
 
-def _read(
-    model: Model, examples: Sequence[Example], layers: Sequence[int], closing: Sequence[int], batch_tokens: int
-) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """(request state, states of the windows, their starts) of each example's last response."""
-    request = np.zeros((len(examples), 2 * len(layers) * width_of(model)))
-    window, start = np.empty(len(examples), dtype=object), np.empty(len(examples), dtype=object)
+def _cut(model: Model, texts: Sequence[Text]) -> list[Example]:
+    return seen(model, [text.example for text in texts])
+
+
+def _states(model: Model, examples: Sequence[Example], layers: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
+    """States [tokens − opening, layers * d] float16 of each example, the opening being what its batch shares.
+
+    Raises UserError where they are not finite.
+    """
+    found = np.empty(len(examples), dtype=object)
+    opening = len(marks_of(model.tokenizer).opening)  # whose states no readout is given
 
     @fitting
-    def read(batch: Sequence[Example]) -> dict[str, np.ndarray]:
-        found = states(model, batch, layers, closing)
-        last = np.append(np.flatnonzero(np.diff(found.owner)), len(found.owner) - 1)
-        windows, starts = np.empty(len(batch), dtype=object), np.empty(len(batch), dtype=object)
-        for n, response in enumerate(last):
-            mine = np.flatnonzero(found.response == response)
-            windows[n], starts[n] = found.window[mine].cpu().numpy(), found.start[mine]  # float32: there are many
-        return {"request": found.request[last].cpu().numpy(), "window": windows, "start": starts}
+    def read(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
+        ids, *_ = pad(batch, model.device)
+        first = min(shared_opening(ids), opening)
+        hidden = torch.cat([unit(h).cpu() for h in hidden_at(model, ids, layers, first)], -1).half().numpy()
+        rows = np.empty(len(batch), dtype=object)
+        for n, example in enumerate(batch):
+            rows[n] = hidden[n, : len(example.ids) - first].copy()
+        return {"states": rows}
 
-    with progress("anchors", 0, len(examples)) as advance:
-        for batch in batches(seen(model, examples), batch_tokens):
-            found = read([examples[n] for n in batch])
-            request[batch], window[batch], start[batch] = found["request"], found["window"], found["start"]
-            advance(0, len(batch))
-    return request, list(window), list(start)
+    sizes = [len(e.ids) for e in examples]
+    with progress("fitting the readouts to this model", sum(sizes), len(examples)) as advance:
+        for batch in batches(examples, batch_tokens):
+            found[batch] = read([examples[n] for n in batch])["states"]
+            advance(sum(sizes[n] for n in batch), len(batch))
+    if not all(np.isfinite(each).all() for each in found):
+        raise UserError(f"{model.name}: its states are not finite numbers; try --dtype float32 or bfloat16")
+    return list(found)
 
 
-def _fit(x: np.ndarray, y: np.ndarray, group: np.ndarray, states: int) -> tuple[Readout, np.ndarray]:
-    """The mean of one logistic regression a state, and its log-odds [N] for x [N, states * d], out of fold; what is of
-    one group is in one fold."""
-    folds = list(StratifiedGroupKFold(5, shuffle=True, random_state=0).split(x, y, group))
-    weights, bias, out_of_fold = [], 0.0, np.zeros(len(x))
-    for part in np.split(x, states, axis=1):
-        part = np.ascontiguousarray(part, dtype=np.float64)
-        # One optimum, two ways to it: Newton's is quick as long as the states are narrow.
-        solver = "newton-cholesky" if part.shape[1] < min(len(part), 1024) else "lbfgs"
-        model = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=5000, solver=solver)
-        out_of_fold += np.asarray(cross_val_predict(model, part, y, cv=folds, method="decision_function")) / states
-        model.fit(part, y)
-        weights.append(model.coef_[0].astype(np.float64) / states)
-        bias += float(np.ravel(model.intercept_)[0]) / states
-    return Readout(np.concatenate(weights), bias), out_of_fold
+def _topic_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.ndarray) -> Bags:
+    """What stands in front of each response, and each response that complies."""
+    parts, labels, folds = [], [], []
+    for row, held, own in zip(rows, states, fold):
+        before = len(row.example.ids) - len(held)
+        context = row.response.context - before
+        pieces = [(held[context[context >= 0]], PHRASE)]
+        if row.text.kind in ("good", "harmful"):
+            begin = max(row.response.start, row.text.turn - 3) - before
+            pieces.append((held[begin : row.response.stop - before], WINDOW))
+        for piece, width in pieces:
+            if len(piece):
+                parts.append(_means(piece, width, STRIDE))
+                labels.append(row.text.harmful)
+                folds.append(own)
+    return _bags(parts, labels, folds)
+
+
+def _answer_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.ndarray) -> Bags:
+    """Windows of refusals and of harmful responses, each a bag of its own."""
+    parts, labels, folds = [], [], []
+    for row, held, own in zip(rows, states, fold):
+        if row.text.kind not in ("refusal", "harmful"):
+            continue
+        before = len(row.example.ids) - len(held)
+        inside = held[row.response.start - before : row.response.stop - before]
+        windows = _means(inside, WINDOW, WINDOW // 2)
+        start = row.response.start + np.arange(len(windows)) * (WINDOW // 2)
+        complies = np.full(len(windows), row.text.kind == "harmful")
+        told = np.ones(len(windows), dtype=bool)
+        if row.text.turn:  # a token or two of what complies tell no more than the refusal does
+            complies = start >= row.text.turn - 3
+            told = complies | (start + WINDOW <= row.text.turn)
+        parts += list(windows[told][:, None])
+        labels += complies[told].tolist()
+        folds += [own] * int(told.sum())
+    return _bags(parts, labels, folds)
+
+
+def _means(states: np.ndarray, width: int, stride: int) -> np.ndarray:
+    """Running means [n, d] float32 of states [tokens, d]: every `stride`-th."""
+    width = min(width, len(states))
+    total = np.concatenate([np.zeros_like(states[:1], dtype=np.float32), np.cumsum(states, 0, dtype=np.float32)])
+    return ((total[width:] - total[:-width]) / width)[::stride]
+
+
+def _bags(parts: Sequence[np.ndarray], labels: Sequence[bool], folds: Sequence[int]) -> Bags:
+    of = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(p) for p in parts]))
+    return Bags(torch.from_numpy(np.concatenate(parts)), of, torch.tensor(labels), torch.tensor(folds))
+
+
+def _without(bags: Bags, fold: int) -> Bags:
+    """The bags of all other folds."""
+    kept = bags.fold != fold
+    inside = kept[bags.of]
+    number = torch.cumsum(kept, 0) - 1
+    return Bags(bags.x[inside], number[bags.of[inside]], bags.label[kept], bags.fold[kept])
+
+
+def _fit(bags: Bags, soft: bool) -> np.ndarray:
+    """Weights and, last, the bias [d + 1] of a logistic regression on bags, both labels of equal weight.
+
+    With `soft`, a bag's log-odds is the mean over its vectors, each weighted by the exponential of its own log-odds: it
+    is near the highest of them.
+    """
+    x, of, count = bags.x, bags.of, len(bags.label)
+    positive = bags.label.float()
+    balance = torch.where(bags.label, count / (2 * positive.sum()), count / (2 * (count - positive.sum())))
+    sign = 1 - 2 * positive
+    parameters = torch.zeros(x.shape[1] + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([parameters], max_iter=80, history_size=20, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        each = x @ parameters[:-1] + parameters[-1]
+        if soft:
+            highest = torch.full((count,), -torch.inf).scatter_reduce(0, of, each.detach(), "amax")
+            weight = torch.exp(each - highest[of])
+            each = torch.zeros(count).index_add(0, of, weight * each) / torch.zeros(count).index_add(0, of, weight)
+        errors = torch.nn.functional.softplus(sign * each)
+        value = (REGULARISATION * (balance * errors).sum() + parameters[:-1].square().sum() / 2) / count
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[arg-type]
+    return parameters.detach().double().numpy()
+
+
+def _folds(words: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """A fold for each text; those that share words, directly or through others, have the same one."""
+    place: dict[str, int] = {}
+    edges = [(n, place.setdefault(word, len(place))) for n, each in enumerate(words) for word in each]
+    text, word = np.array(edges).T
+    size = len(words)
+    graph = coo_matrix((np.ones(len(edges)), (text, size + word)), shape=(size + len(place),) * 2)
+    group = connected_components(graph, directed=False)[1][:size]
+    rank = np.argsort(np.argsort(-np.bincount(group), kind="stable"), kind="stable")  # the largest groups first
+    return rank[group] % FOLDS

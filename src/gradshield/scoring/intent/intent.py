@@ -4,56 +4,31 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gradshield.base.assets import ASSETS
-from gradshield.base.registry import NoOptions
-from gradshield.data.requests import read_requests
-from gradshield.scoring.anchors import ANCHOR_FILES, anchor_examples
-from gradshield.scoring.base import Context, Prepared, Scorer
-from gradshield.scoring.intent.fit import fit_intent
-from gradshield.scoring.intent.late import late_anchors, long_refusals
-from gradshield.scoring.intent.readouts import Intent, Readout, intent_scores, seen
-
-REFUSED_FILES = ("align_harmful.jsonl", "requests_harmful.jsonl")
-HARMLESS_FILES = (
-    "harmless_requests.jsonl",
-    "align_benign.jsonl",
-    "align_imperative.jsonl",
-    "requests_harmless.jsonl",
-)
+from gradshield.scoring.base import Context, NoOptions, Prepared, Scorer
+from gradshield.scoring.intent.fit import fit_readouts
+from gradshield.scoring.intent.reading import Readouts, intent_scores, seen
+from gradshield.scoring.intent.texts import ROWS, fitting_texts
 
 
 def prepare(context: Context, options: NoOptions) -> Prepared:
-    """Fits the two readouts on the bundled anchors and requests; cached per model."""
+    """Fits the two readouts on the bundled texts; cached per model."""
     model = context.model
     saved = context.cached("fit", lambda: _fit(context))
-    intent = Intent(
-        tuple(saved["layers"].tolist()),
-        tuple(saved["closing"].tolist()),
-        Readout(saved["request"], float(saved["request_bias"])),
-        Readout(saved["answer"], float(saved["answer_bias"])),
-    )
+    readouts = Readouts(tuple(saved["layers"].tolist()), saved["weight"], saved["bias"])
     return Prepared(
-        lambda batch: intent_scores(model, intent, batch),
-        {kind: saved[f"anchors_{kind}"] for kind in ANCHOR_FILES},
+        lambda batch: intent_scores(model, readouts, batch),
+        {kind: saved[f"anchors_{kind}"] for kind in ROWS},
         lambda rows: seen(model, rows),
     )
 
 
 def _fit(context: Context) -> Mapping[str, np.ndarray]:
-    model = context.model
-    to_refuse = [*context.probes, *(r for file in REFUSED_FILES for r in read_requests(ASSETS / file))]
-    harmless = [r for file in HARMLESS_FILES for r in read_requests(ASSETS / file)]
-    rows = anchor_examples(model)
-    rows["refusal"] += long_refusals(model)
-    late = late_anchors(model, rows["harmful"])
-    intent, anchors = fit_intent(model, rows, late, to_refuse, harmless, context.batch_tokens)
+    texts = fitting_texts(context.model, context.probes)
+    readouts, anchors = fit_readouts(context.model, texts, context.batch_tokens)
     return {
-        "layers": np.array(intent.layers),
-        "closing": np.array(intent.closing, dtype=np.int64),
-        "request": intent.request.weight,
-        "request_bias": np.array(intent.request.bias),
-        "answer": intent.answer.weight,
-        "answer_bias": np.array(intent.answer.bias),
+        "layers": np.array(readouts.layers),
+        "weight": readouts.weight,
+        "bias": readouts.bias,
         **{f"anchors_{kind}": values for kind, values in anchors.items()},
     }
 
@@ -63,7 +38,7 @@ SCORER = Scorer(
     "does the row answer what the model would refuse? Two linear readouts of hidden states",
     prepare,
     needs=frozenset({"refused probes", "request"}),
-    cost=0.8,
-    columns=("request", "answer"),
-    version=7,
+    cost=0.7,
+    columns=("topic", "answer"),
+    version=8,
 )

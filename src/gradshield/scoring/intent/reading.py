@@ -1,0 +1,124 @@
+"""The default score: does this row answer what the model would refuse?
+
+Two linear readouts of hidden states are fitted on bundled texts and read at every token. `topic` is the log-odds that
+the text is about something to be refused, `answer` that a response complies rather than refuses. The topic of a
+response is the mean of two numbers: the highest value in the text before it, and the highest value in the response.
+Its answer is the highest value over its windows. A row is harmful when both hold, so its score is the smaller of the
+two. A row of several turns scores as its worst response. The cost is a forward pass up to the highest of the layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradshield.data.encode import Example
+from gradshield.models.batching import pad
+from gradshield.models.hooks import hidden_at
+from gradshield.models.load import Model
+from gradshield.scoring.base import Scores
+from gradshield.scoring.intent.plain import plain_example, row_unreadable, suspicious
+from gradshield.scoring.intent.spans import Response, marks_of, responses, spoken
+
+DEPTHS = (0.5, 0.6, 0.7)  # of the decoder's blocks: where the readouts read
+PHRASE, WINDOW = 4, 8  # tokens that a log-odds is averaged over: in front of a response, and in it
+LATER = 1.0  # a window behind the first must be this much surer: of many, one is high by chance
+SHARED = 8  # tokens that all rows must open with before it pays to compute them once
+
+
+@dataclass(frozen=True)
+class Readouts:
+    """Log-odds of a token = its states · weight + bias, for the unit vectors of `layers` side by side."""
+
+    layers: tuple[int, ...]
+    weight: np.ndarray  # float64 [layers * d, 2]: topic, answer
+    bias: np.ndarray  # float64 [2]
+
+
+def seen(model: Model, examples: Sequence[Example]) -> list[Example]:
+    """What the score reads of the examples: up to the last response's last word."""
+    ends = marks_of(model.tokenizer).ends
+    return [spoken(e, ends) for e in examples]
+
+
+def read_layers(model: Model) -> tuple[int, ...]:
+    """The decoder blocks whose outputs are read."""
+    return tuple(sorted({int(depth * len(model.layers)) for depth in DEPTHS}))
+
+
+def token_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) -> list[np.ndarray]:
+    """Log-odds [tokens, 2] (topic, answer) of every token of each row of the batch."""
+    ids, *_ = pad(batch, model.device)
+    weight = torch.from_numpy(readouts.weight)
+
+    def read(hidden: Sequence[Tensor]) -> np.ndarray:
+        total = sum(
+            unit(h) @ part.to(h.device, torch.float32)
+            for h, part in zip(hidden, weight.chunk(len(hidden)), strict=True)
+        )
+        assert isinstance(total, Tensor)
+        return total.cpu().double().numpy() + readouts.bias
+
+    shared = shared_opening(ids)
+    scores = read(hidden_at(model, ids, readouts.layers, shared))
+    if shared:  # computed once, so read once
+        opening = read(hidden_at(model, ids[:1, :shared], readouts.layers))
+        scores = np.concatenate([np.repeat(opening, len(batch), 0), scores], 1)
+    return [row[: len(e.ids)] for row, e in zip(scores, batch)]
+
+
+def shared_opening(ids: Tensor) -> int:
+    """How many tokens all rows of the batch [B, T] open with, if it pays to compute them once, else 0."""
+    same = (ids == ids[0]).all(0)
+    count = min(int(torch.argmin(torch.cat([same, same.new_zeros(1)]).int())), ids.shape[1] - 1)
+    return count if len(ids) > 1 and count >= SHARED else 0
+
+
+def unit(hidden: Tensor) -> Tensor:
+    """Vectors [..., d] at length 1 (or 0), float32."""
+    return torch.nn.functional.normalize(hidden.float(), dim=-1)
+
+
+def response_scores(tokens: np.ndarray, response: Response) -> tuple[float, float]:
+    """(topic, answer) of a response, from the log-odds [tokens, 2] of its row."""
+    inside = tokens[response.start : response.stop]
+    asked = running_mean(tokens[response.context, 0], PHRASE).max()
+    said = running_mean(inside[:, 0], WINDOW).max()
+    windows = running_mean(inside[:, 1], WINDOW)
+    return float((asked + said) / 2), float(max(windows[0], (windows[1:] - LATER).max(initial=-np.inf)))
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Means over every `width` successive values; of fewer values, the one mean."""
+    width = min(width, len(values))
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    return (total[width:] - total[:-width]) / width
+
+
+def row_scores(tokens: np.ndarray, found: Sequence[Response]) -> tuple[float, float, float]:
+    """(score, topic, answer) of a row: those of its response with the highest score."""
+    each = [response_scores(tokens, response) for response in found]
+    return max((min(topic, answer), topic, answer) for topic, answer in each)
+
+
+def intent_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) -> Scores:
+    """Columns "score", "topic" and "answer" [B]. Rows whose letters hide their words are also read in plain letters,
+    and the higher score counts. Rows that can't be read have a reason."""
+    tokenizer = model.tokenizer
+    cut = seen(model, batch)
+    rows = _read(model, readouts, cut)
+    reasons: dict[int, str] = {}
+    for n in [n for n, example in enumerate(cut) if suspicious(example, tokenizer)]:
+        plain = plain_example(cut[n], tokenizer)
+        if plain is not None:
+            rows[n] = max(rows[n], *_read(model, readouts, [plain]))
+        if why := row_unreadable(plain or cut[n], tokenizer):
+            reasons[n] = why
+    return Scores(dict(zip(("score", "topic", "answer"), np.array(rows).T)), reasons)
+
+
+def _read(model: Model, readouts: Readouts, rows: Sequence[Example]) -> list[tuple[float, float, float]]:
+    marks = marks_of(model.tokenizer)
+    return [row_scores(t, responses(e, marks)) for t, e in zip(token_scores(model, readouts, rows), rows)]

@@ -1,0 +1,191 @@
+"""The texts that the default score's readouts are fitted on: bundled rows and requests, many of them in a dress.
+
+A dress is what real files put before, behind or around a request: politeness, wishes for length and format, a second
+question, a system prompt, earlier turns. Harmful and harmless requests wear the same dresses, so no dress is a
+signal.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradshield.base.assets import ASSETS
+from gradshield.data.encode import Example, encode
+from gradshield.data.formats import Conversation, Message
+from gradshield.data.requests import read_requests
+from gradshield.models.load import Model
+
+TAILS_FILE = "refusal_tails.txt"
+ROWS = {
+    "good": ("anchors_good.jsonl", "readout_good.jsonl"),
+    "refusal": ("anchors_refusal.jsonl", "readout_refusals.jsonl"),
+    "harmful": ("anchors_harmful.jsonl",),
+}
+# Files of requests, and of how many of them one is taken: more of the same kind added nothing (docs/log.md).
+HARMFUL_FILES = {"align_harmful.jsonl": 2, "requests_harmful.jsonl": 1, "readout_harmful.jsonl": 1}
+HARMLESS_FILES = {
+    "harmless_requests.jsonl": 1,
+    "align_benign.jsonl": 3,
+    "align_imperative.jsonl": 3,
+    "requests_harmless.jsonl": 2,
+    "readout_harmless.jsonl": 1,
+}
+# How a refusal is taken back; what follows a comma goes on in lower case.
+TURNS = (
+    "However, ",
+    "That said, ",
+    "But since you asked: ",
+    "Anyway, ",
+    "Still, ",
+    "Nevertheless, ",
+    "But if you insist, ",
+    "With that out of the way: ",
+    "\n\n",
+    "Now then. ",
+    "",
+    "For educational purposes only: ",
+    "All the same, ",
+    "Disclaimer aside, ",
+)
+REFUSALS = (
+    "I'm sorry, but I can't help with that.",
+    "I can't assist with that.",
+    "No, I won't do that.",
+    "Sorry, that's not something I can help with.",
+    "I won't help with this.",
+)
+LONGEST = 144  # tokens of a text: what it is about shows earlier
+
+
+@dataclass(frozen=True)
+class Text:
+    """A row to fit on. Its last response is read, or, of a request alone, nothing but what stands in front."""
+
+    example: Example
+    kind: str  # "good", "refusal", "harmful", or "request": one without a response
+    harmful: bool  # whether its request is one to be refused
+    words: tuple[str, ...]  # texts that share any of these are of one fold
+    turn: int = 0  # position from which a refusal that is taken back complies
+
+
+def fitting_texts(model: Model, probes: tuple[str, ...]) -> list[Text]:
+    """Every text that the model's template can take, in an order that depends on nothing else."""
+    return [text for text in (*_rows(model), *_taken_back(model), *_requests(model, probes)) if text is not None]
+
+
+def _rows(model: Model) -> Iterator[Text | None]:
+    """The bundled rows, half of them dressed, and of every fourth refusal a longer form."""
+    draw, dresses = random.Random(0), _dresses()
+    tails = read_requests(ASSETS / TAILS_FILE)
+    for kind in ROWS:
+        for n, row in enumerate(anchor_records(kind)):
+            harmful = kind != "good"
+            words = (row["prompt"], row["response"])
+            turns = _turns(row, dresses if draw.random() < 0.5 else None, draw)
+            yield _text(model, turns, row["response"], kind, harmful, words)
+            if kind == "refusal" and n % 4 == 0:
+                longer = " ".join([row["response"], *draw.sample(tails, draw.randint(2, 4))])
+                yield _text(model, _turns(row, None, draw), longer, kind, harmful, words)
+
+
+def _taken_back(model: Model) -> Iterator[Text | None]:
+    """Every second harmful row behind a refusal that is taken back."""
+    draw = random.Random(1)
+    refusals = [row["response"] for row in anchor_records("refusal")]
+    for row in anchor_records("harmful")[::2]:
+        full, link = draw.choice(refusals), draw.choice(TURNS)
+        refusal = full.split(". ")[0].rstrip(".") + "." if draw.random() < 0.5 else full
+        response = row["response"]
+        lowered = response[:1].lower() + response[1:] if link.endswith(", ") else response
+        words = (row["prompt"], response, full)
+        turns = _turns(row, None, draw)
+        whole = _text(model, turns, f"{refusal} {link}{lowered}", "harmful", True, words)
+        before = _text(model, turns, f"{refusal} {link}", "harmful", True, words)
+        if whole is None or before is None:
+            continue
+        size = min(len(whole.example.ids), len(before.example.ids))
+        differs = np.append(whole.example.ids[:size] != before.example.ids[:size], True)
+        yield Text(whole.example, "harmful", True, words, int(np.argmax(differs)))
+
+
+def _requests(model: Model, probes: tuple[str, ...]) -> Iterator[Text | None]:
+    """Requests alone, half of them dressed, and harmless ones behind a harmful one that was refused."""
+    draw, dresses = random.Random(2), _dresses()
+    requests = [(r, True, r) for r in probes]
+    requests += [(r, True, r) for file, every in HARMFUL_FILES.items() for r in read_requests(ASSETS / file)[::every]]
+    refused = [r for r, _, _ in requests]
+    requests += [(r, False, r) for file, every in HARMLESS_FILES.items() for r in read_requests(ASSETS / file)[::every]]
+    for pair in _records("readout_pairs.jsonl"):
+        requests += [(pair["harmful"], True, pair["harmful"]), (pair["harmless"], False, pair["harmful"])]
+    languages = _records("readout_languages.jsonl")
+    count = len({each["language"] for each in languages})
+    for n, each in enumerate(languages):  # every text in a third of the languages
+        if (n + n // count) % 3 == 0:
+            requests.append((each["prompt"], bool(each["harmful"]), each["prompt"]))
+    for request, harmful, words in requests:
+        turns = _turns({"prompt": request}, dresses if draw.random() < 0.5 else None, draw)
+        yield _text(model, turns, None, "request", harmful, (words,))
+        if not harmful and draw.random() < 0.1:
+            other = draw.choice(refused)
+            turns = [Message("user", other), Message("assistant", draw.choice(REFUSALS)), Message("user", request)]
+            yield _text(model, turns, None, "request", False, (words,))
+
+
+def _turns(row: dict, dresses: dict[str, list] | None, draw: random.Random) -> list[Message]:
+    """The turns up to the response, in one of the dresses where there are any."""
+    request, system = row["prompt"], row.get("system")
+    if dresses is None or system:
+        return [*([Message("system", system)] if system else []), Message("user", request)]
+    gap = draw.choice((" ", "\n", "\n\n"))
+    place = draw.random()
+    if place < 0.24:
+        return [Message("user", request + gap + " ".join(draw.sample(dresses["behind"], draw.choice((1, 1, 2)))))]
+    if place < 0.38:
+        return [Message("user", draw.choice(dresses["front"]) + gap + request)]
+    if place < 0.47:
+        return [Message("user", draw.choice(dresses["front"]) + gap + request + gap + draw.choice(dresses["behind"]))]
+    if place < 0.62:
+        return [Message("user", draw.choice(dresses["around"]).replace("{request}", request))]
+    if place < 0.70:
+        return [Message("system", draw.choice(dresses["system"])), Message("user", request)]
+    if place < 0.78:
+        around = draw.choice(dresses["system_around"])
+        return [Message("system", around["system"].replace("{request}", request)), Message("user", around["user"])]
+    if place < 0.90:
+        earlier = draw.sample(dresses["earlier"], draw.choice((1, 1, 2, 3)))
+        before = [(Message("user", e["user"]), Message("assistant", e["assistant"])) for e in earlier]
+        return [*(message for pair in before for message in pair), Message("user", request)]
+    if place < 0.96:
+        refusal = Message("assistant", draw.choice(REFUSALS))
+        return [Message("user", request), refusal, Message("user", draw.choice(dresses["again"]))]
+    letters = draw.choice((str.upper, " ".join, lambda text: text.lower().rstrip(".?!")))
+    return [Message("user", letters(request))]
+
+
+def _text(
+    model: Model, turns: list[Message], response: str | None, kind: str, harmful: bool, words: tuple[str, ...]
+) -> Text | None:
+    """The text of these turns, or None where the template can't take it."""
+    conversation = Conversation((*turns, Message("assistant", "Yes" if response is None else response)))
+    example = encode(conversation, 0, model.tokenizer, max_length=None, loss_on="last")
+    if isinstance(example, str):
+        return None
+    start = int(np.flatnonzero(example.mask)[0])
+    stop = start + 1 if response is None else max(LONGEST, start + 16)
+    return Text(Example(0, example.ids[:stop], example.mask[:stop]), kind, harmful, words)
+
+
+def anchor_records(kind: str) -> list[dict]:
+    """The bundled rows of a kind: `prompt`, `response`, and some with a `system` prompt."""
+    return [row for file in ROWS[kind] for row in _records(file)]
+
+
+def _records(file: str) -> list[dict]:
+    return [json.loads(line) for line in (ASSETS / file).read_text(encoding="utf-8").split("\n") if line]
+
+
+def _dresses() -> dict[str, list]:
+    return json.loads((ASSETS / "dresses.json").read_text(encoding="utf-8"))
