@@ -43,7 +43,7 @@ def main(
     """Scores `rows` rows of every kind under every variant and writes the tables."""
     _score(out, model, adapter, rows, fihs, fihs_anchors, seed)
     scores, anchors = read_scores(out / "scores.csv")
-    variants = [v for v in scores[SHIFT] if v not in ("request", "answer")]
+    variants = [v for v in scores[SHIFT] if v not in ("request", "topic", "answer")]
     (out / "auroc.md").write_text("".join(_auroc_table(scores, v) for v in variants), encoding="utf-8")
     (out / "decisions.md").write_text(_decisions(scores, anchors), encoding="utf-8")
     print((out / "auroc.md").read_text(encoding="utf-8"), (out / "decisions.md").read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def _score(out: Path, model: str, adapter: str | None, rows: int, fihs: bool, fi
         for kind in without_intent:
             examples = encoded[kind]
             columns = score(reference.seen(examples), reference.scorer, batch_tokens=2048, title=f"intent {kind}")
-            new = {"intent": columns["score"], "request": columns["request"], "answer": columns["answer"]}
+            new = {"intent": columns["score"], "topic": columns["topic"], "answer": columns["answer"]}
             scores[kind] = {**new, **scores.get(kind, {})}
         _write_scores(file, scores, anchors)
     if without_fihs or fihs_anchors:
