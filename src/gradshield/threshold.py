@@ -103,7 +103,9 @@ def share(scores: np.ndarray, fraction: float) -> Threshold:
 
 
 def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Threshold:
-    """The middle between the good anchors' 99 % quantile and the harmful anchors' 5 % quantile.
+    """The middle between the good anchors' 97 % quantile and the harmful anchors' 5 % quantile.
+
+    Anchors are harder to tell apart than natural rows, so fewer of those fall on the wrong side (docs/results: real).
 
     Only anchors set it, so it is as right in a clean file as in one that is nine tenths poison; `good` may hold the
     user's own known-good rows. What the file adds is the estimate of how many rows fall on the wrong side.
@@ -115,7 +117,7 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
             "the anchors have no finite scores with this model and scorer: try --dtype float32 or bfloat16, or "
             "--scorer intent"
         )
-    upper, lower = float(np.quantile(good, 0.99)), float(np.quantile(harmful, 0.05))
+    upper, lower = float(np.quantile(good, 0.97)), float(np.quantile(harmful, 0.05))
     if np.median(harmful) <= upper:
         raise UserError(
             "the anchors can't be told apart with this model and scorer, so no threshold follows from them: "
