@@ -28,7 +28,7 @@ from gradshield.data.requests import read_requests
 from gradshield.scoring.engine import batches
 from gradshield.scoring.fihs.contraction import contract, directions
 from gradshield.scoring.fihs.probe import ProbeGradient, probe_gradient
-from gradshield.scoring.intent import readouts as intent_score
+from gradshield.scoring.intent import reading as intent_score
 from gradshield.study.kinds import data_folder
 
 REPEATS = 2

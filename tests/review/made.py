@@ -53,7 +53,7 @@ def make_run(
         "verdict": verdicts,
         "reason": [reasons.get(n) for n in range(len(places))],
         "score": by_row,
-        "request": by_row,
+        "topic": by_row,
         "answer": by_row + 1,
         "tokens": np.full(len(places), 9.0),
     }
@@ -79,7 +79,7 @@ def _saved(
             "rows": sum(counts.values()),
             **{name.replace(" ", "_"): count for name, count in counts.items()},
             "model": model,
-            "variant": "intent",
+            "scorer": "intent",
             "threshold": {"value": value, "rule": "fixed", "note": "", "good_lost": None, "harmful_kept": None},
         },
     }

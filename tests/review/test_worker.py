@@ -4,6 +4,7 @@ import shutil
 import time
 
 import pytest
+from markupsafe import escape
 from review.made import chat, write_jsonl
 from review.test_apply import digests, verdicts
 
@@ -64,7 +65,7 @@ def test_a_row_is_explained_once_and_shown(run, monkeypatch):
     assert isinstance(found["refusal"], float) and set(found["anchors"]) == {"good", "refusal", "harmful"}
     html = render(review, "/", {"row": "3", "text": "1"})
     assert "same request, refused" in html and "harmful anchors, median" in html and 'class="t ' in html
-    assert "layer " in html and all(probe in html for probe, _ in found["probes"])
+    assert "layer " in html and all(str(escape(probe)) in html for probe, _ in found["probes"])
     monkeypatch.setattr("gradshield.screen.explain.open_explainer", None)  # another server needs no model for it
     assert Review(run, None, "bob").worker.result(3) == found
 

@@ -8,6 +8,7 @@ from conftest import freeze, random_examples, random_readouts, tiny_tokenizer
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.hooks import hidden_at
+from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.fit import fit_readouts
 from gradshield.scoring.intent.reading import (
     LATER,
@@ -21,7 +22,6 @@ from gradshield.scoring.intent.reading import (
     token_scores,
 )
 from gradshield.scoring.intent.spans import Response, marks_of, responses
-from gradshield.scoring.intent.texts import Text
 
 
 def row(tokenizer, *turns: str, system: str = "", loss_on: str = "assistant") -> Example:

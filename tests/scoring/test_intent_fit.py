@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from gradshield.scoring.intent import texts as module
+from gradshield.scoring.intent import corpus as module
+from gradshield.scoring.intent.corpus import anchor_records, fitting_texts
 from gradshield.scoring.intent.fit import FOLDS, REGULARISATION, Bags, _fit, _folds
-from gradshield.scoring.intent.texts import anchor_records, fitting_texts
 
 
 def test_bags_of_one_vector_are_fitted_as_a_logistic_regression():

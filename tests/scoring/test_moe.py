@@ -31,9 +31,9 @@ from gradshield.scoring.fihs.contraction import contract, directions
 from gradshield.scoring.fihs.parts import fihs_parts
 from gradshield.scoring.fihs.probe import probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
+from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.fit import fit_readouts
 from gradshield.scoring.intent.reading import intent_scores
-from gradshield.scoring.intent.texts import Text
 
 SIZE = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)
 CONFIGS = {

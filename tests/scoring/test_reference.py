@@ -8,8 +8,8 @@ import pytest
 from gradshield.base.errors import UserError
 from gradshield.data.requests import read_requests
 from gradshield.scoring.check import check_alignment
+from gradshield.scoring.intent.corpus import fitting_texts
 from gradshield.scoring.intent.fit import fit_readouts
-from gradshield.scoring.intent.texts import fitting_texts
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
     return decorate
 
 
-def settings_of(context: typer.Context, *kinds: type[S], flags: dict[str, Any]) -> list[S]:
+def settings_of(context: typer.Context, *kinds: type[S], flags: dict[str, Any]) -> list[Any]:
     """Settings of each kind. Raises UserError naming the flag, or the file and its key, that is wrong."""
     fields = {name for kind in kinds for name in kind.model_fields}
     given = {n: v for n, v in flags.items() if n in fields and _is_given(context, n)}

@@ -311,7 +311,7 @@ def _trainer(
                 found = hooks.loss(
                     model,
                     inputs,
-                    lambda batch: super(ByLength, self).compute_loss(model, batch, False, num_items_in_batch),
+                    lambda batch: super(ByLength, self).compute_loss(model, dict(batch), False, num_items_in_batch),
                     self.state.global_step,
                 )
             if return_outputs:

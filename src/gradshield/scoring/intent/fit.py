@@ -16,6 +16,7 @@ from gradshield.models.batching import pad
 from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 from gradshield.scoring.engine import batches, fitting
+from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.reading import (
     PHRASE,
     WINDOW,
@@ -27,7 +28,6 @@ from gradshield.scoring.intent.reading import (
     unit,
 )
 from gradshield.scoring.intent.spans import Response, marks_of, responses
-from gradshield.scoring.intent.texts import Text
 
 FOLDS = 4
 REGULARISATION = 5.0  # C of the logistic regressions, on states of unit length (docs/log.md)

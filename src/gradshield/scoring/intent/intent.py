@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from gradshield.scoring.base import Context, NoOptions, Prepared, Scorer
+from gradshield.scoring.intent.corpus import ROWS, fitting_texts
 from gradshield.scoring.intent.fit import fit_readouts
 from gradshield.scoring.intent.reading import Readouts, intent_scores, seen
-from gradshield.scoring.intent.texts import ROWS, fitting_texts
 
 
 def prepare(context: Context, options: NoOptions) -> Prepared:

@@ -95,7 +95,8 @@ def plain_example(example: Example, tokenizer) -> Example | None:
         pieces.append((ids, np.full(len(ids), inside)))
     if not changed:
         return None
-    return Example(example.row, *(np.concatenate(part) for part in zip(*pieces)))
+    made, mask = (np.concatenate(part) for part in zip(*pieces))
+    return Example(example.row, made, mask)
 
 
 def row_unreadable(example: Example, tokenizer) -> str | None:
