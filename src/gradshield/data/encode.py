@@ -195,8 +195,10 @@ def _response_start(tokenizer, form: Form, messages, how: dict, text: str, limit
     if len(messages) == 1:  # a greeting: templates can't render the nothing before it
         words = messages[0].content.strip()
         header = min((text.find(opening) + len(opening) for opening in form.openings if opening in text), default=0)
-        found = text.find(words, header) if words else header
-        return found - 1 if found > header and text[found - 1] == " " else max(found, header)  # its word's own space
+        found = max(text.find(words, header), header)
+        prompt, _ = render(tokenizer, form, [Message("user", "?")], generation_prompt=True)
+        own = found > header and text[found - 1] == " " and not prompt.endswith(" ")  # the word's, not the header's
+        return found - 1 if own else found
     prompt, _ = render(tokenizer, form, messages[:-1], **how, generation_prompt=True)
     if text.startswith(prompt):
         return len(prompt)
