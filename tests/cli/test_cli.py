@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshield.base.files import append_line
+from gradshield.base.storage import append_line
 from gradshield.cli import commands as cli
 from gradshield.cli import terminal
 from gradshield.data.run_folder import alone

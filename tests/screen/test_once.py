@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from review.made import chat, make_run, write_jsonl
 
-from gradshield.base.files import read_yaml
 from gradshield.base.settings import FilterSettings
+from gradshield.base.storage import read_yaml
 from gradshield.data.run_folder import versions, write_run
 from gradshield.models.on_disk import disk_fingerprint
 from gradshield.screen.filter_once import filter_file

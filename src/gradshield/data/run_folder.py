@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic can't read typing's before Python 3.12
 
 from gradshield.base.errors import UserError
-from gradshield.base.files import exclusive_lock, read_lines, read_yaml, refuse_links, write_yaml
+from gradshield.base.storage import exclusive_lock, read_lines, read_yaml, refuse_links, write_yaml
 from gradshield.data import Row, Source, open_source, read_rows
 from gradshield.data.rows import expanded
 

@@ -4,8 +4,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gradshield.base.files import read_yaml, refuse_links
 from gradshield.base.settings import ModelSettings, RowSettings
+from gradshield.base.storage import read_yaml, refuse_links
 from gradshield.data import Source, open_source
 from gradshield.data.rows import expanded
 from gradshield.data.run_folder import checksums

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradshield.base.errors import UserError
-from gradshield.base.files import write_text
+from gradshield.base.storage import write_text
 from gradshield.data.encode import encode_request
 from gradshield.data.run_folder import writing
 from gradshield.evaluation.config import EvaluationSettings

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gradshield.base.errors import UserError
-from gradshield.base.files import read_yaml, refuse_links, write_yaml
 from gradshield.base.settings import RowSettings
+from gradshield.base.storage import read_yaml, refuse_links, write_yaml
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import alone, writing

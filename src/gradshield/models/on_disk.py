@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from gradshield.base.errors import UserError
-from gradshield.base.files import cache_folder, write_cache
 from gradshield.base.settings import ModelSettings
+from gradshield.base.storage import cache_folder, write_cache
 
 EMBEDDED = "embedded"  # SmolLM2-135M-Instruct with our alignment adapter
 EMBEDDED_BASE = "embedded-unaligned"  # the same without the adapter

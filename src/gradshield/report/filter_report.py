@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict
 
-from gradshield.base.files import read_json, write_text
+from gradshield.base.storage import read_json, write_text
 from gradshield.data import Conversation, Source, read_rows, to_conversation
 from gradshield.data.run_folder import read_table, writing
 from gradshield.report.filter_page import ReportRow, write_report

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gradshield.base.errors import UserError
-from gradshield.base.files import write_text
+from gradshield.base.storage import write_text
 from gradshield.report.text import about, number, percent, short, visible
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradshield.base.files import write_whole
+from gradshield.base.storage import write_whole
 from gradshield.data import write_outputs
 from gradshield.data.run_folder import alone, read_run, read_table, source_of_run, write_run, writing
 from gradshield.report import report_run

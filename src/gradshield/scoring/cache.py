@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from gradshield.base.assets import ASSETS
-from gradshield.base.files import cache_folder, write_cache
+from gradshield.base.storage import cache_folder, write_cache
 from gradshield.models.load import Model
 
 

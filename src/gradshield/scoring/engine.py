@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from gradshield.base.errors import UserError, out_of_memory
-from gradshield.base.files import append_line, read_lines
 from gradshield.base.progress import progress
+from gradshield.base.storage import append_line, read_lines
 from gradshield.data.encode import Example
 from gradshield.scoring.base import ScoreFunction, Scores
 

@@ -5,8 +5,8 @@ import json
 from typing import Any
 
 from gradshield.base.assets import ASSETS
-from gradshield.base.files import cache_folder, write_cache
 from gradshield.base.settings import ModelSettings
+from gradshield.base.storage import cache_folder, write_cache
 from gradshield.data.run_folder import checksums, versions
 from gradshield.models.on_disk import disk_fingerprint
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from gradshield import threshold as thresholds
 from gradshield.base.errors import UserError
-from gradshield.base.files import write_whole
 from gradshield.base.progress import progress
 from gradshield.base.settings import FilterSettings, ModelSettings
+from gradshield.base.storage import write_whole
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.rows import expanded

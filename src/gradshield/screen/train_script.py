@@ -7,8 +7,8 @@ that it knows: the embedded model's, for one, it does not.
 from pathlib import Path
 from typing import Any
 
-from gradshield.base.files import write_text
 from gradshield.base.settings import FilterSettings
+from gradshield.base.storage import write_text
 from gradshield.data.templates import form_of
 
 _NATIVE = ("messages", "prompt_completion")  # TRL takes these, where they hold lists of turns

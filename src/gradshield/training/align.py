@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
-from gradshield.base.files import write_text
 from gradshield.base.settings import FinetuneSettings
+from gradshield.base.storage import write_text
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.data.requests import read_requests

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradshield.base.errors import UserError
-from gradshield.base.files import write_text
+from gradshield.base.storage import write_text
 from gradshield.data.run_folder import writing
 
 FIELDS = ("data", "out", "model", "seed")  # that are filled in

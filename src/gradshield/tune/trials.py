@@ -20,8 +20,8 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from gradshield.base.errors import Diverged, UserError
-from gradshield.base.files import append_line, read_json, read_lines, write_text
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.base.storage import append_line, read_json, read_lines, write_text
 from gradshield.data import Source
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import TRIALS, read_table, writing

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from gradshield.base.errors import UserError
-from gradshield.base.files import append_line, read_json, read_lines, read_yaml, refuse_links, write_text, write_yaml
+from gradshield.base.storage import append_line, read_json, read_lines, read_yaml, refuse_links, write_text, write_yaml
 
 
 def test_a_planted_link_or_a_kills_leftover_in_the_temporary_files_place_is_not_written_through(tmp_path):
