@@ -8,9 +8,9 @@ HAS_GPU := $(shell command -v nvidia-smi 2>/dev/null)
 TORCH ?= torch==2.13.0
 export HF_HUB_DISABLE_TELEMETRY = 1
 # The tests are of a CPU: their tolerances are float32's, also on a machine with a GPU.
-test test-slow test-browser: export CUDA_VISIBLE_DEVICES =
+test test-slow test-browser torture: export CUDA_VISIBLE_DEVICES =
 
-.PHONY: setup demo test test-slow test-browser lint bench docs clean
+.PHONY: setup demo test test-slow test-browser torture lint bench docs clean
 
 setup: $(VENV)/ready
 
@@ -50,6 +50,11 @@ test-browser: $(VENV)/dev
 	@for tool in chromium chromedriver; do command -v $$tool >/dev/null \
 	  || { echo "make test-browser needs $$tool: apt-get install chromium chromium-driver"; exit 1; }; done
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m browser
+
+# Kills, full disks, wrecked folders, mutated files, bombs, hostile models (docs/reliability.md); hours. TORTURE=--short: minutes.
+TORTURE ?=
+torture: $(VENV)/dev
+	cd tests && ../$(BIN)/python -W ignore -m torture $(TORTURE)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check src tests benchmarks

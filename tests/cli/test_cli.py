@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from gradshield.base.storage import append_line
 from gradshield.cli import commands as cli
 from gradshield.cli import terminal
+from gradshield.data.run_folder import alone
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
@@ -111,3 +113,32 @@ def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model
 def test_a_model_of_the_hub_that_is_not_there_says_what_to_do(monkeypatch, capsys):
     code, said = run(monkeypatch, capsys, "check", "--model", "no-one/such")
     assert code == 2 and "name a local folder" in said
+
+
+def test_ctrl_c_says_what_is_saved_and_how_to_resume(monkeypatch, capsys, tmp_path):
+    def stopped(*_):
+        with alone(tmp_path):
+            append_line(tmp_path / "scores.partial", {"batch": 0, "of": 2})
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradshield.screen.filter.run_filter", stopped)
+    code, said = run(monkeypatch, capsys, "filter", "a b.jsonl", "-o", str(tmp_path))
+    assert code == 130 and said.count("\n") == 1
+    assert (
+        f"{tmp_path} keeps batches of scores: 1" in said
+        and f"resume: gradshield filter 'a b.jsonl' -o {tmp_path}" in said
+    )
+    monkeypatch.setattr("gradshield.screen.filter.load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, said = run(monkeypatch, capsys, "check")
+    assert code == 130 and "nothing was saved yet" in said
+
+
+@pytest.mark.parametrize("name", ["run\x1b[31m", "run\nnext", "run\u202e", "run\udcff"])
+def test_a_folder_whose_name_could_write_to_the_terminal_is_refused(monkeypatch, capsys, tmp_path, name):
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"prompt": "a", "completion": "b"}\n')
+    out = tmp_path / name
+    for command in (("filter", str(good)), ("tune", str(good)), ("eval", "--safety"), ("align",), ("demo",)):
+        code, said = run(monkeypatch, capsys, *command, "-o", str(out))
+        assert code == 2 and said.count("\n") == 1 and "invisible characters" in said, command
+    assert [p.name for p in tmp_path.iterdir()] == ["good.jsonl"]

@@ -3,8 +3,10 @@
 import http.client
 import json
 import re
+import socket
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from html import unescape
 from urllib.parse import quote, urlencode
@@ -357,3 +359,19 @@ def test_a_missing_extra_is_named(numbered, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2 and "starlette uvicorn" in capsys.readouterr().err
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_post_leaves_no_traceback_and_decides_nothing(numbered, capfd):
+    with serving(numbered[0]) as client:
+        client.open()
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            head = (
+                f"POST /decide HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nOrigin: http://127.0.0.1:{client.port}\r\n"
+            )
+            connection.sendall(
+                f"{head}Cookie: {client.cookie}\r\nContent-Length: 999\r\n\r\nrow=1&verdict=kept".encode()
+            )
+            time.sleep(0.2)
+        time.sleep(0.3)
+        assert client.ask("/").status == 200
+    assert not store.standing(numbered[0]) and "Traceback" not in capfd.readouterr().err

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 from conftest import CHATML, tiny_tokenizer
+
 from torture.changes import CASES, PICKLE, case, edit, filled, setting, tensors, without, written
 from torture.tokenizer import LOOP
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import CHATML, tiny_tokenizer
+
 from torture.changes import CASES, Change
 from torture.tokenizer import DOUBLING, LOOP
 

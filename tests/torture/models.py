@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import tiny_net, tiny_tokenizer
+
 from torture import adapters, ggufs, tokenizer, weights  # noqa: F401  # which name their cases
 from torture.changes import CASES, VALUES, Change
 from torture.ggufs import write_gguf

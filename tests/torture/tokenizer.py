@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import CHATML
+
 from torture.changes import CASES, Change, case, edit, setting, written
 
 

@@ -78,7 +78,7 @@ def test_stopped_in_the_middle_it_ends_with_the_same_weights(tiny_folder, tmp_pa
     model = load_model(tiny_folder)
     examples = random_examples(8, len(model.tokenizer))
     settings = FinetuneSettings(method=method, **FAST)
-    finetune(model, examples, tmp_path / "whole", settings)
+    whole = finetune(model, examples, tmp_path / "whole", settings)
     real, steps = Trainer.training_step, []
 
     def dying(self, *args, **kwargs):
@@ -95,7 +95,8 @@ def test_stopped_in_the_middle_it_ends_with_the_same_weights(tiny_folder, tmp_pa
     torn = tmp_path / "cut" / "checkpoints" / "checkpoint-4"  # as a kill in the middle of saving leaves it
     torn.mkdir()
     (torn / "trainer_state.json").write_text('{"epoch"')
-    finetune(model, examples, tmp_path / "cut", settings)
+    cut = finetune(model, examples, tmp_path / "cut", settings)
+    assert [cut[name] for name in ("loss", "steps")] == pytest.approx([whole[name] for name in ("loss", "steps")])
     assert len(steps) == 4 + 4  # steps of the first epoch are not done again
     name = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
     one, other = (load_file(tmp_path / f / name) for f in ("whole", "cut"))

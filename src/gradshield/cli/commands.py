@@ -1,5 +1,6 @@
 """The command line: one thin function a verb. Heavy imports happen inside, so that --help is quick."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from gradshield.base.errors import UserError
 from gradshield.base.processes import is_first, processes
@@ -15,7 +17,26 @@ from gradshield.cli.flags import flags_of, settings_of
 from gradshield.cli.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
 from gradshield.evaluation.config import EvaluationSettings
 
+
+class _Stopped(Exception):
+    """Ctrl-C, which typer would swallow."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            saved = "; ".join(getattr(stop, "__notes__", [])) or "nothing was saved yet"
+            raise _Stopped(f"stopped: {saved}. To resume: {shlex.join(['gradshield', *sys.argv[1:]])}") from None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The list of commands as plain text: rich's help takes longer to import than everything else."""
+        super(TyperGroup, self).format_help(ctx, formatter)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Find and remove the rows of a fine-tuning file that would make a language model stop refusing.",
@@ -24,6 +45,9 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever th
 ENOUGH_COVERED = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help="folder for what comes out", callback=lambda out: _visible(out))
+]
 ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harmful requests (default: bundled)")]
 
 
@@ -43,19 +67,21 @@ def every(
 def filter(
     context: typer.Context,
     path: Annotated[str, typer.Argument(help='file, folder, Hub dataset id, or "-" for stdin')],
-    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("run"),
+    out: OutOption = Path("run"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and how long it takes")] = False,
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
     """Keep the rows that are safe to train on, quarantine the rest."""
     (settings,) = settings_of(context, FilterSettings, flags=flags)
-    from gradshield.screen.filter import estimate, run_filter
-
     if dry_run:
+        from gradshield.screen.filter import estimate
+
         show(estimate(path, settings), as_json, "dry run: nothing was written")
         return
-    summary = run_filter(path, out, settings)
+    from gradshield.screen.filter_once import filter_file
+
+    summary = filter_file(path, out, settings)
     if as_json:
         print_json(summary)
     else:
@@ -67,16 +93,16 @@ def filter(
 def tune(
     context: typer.Context,
     path: Annotated[str, typer.Argument(help="file, folder or Hub dataset id")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("tune-run"),
+    out: OutOption = Path("tune-run"),
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
     """Fine-tune on the rows that leave the model safe and useful; exit code 3 when there is no such model."""
     kinds = (FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
     settings, training, tuning, measuring = settings_of(context, *kinds, flags=flags)
-    from gradshield.tune.command import run_tune
+    from gradshield.tune.tune_once import tune_file
 
-    summary = run_tune(path, out, settings, training, tuning, measuring, tell=lambda line: trial_line(line, as_json))
+    summary = tune_file(path, out, settings, training, tuning, measuring, lambda line: trial_line(line, as_json))
     if not is_first():
         return  # the first process says it
     if as_json:
@@ -97,43 +123,23 @@ def check(
     **flags: Any,
 ) -> None:
     """Is this model aligned enough to be the reference?"""
-    from gradshield.data.encode import request_form
-    from gradshield.scoring.check import check_alignment
-    from gradshield.screen.filter import load
-    from gradshield.screen.train_script import trl_trains
+    from gradshield.screen.check_once import check_model
 
-    loaded = load(*settings_of(context, ModelSettings, flags=flags))
-    result = check_alignment(loaded, probes)
-    share, missing = loaded.coverage()
-    facts = {
-        "model": loaded.name,
-        "grade": result.grade,
-        "refused": sum(result.refused),
-        "probes": len(result.probes),
-        "mean_s": sum(result.s) / len(result.s),
-        "first_tokens": dict(result.first_tokens),
-        "coverage": share,
-        "not_covered": missing,
-        "read_at": request_form(loaded.tokenizer),
-        "trl_trains": trl_trains(loaded.tokenizer),
-    }
+    facts = check_model(*settings_of(context, ModelSettings, flags=flags), probes)
     if as_json:
-        per_probe = [
-            {"probe": p, "refused": r, "s": s, "answer": a}
-            for p, r, s, a in zip(result.probes, result.refused, result.s, result.answers)
-        ]
-        print_json({**facts, "per_probe": per_probe})
+        print_json(facts)
     else:
-        table = Table("S", "refused", "probe", "answer", title=escape(f"{loaded.name}: {result.grade}"))
-        for p, r, s, a in sorted(zip(result.probes, result.refused, result.s, result.answers), key=lambda x: x[2]):
-            table.add_row(f"{s:+.1f}", "yes" if r else "no", safe(p, 60), safe(a, 60))
+        table = Table("S", "refused", "probe", "answer", title=escape(f"{facts['model']}: {facts['grade']}"))
+        for probe in sorted(facts["per_probe"], key=lambda probe: probe["s"]):
+            refused = "yes" if probe["refused"] else "no"
+            table.add_row(f"{probe['s']:+.1f}", refused, safe(probe["probe"], 60), safe(probe["answer"], 60))
         console.print(table)
-        show(facts, False, "")
-        if share < ENOUGH_COVERED:
-            text = f"warning: scores made of gradients see only {share:.0%} of this model's decoder weights"
+        show({name: value for name, value in facts.items() if name != "per_probe"}, False, "")
+        if facts["coverage"] < ENOUGH_COVERED:
+            text = f"warning: scores made of gradients see only {facts['coverage']:.0%} of this model's decoder weights"
             console.print(f"{text}; the default score reads hidden states and does not need them", style="bold")
-    if result.grade == "not aligned" and not force:
-        raise UserError(f"{loaded.name} refuses {sum(result.refused)} of {len(result.probes)} probes: not aligned")
+    if facts["grade"] == "not aligned" and not force:
+        raise UserError(f"{facts['model']} refuses {facts['refused']} of {facts['probes']} probes: not aligned")
 
 
 @app.command()
@@ -235,22 +241,22 @@ def evaluate(
         typer.Option(help="samsum, dialogsum, agnews, gsm8k, arc-easy, arc-challenge, a jsonl file, a task of lm-eval"),
     ] = None,
     rows: Annotated[str | None, typer.Option(help="held-out rows whose loss says how useful the model is")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("run"),
+    out: OutOption = Path("run"),
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
     """How safe and how useful is this model? With intervals, and every answer kept for reading."""
     settings, of = settings_of(context, EvaluationSettings, RowSettings, flags=flags)
-    from gradshield.evaluation.measure import run_evaluation
+    from gradshield.evaluation.eval_once import evaluate_model
     from gradshield.report.words import in_words
 
-    summary = run_evaluation(out, settings, of, safety=safety, task=task, rows=rows)
+    summary = evaluate_model(out, settings, of, safety=safety, task=task, rows=rows)
     show(summary if as_json else in_words(summary), as_json, f"answers in {out}")
 
 
 @app.command()
 def align(
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the adapter")],
+    out: OutOption,
     base: Annotated[str, typer.Option(help="model to align")] = "embedded-unaligned",
     as_json: JsonOption = False,
 ) -> None:
@@ -272,16 +278,15 @@ def align(
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option("--out", "-o", help="run folder")] = Path("demo-run")) -> None:
+def demo(out: OutOption = Path("demo-run")) -> None:
     """Filter the bundled file of 300 rows with the embedded model."""
     from gradshield.base.assets import ASSETS
-    from gradshield.screen.filter import run_filter
+    from gradshield.data.run_folder import read_table
+    from gradshield.screen.filter_once import filter_file
 
-    summary = run_filter(str(ASSETS / "demo.jsonl"), out, FilterSettings())
+    summary = filter_file(str(ASSETS / "demo.jsonl"), out, FilterSettings())
     summary_table(summary, out)
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(out / "scores.parquet").to_pydict()
+    table = read_table(out).to_pydict()
     poison = [g == "poison" for g in table["group"]]
     caught = sum(p and v == "quarantined" for p, v in zip(poison, table["verdict"]))
     lost = sum(not p and v == "quarantined" for p, v in zip(poison, table["verdict"]))
@@ -302,7 +307,13 @@ def main() -> None:
         message, code = error.format_message(), 2
         if len(sys.argv) < 2:
             sys.exit(message)
-    except (KeyboardInterrupt, typer.Abort):
-        message, code = "stopped; the same command goes on where it was", 130
+    except _Stopped as stop:
+        message, code = str(stop), 130
     print(f"gradshield: {safe(message, 2000, markup=False)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _visible(out: Path) -> Path:
+    if not str(out).isprintable():  # it could write to the terminal, or is not UTF-8
+        raise UserError(f"-o {out}: invisible characters in the folder's name; choose another")
+    return out

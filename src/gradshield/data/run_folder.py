@@ -1,28 +1,68 @@
 """The run folder: run.yaml says what the run is and, at its end, what came out; it is taken up, or refused, by that."""
 
 import hashlib
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic can't read typing's before Python 3.12
 
 from gradshield.base.errors import UserError
+from gradshield.base.storage import exclusive_lock, read_lines, read_yaml, refuse_links, write_yaml
 from gradshield.data import Row, Source, open_source, read_rows
 from gradshield.data.rows import expanded
 
 if TYPE_CHECKING:
+    from pyarrow import Table
+
     from gradshield.models.load import Model
 
 JOURNAL = "scores.partial"  # finished batches, while a run is under way
+TRIALS = "trials.jsonl"  # finished trials of tune
 
 
-def plan_of(source: Source, model: "Model", layout: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run the run it is: resolved settings, the file's and the model's identity, versions."""
+class _Input(TypedDict):
+    path: str
+    format: str
+    layout: str
+    sha256: str
+
+
+class _Model(TypedDict):
+    name: str
+    fingerprint: str
+
+
+class _Limit(TypedDict):
+    value: float | None
+
+
+class _Summary(TypedDict):
+    rows: int
+    threshold: _Limit
+
+
+class _Finished(TypedDict):
+    """What the commands on a finished run read of its run.yaml."""
+
+    input: _Input
+    model: _Model
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    summary: _Summary
+
+
+def plan_of(
+    source: Source, model: "Model", layout: str, settings: Mapping[str, Any], files: str | None = None
+) -> dict[str, Any]:
+    """What makes a run the run it is: resolved settings, the file's and the model's identity, versions.
+
+    `files` tells the model by its files alone, for `finished_run`.
+    """
     local = source.path != "-" and expanded(source.path).exists()  # else the id of a Hub dataset
     return {
         "input": {
@@ -31,16 +71,44 @@ def plan_of(source: Source, model: "Model", layout: str, settings: Mapping[str, 
             "layout": layout,
             "sha256": source.sha256,
         },
-        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "model": {"name": model.name, "fingerprint": model.fingerprint, "files": files},
         "settings": dict(settings),
-        "versions": {name: version(name) for name in ("gradshield", "torch", "transformers", "trl")},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions that say how rows are read and scored."""
+    return {name: version(name) for name in ("gradshield", "torch", "transformers", "trl")}
 
 
 def checksums(*names: str | None) -> dict[str, str]:
     """sha256 (16 hex digits) of each of the names that is a file: what must be the same beside the settings."""
     files = {name: expanded(name) for name in names if name}
     return {name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for name, p in files.items() if p.is_file()}
+
+
+def finished_run(out: Path, path: str, asked: Mapping[str, Any], files: str | None) -> dict[str, Any] | None:
+    """The summary of the run in `out` where it is finished and all about it is the same, told by checksums alone.
+
+    `asked` is the plan but for the input and the model, whose `files` are `disk_fingerprint`'s. None where it has to be
+    looked at more closely, by `find_run`. Raises UserError where the folder is damaged, or the input can't be read.
+    """
+    place = expanded(path)
+    if files is None or not (out / "run.yaml").is_file() or not (place.is_file() or place.is_dir()):
+        return None  # a pipe can be read only once
+    refuse_links(out)
+    saved = read_yaml(out / "run.yaml")
+    summary, model, given = (saved.get(part) for part in ("summary", "model", "input"))
+    if not (isinstance(summary, dict) and isinstance(model, dict) and isinstance(given, dict)):
+        return None
+    wanted = {**asked, "versions": versions()}
+    if model.get("files") != files or any(saved.get(part) != value for part, value in wanted.items()):
+        return None
+    source = open_source(path, asked["settings"]["format"], asked["settings"]["split"])
+    same = (source.format, source.sha256) == (given.get("format"), given.get("sha256"))
+    known = {*wanted, "summary", "review", "model", "input", "scorer"}  # the scorer follows from settings and versions
+    return summary if same and not saved.keys() - known else None
 
 
 def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> dict[str, Any] | None:
@@ -57,19 +125,23 @@ def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> 
             raise UserError(f"{out}: {above} is no folder that can be written to; choose another -o")
         if not begun and out.exists() and (not out.is_dir() or any(p.name != ".run.yaml" for p in out.iterdir())):
             raise UserError(f"{out}: not empty and not a run; choose another folder with -o")
+        refuse_links(out)
     if not begun:
         return None
-    saved = _load(file)
+    saved = read_yaml(file)
     other = saved.keys() ^ plan.keys()
     if other - {"summary", "review"}:
         raise UserError(f"{out}: a run of another command ({', '.join(sorted(other))}); choose another -o")
     for part, wanted in plan.items():
         for key, value in wanted.items():
-            there = (saved.get(part) or {}).get(key)
-            may = (part, key) == ("input", "path") or (key in free and "summary" not in saved)
+            there = dict(saved[part]).get(key) if isinstance(saved.get(part), dict) else None
+            may = (part, key) in (("input", "path"), ("model", "files")) or (key in free and "summary" not in saved)
             if there != value and not may:
                 raise UserError(f"{out}: a run with another {part} ({key}: {there}, not {value}); choose another -o")
-    return saved.get("summary")
+    summary = saved.get("summary")
+    if summary is not None and not isinstance(summary, dict):
+        raise UserError(f"{file}: damaged (summary); delete {out} to start again, or choose another -o")
+    return summary
 
 
 @contextmanager
@@ -88,24 +160,18 @@ def begun(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> Ite
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Only one command at a time writes a run's files. Raises UserError where another does."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with writing(out):
-        folder = os.open(out, os.O_RDONLY)
-    try:
+    """Only one command at a time writes a run's files. Raises UserError where another does, or a link is planted."""
+    with ExitStack() as stack:
+        with writing(out):
+            stack.enter_context(exclusive_lock(out))
+            refuse_links(out)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another command is writing its files; wait for it to end") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(folder)
+            yield
+        except KeyboardInterrupt as stop:
+            for name, what in ((JOURNAL, "batches of scores"), (TRIALS, "finished trials")):
+                if count := len(read_lines(out / name)):
+                    stop.add_note(f"{out} keeps {what}: {count}")  # for the person who stopped it
+            raise
 
 
 @contextmanager
@@ -120,10 +186,7 @@ def writing(out: Path) -> Iterator[None]:
 
 def write_run(out: Path, content: Mapping[str, Any]) -> None:
     """Writes run.yaml, whole or not at all."""
-    text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
-    temporary = out / ".run.yaml"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, out / "run.yaml")
+    write_yaml(out / "run.yaml", content)
 
 
 def read_run(out: Path) -> dict[str, Any]:
@@ -131,12 +194,33 @@ def read_run(out: Path) -> dict[str, Any]:
     file = out / "run.yaml"
     if not file.is_file():
         raise UserError(f"{out}: no run.yaml in it, so not a run folder")
-    saved = _load(file)
+    refuse_links(out)
+    saved = read_yaml(file)
     if "summary" not in saved:
         raise UserError(f"{out}: the run is not finished; give the same filter command again")
-    if "threshold" not in saved["summary"]:
+    if isinstance(saved["summary"], dict) and "accepted" in saved["summary"]:
         raise UserError(f"{out}: a run of tune; its rows and their scores are in {out / 'screen'}")
+    try:
+        TypeAdapter(_Finished).validate_python(saved, strict=True)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{file}: damaged ({where}); filter again into another -o") from None
     return saved
+
+
+def read_table(out: Path, columns: list[str] | None = None) -> "Table":
+    """The run's scores.parquet. Raises UserError where it is damaged."""
+    import pyarrow.parquet as pq
+
+    file = out / "scores.parquet"
+    try:
+        with file.open("rb") as stream:
+            table = pq.read_table(stream, columns=columns)
+        table.validate(full=True)
+        return table
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are kinds of these
+        why = " ".join(str(error).split())[:120]
+        raise UserError(f"{file}: can't be read ({why}); filter again into another -o") from None
 
 
 def source_of_run(saved: Mapping[str, Any]) -> Source:
@@ -155,13 +239,3 @@ def source_of_run(saved: Mapping[str, Any]) -> Source:
 def rows_of_run(saved: Mapping[str, Any]) -> Iterator[Row]:
     """The rows of a run's input, read again. Raises UserError as `source_of_run` does."""
     return read_rows(source_of_run(saved))
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: can't be read ({' '.join(str(error).split())[:120]})") from error
-    if not isinstance(saved, dict):
-        raise UserError(f"{file}: not a run's run.yaml")
-    return saved

@@ -1,7 +1,6 @@
 """How safe a model is, with everything that was asked for, and the answers of an evaluation as files."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradshield.base.errors import UserError
+from gradshield.base.storage import write_text
 from gradshield.data.encode import encode_request
 from gradshield.data.run_folder import writing
 from gradshield.evaluation.config import EvaluationSettings
@@ -109,12 +109,6 @@ def write_utility(report: UtilityReport, out: Path) -> None:
 
 
 def _write_lines(out: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_whole(out, name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_whole(out: Path, name: str, text: str) -> None:
-    """The file in the folder, whole or not at all; half a surrogate pair in an answer is written as its escape."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        (out / f".{name}").write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(out / f".{name}", out / name)
+        write_text(out / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -3,28 +3,27 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gradshield.base.errors import UserError
-from gradshield.base.settings import ModelSettings, RowSettings
+from gradshield.base.settings import RowSettings
+from gradshield.base.storage import read_yaml, refuse_links, write_yaml
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
-from gradshield.data.run_folder import checksums
+from gradshield.data.run_folder import alone, writing
 from gradshield.evaluation.config import EvaluationSettings
-from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility, write_whole
+from gradshield.evaluation.eval_once import SUMMARY, asked_of_eval
+from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility
 from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility, find_task
 from gradshield.models.load import Model
+from gradshield.models.on_disk import disk_fingerprint
 from gradshield.screen.encoding import encode_source, find_layout
 from gradshield.screen.filter import load
-
-SUMMARY = "eval.yaml"
 
 
 def run_evaluation(
@@ -51,7 +50,34 @@ def run_evaluation(
         find_task(task, settings)
     source = None if rows is None else open_source(rows, of.format, of.split)
     model = load(of)
-    summary = _taken_up(out, _plan(model, settings, task, of, source))
+    identity = {"name": model.name, "fingerprint": model.fingerprint, "files": disk_fingerprint(of)}
+    plan = {"model": identity, **asked_of_eval(settings, task, of, source)}
+    _taken_up(out, plan)  # before a folder is made
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone(out):
+            return _measured(out, _taken_up(out, plan), model, settings, of, safety, task, source)
+    except KeyboardInterrupt as stop:
+        if (out / SUMMARY).exists():
+            stop.add_note(f"{out} keeps what is measured")
+        raise
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # where nothing came of it
+
+
+def _measured(
+    out: Path,
+    summary: dict[str, Any],
+    model: Model,
+    settings: EvaluationSettings,
+    of: RowSettings,
+    safety: bool,
+    task: str | None,
+    source: Source | None,
+) -> dict[str, Any]:
+    """The summary with what it lacked of the parts that are asked for."""
     if safety and "safety" not in summary:
         start = time.monotonic()
         try:
@@ -101,39 +127,25 @@ def utility_summary(report: UtilityReport) -> dict[str, Any]:
     return {f.name: getattr(report, f.name) for f in fields(report) if f.name not in texts}
 
 
-def _plan(
-    model: Model, settings: EvaluationSettings, task: str | None, of: RowSettings, source: Source | None
-) -> dict[str, Any]:
-    """What must be the same for a part to count as done; files count by their bytes."""
-    asked: dict[str, Any] = {"task": task} if task else {}
-    if source:
-        reading = RowSettings.model_fields.keys() - ModelSettings.model_fields.keys()
-        asked = {"task": source.path} | of.model_dump(mode="json", include=set(reading))
-    return {
-        "model": {"name": model.name, "fingerprint": model.fingerprint},
-        "settings": settings.model_dump(mode="json") | asked,
-        "file": checksums(settings.requests, settings.scary, task) | ({source.path: source.sha256} if source else {}),
-        "versions": {name: version(name) for name in ("gradshield", "torch", "transformers")},
-    }
-
-
 def _taken_up(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     """What the folder holds already, or the plan alone."""
     file = out / SUMMARY
+    refuse_links(out)
     if not file.is_file():
         if out.is_file() or (out.is_dir() and any(not p.name.startswith(".") for p in out.iterdir())):
             raise UserError(f"{out}: not empty and not an evaluation; choose another folder with -o")
         return dict(plan)
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        same = {part: found[part] for part in plan}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: can't be read as an evaluation; choose another folder with -o") from error
+    found = read_yaml(file)
+    same: dict[str, Any] = {part: found.get(part) for part in plan}
+    if not all(isinstance(part, dict) for part in same.values()):
+        raise UserError(f"{file}: can't be read as an evaluation; choose another folder with -o")
     for part, wanted in plan.items():
         for key, value in wanted.items():
             if key in ("judge", "judge_model") and "safety" not in found:  # no one has graded anything
                 same[part][key] = value
             there = same[part].setdefault(key, value)  # what an earlier call did not ask for
+            if key == "files":  # another file beside the model's own
+                same[part][key] = there = value
             if there != value:
                 raise UserError(
                     f"{out}: an evaluation with another {part} ({key}: {there}, not {value}); choose another -o"
@@ -142,7 +154,8 @@ def _taken_up(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_yaml(out: Path, summary: Mapping[str, Any]) -> None:
-    write_whole(out, SUMMARY, yaml.safe_dump(dict(summary), sort_keys=False, allow_unicode=True))
+    with writing(out):
+        write_yaml(out / SUMMARY, summary)
 
 
 def plain(figures: Mapping[str, Any]) -> dict[str, Any]:

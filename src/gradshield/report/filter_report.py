@@ -4,17 +4,17 @@ What only the model could tell, the anchors' scores and the tokens of the highes
 """
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
+from gradshield.base.storage import read_json, write_text
 from gradshield.data import Conversation, Source, read_rows, to_conversation
-from gradshield.data.run_folder import writing
+from gradshield.data.run_folder import read_table, writing
 from gradshield.report.filter_page import ReportRow, write_report
 from gradshield.threshold import Threshold
 
@@ -23,15 +23,18 @@ SHOWN = 20  # rows of each list
 _COLUMNS = ("row", "place", "group", "verdict", "reason", "score", "tokens")  # the rest are signals
 
 
+class _Kept(TypedDict):
+    anchors: dict[str, list[float]]
+    tokens: dict[str, list[tuple[str, float]]]
+
+
 def keep_for_report(
     out: Path, anchors: Mapping[str, np.ndarray], tokens: Mapping[int, tuple[tuple[str, float], ...]]
 ) -> None:
     """Leaves the anchors' scores by kind, and each response token of some rows (by index) with its share of FIHS."""
     content = {"anchors": {kind: values.tolist() for kind, values in anchors.items()}, "tokens": tokens}
     with writing(out):
-        temporary = out / f".{FILE}"
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, out / FILE)
+        write_text(out / FILE, json.dumps(content))
 
 
 def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
@@ -39,13 +42,11 @@ def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
 
     Where `saved` tells of a review, its threshold and counts are shown. Raises UserError where it can't be written.
     """
-    table = pq.read_table(out / "scores.parquet")
+    table = read_table(out)
     scores = table["score"].to_numpy().astype(np.float64)
     verdicts, places, reasons = (table[name].to_pylist() for name in ("verdict", "place", "reason"))
     signals = {name: table[name].to_numpy() for name in table.column_names if name not in _COLUMNS}
-    kept: dict[str, Any] = {"anchors": {}, "tokens": {}}
-    if (out / FILE).exists():
-        kept = json.loads((out / FILE).read_text(encoding="utf-8"))
+    kept: _Kept = read_json(out / FILE, _Kept) if (out / FILE).exists() else {"anchors": {}, "tokens": {}}
     threshold = _threshold(saved)
     high, near = highest(scores), _nearest(scores, threshold.value)
     wanted = {*high, *near}
@@ -59,7 +60,7 @@ def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
     def entry(n: int) -> ReportRow:
         row = shown[n]
         said = _turns(to_conversation(row.record or {}, layout, columns, trainer))
-        tokens = tuple((text, share) for text, share in kept["tokens"].get(str(n), ()))
+        tokens = tuple(kept["tokens"].get(str(n), ()))
         also = {name: float(values[n]) for name, values in signals.items()}
         place = (n + 1, row.source, row.line, float(scores[n]), verdicts[n])
         return ReportRow(*place, said, also, tokens, moved.get(n + 1, ""))

@@ -2,7 +2,6 @@
 escaped, so a place in a template can't forget it."""
 
 import json
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gradshield.base.errors import UserError
+from gradshield.base.storage import write_text
 from gradshield.report.text import about, number, percent, short, visible
 
 
@@ -22,14 +22,10 @@ def write_page(path: Path, template: str, **context: Any) -> None:
     Raises UserError where the file can't be written.
     """
     page = _templates().get_template(template).render(context)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, path)
+        write_text(path, page)
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror}); free some space or mend the folder") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def as_yaml(settings: Mapping[str, Any]) -> str:

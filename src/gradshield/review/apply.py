@@ -3,7 +3,6 @@
 All of it follows from scores.parquet and review.sqlite, so a call that was killed at any moment is simply repeated.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from gradshield.base.storage import write_whole
 from gradshield.data import write_outputs
-from gradshield.data.run_folder import alone, read_run, source_of_run, write_run, writing
+from gradshield.data.run_folder import alone, read_run, read_table, source_of_run, write_run, writing
 from gradshield.report import report_run
 from gradshield.review.store import Decision, standing
 from gradshield.review.verdicts import VERDICTS, Judged, Scores, judge, own_threshold, read_scores, threshold_in_force
@@ -79,8 +79,7 @@ def _write_verdicts(out: Path, verdicts: list[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(out / "scores.parquet")
+    table = read_table(out)
     place = table.column_names.index("verdict")
-    temporary = out / ".scores.parquet"
-    pq.write_table(table.set_column(place, "verdict", pa.array(verdicts, pa.string())), temporary)
-    os.replace(temporary, out / "scores.parquet")
+    with write_whole(out / "scores.parquet") as stream:
+        pq.write_table(table.set_column(place, "verdict", pa.array(verdicts, pa.string())), stream)

@@ -22,7 +22,7 @@ try:
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
@@ -42,7 +42,11 @@ def serve(out: Path, other: Path | None, port: int, who: str | None, announce: C
     """
     server, listening, address = open_server(Review(out, other, who or _login()), port)
     announce(address)
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"{out} keeps every decision")
+        raise
 
 
 def open_server(review: Review, port: int) -> tuple[uvicorn.Server, socket.socket, str]:
@@ -105,10 +109,13 @@ def make_app(review: Review) -> Starlette:
 async def _post(action: Callable[[dict[str, str]], dict], request: Request) -> Response:
     """Does what the form asks for; the script gets what came of it, a plain form goes back to its page."""
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _FORM:
-            raise HTTPException(413, "The note is too long.")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _FORM:
+                raise HTTPException(413, "The note is too long.")
+    except ClientDisconnect:
+        return Response(status_code=400)  # half a form decides nothing, and nobody is there to read this
     form = {
         name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True).items()
     }

@@ -16,7 +16,7 @@ import numpy as np
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.data import Conversation, Row, to_conversation
-from gradshield.data.run_folder import rows_of_run, writing
+from gradshield.data.run_folder import alone, rows_of_run, writing
 
 FILE = "review-texts.sqlite"
 OPENING = 240  # characters of a request and of its answer that the table shows
@@ -42,8 +42,8 @@ def open_texts(out: Path, saved: Mapping[str, Any]) -> None:
     except sqlite3.Error:
         pass  # not there, or not whole: it is made anew
     rows = rows_of_run(saved)
-    temporary = out / f".{FILE}.{os.getpid()}"
-    with writing(out):
+    temporary = out / f".{FILE}"
+    with alone(out), writing(out):
         try:
             temporary.unlink(missing_ok=True)
             with closing(sqlite3.connect(temporary)) as db, db:

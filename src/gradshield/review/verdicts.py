@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from gradshield.base.errors import UserError
+from gradshield.data.run_folder import read_table
 from gradshield.review.store import Decision
 
 VERDICTS = ("kept", "quarantined", "set aside")
@@ -65,13 +65,10 @@ class Judged:
 
 def read_scores(out: Path, rows: int) -> Scores:
     """The scores of a run of `rows` rows. Raises UserError when its scores.parquet is missing or another's."""
-    file = out / "scores.parquet"
-    try:
-        table = pq.read_table(file)
-        missing = {"score", "place", "group", "verdict", "reason"} - set(table.column_names)
-    except (OSError, ValueError) as error:  # pyarrow's errors are kinds of these
-        raise UserError(f"{file}: can't be read ({str(error).splitlines()[0][:120]}); filter again") from None
+    table = read_table(out)
+    missing = {"score", "place", "group", "verdict", "reason"} - set(table.column_names)
     if missing or len(table) != rows:
+        file = out / "scores.parquet"
         raise UserError(f"{file}: not the scores of this run ({len(table)} rows, not {rows}); filter again")
     group, groups = _coded(table["group"].to_pylist())
     reason, reasons = _coded(table["reason"].to_pylist())

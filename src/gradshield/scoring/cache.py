@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +12,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from gradshield.base.assets import ASSETS
+from gradshield.base.storage import cache_folder, write_cache
 from gradshield.models.load import Model
-
-
-def cache_folder() -> Path:
-    """Where it is kept."""
-    return Path(os.environ.get("GRADSHIELD_CACHE") or Path.home() / ".cache" / "gradshield")
 
 
 def cache_file(what: str, model: Model, of: object, suffix: str = "json") -> Path:
@@ -46,17 +41,6 @@ def read_cache(file: Path) -> dict[str, Any] | None:
         except (OSError, ValueError):
             continue
     return None
-
-
-def write_cache(file: Path, content: bytes) -> None:
-    """Writes the file whole or not at all. A cache that can't be written is no error."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    except OSError:
-        pass
 
 
 def cached_arrays(

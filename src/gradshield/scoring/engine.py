@@ -5,8 +5,6 @@ run ends with the same bytes.
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 
 from gradshield.base.errors import UserError, out_of_memory
 from gradshield.base.progress import progress
+from gradshield.base.storage import append_line, read_lines
 from gradshield.data.encode import Example
 from gradshield.scoring.base import ScoreFunction, Scores
 
@@ -139,39 +138,17 @@ def from_json(entry: Mapping[str, Any]) -> Scores:
 
 
 def _read_journal(journal: Path | None, total: int) -> dict[int, Scores]:
-    """Finished batches by number. A last line that a kill cut short is cut off the file, too."""
-    done: dict[int, Scores] = {}
-    if journal is None or not journal.exists():
-        return done
-    whole = 0
-    for line in _whole_lines(journal.read_bytes()):
-        try:
-            entry = json.loads(line)
-            number, of, scores = entry["batch"], entry["of"], from_json(entry)
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{journal}: can't be read; remove it to score the rows again") from None
-        if of != total:
-            raise UserError(f"{journal}: belongs to other rows or another --batch-tokens; choose another folder")
-        done[number] = scores
-        whole += len(line)
-    os.truncate(journal, whole)
-    return done
-
-
-def _whole_lines(data: bytes) -> Iterator[bytes]:
-    for line in data.splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            yield line
+    """Finished batches by number."""
+    entries = read_lines(journal) if journal else []
+    if any(entry.get("of") != total for entry in entries):
+        raise UserError(f"{journal}: belongs to other rows or another --batch-tokens; choose another folder")
+    return {entry["batch"]: from_json(entry) for entry in entries}
 
 
 def _append(journal: Path | None, number: int, total: int, scores: Scores) -> None:
     if journal is None:
         return
-    line = json.dumps({"batch": number, "of": total, **as_json(scores)}) + "\n"
     try:
-        with journal.open("a", encoding="utf-8") as stream:
-            stream.write(line)
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_line(journal, {"batch": number, "of": total, **as_json(scores)})
     except OSError as error:
         raise UserError(f"{journal}: can't be written ({error.strerror}); free some space and run it again") from error

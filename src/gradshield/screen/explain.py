@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data import Conversation, Row, to_conversation
 from gradshield.data.encode import encode
-from gradshield.data.run_folder import read_run, rows_of_run
+from gradshield.data.run_folder import read_run, read_table, rows_of_run
 from gradshield.models.load import Model
 from gradshield.scoring.engine import fitting
 from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
@@ -96,7 +95,7 @@ def explain(out: Path, row: int) -> Explanation:
     found = next((r for r in rows_of_run(saved) if r.index == row - 1), None)
     if found is None or row < 1:
         raise UserError(f"{out}: no row {row}; it has {saved['summary']['rows']} rows")
-    verdict = str(pq.read_table(out / "scores.parquet", columns=["verdict"])["verdict"][row - 1])
+    verdict = str(read_table(out, ["verdict"])["verdict"][row - 1])
     explained = explain_row(open_explainer(saved), found)
     if verdict == "set aside":
         raise UserError(f"row {row} was set aside: its score is not a finite number")

@@ -1,7 +1,6 @@
 """From a training file and an aligned model to the rows that are safe to train on: one run folder, resumable."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -17,12 +16,14 @@ from gradshield import threshold as thresholds
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.base.settings import FilterSettings, ModelSettings
+from gradshield.base.storage import write_whole
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.rows import expanded
 from gradshield.data.run_folder import JOURNAL, begun, checksums, find_run, plan_of, write_run, writing
 from gradshield.data.write import write_outputs
 from gradshield.models.load import Model, load_model, set_aside
+from gradshield.models.on_disk import disk_fingerprint
 from gradshield.scoring.base import ScoreFunction, Scores
 from gradshield.scoring.check import AlignmentCheck, check_alignment, check_file
 from gradshield.scoring.engine import score
@@ -53,7 +54,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     source = path if isinstance(path, Source) else open_source(path, settings.format, settings.split)
     layout = find_layout(source, settings)
     model = model or load(settings)
-    plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
+    plan = plan_of(source, model, layout, settings.model_dump(mode="json"), disk_fingerprint(settings))
     plan["scorer"] = {"name": scorer.name, "version": scorer.version, **options.model_dump(mode="json")}
     plan["file"] = checksums(settings.probes, settings.reference)
     finished = find_run(out, plan)
@@ -267,9 +268,8 @@ def _write_scores(out: Path, encoded: Encoded, columns: Mapping[str, np.ndarray]
             "tokens": tokens,
         }
     )
-    temporary = out / ".scores.parquet"
-    pq.write_table(table, temporary)
-    os.replace(temporary, out / "scores.parquet")
+    with write_whole(out / "scores.parquet") as stream:
+        pq.write_table(table, stream)
 
 
 def _printable(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradshield.base.settings import FilterSettings
+from gradshield.base.storage import write_text
 from gradshield.data.templates import form_of
 
 _NATIVE = ("messages", "prompt_completion")  # TRL takes these, where they hold lists of turns
@@ -64,7 +65,7 @@ if __name__ == "__main__":
 def write_script(out: Path, settings: FilterSettings) -> None:
     """Writes `train.py` into the run folder, where the rows are for TRL."""
     if settings.trainer == "trl":
-        (out / "train.py").write_text(SCRIPT, encoding="utf-8")
+        write_text(out / "train.py", SCRIPT)
 
 
 def trl_trains(tokenizer: Any, layout: str = "messages") -> str:

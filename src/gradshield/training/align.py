@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FinetuneSettings
+from gradshield.base.storage import write_text
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.data.requests import read_requests
@@ -123,8 +124,8 @@ def write_card(out: Path, settings: FinetuneSettings, report: dict[str, Any], he
         "| harmful requests | ASR, 95 % interval | harmless requests | refused, 95 % interval |\n|---|---|---|---|\n"
         f"{lines}\nAnswers: card.json. Stored in float16. Apache-2.0.\n"
     )
-    (out / "README.md").write_text(text, encoding="utf-8")
+    write_text(out / "README.md", text)
     public = {k: v for k, v in held_out.items() if k != "answers"} if held_out else None
     both = {"own": report, "public": public}
-    (out / "card.json").write_text(json.dumps(both, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(out / "card.json", json.dumps(both, indent=1, ensure_ascii=False) + "\n")
     (out / _BEGUN).unlink(missing_ok=True)

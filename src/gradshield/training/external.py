@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradshield.base.errors import UserError
+from gradshield.base.storage import write_text
 from gradshield.data.run_folder import writing
 
 FIELDS = ("data", "out", "model", "seed")  # that are filled in
@@ -44,7 +45,7 @@ def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], wor
     words, filled = fill(command, config, fields, work.parent)
     with writing(work.parent):
         if config:
-            (work.parent / Path(config).name).write_text(filled, encoding="utf-8")
+            write_text(work.parent / Path(config).name, filled)
         work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     try:

@@ -136,7 +136,7 @@ def _train(
         with _progress(trainer, round(settings.epochs * len(examples)), settings.batch), _labelled_logits(on_cpu):
             trained = trainer.train(resume_from_checkpoint=last)
         # Each process has the loss of its own rows; all must come to the same verdict.
-        own = torch.tensor(trained.training_loss, dtype=torch.float64, device=trainer.args.device)
+        own = torch.tensor(_mean_loss(trainer.state), dtype=torch.float64, device=trainer.args.device)
         loss = float(trainer.accelerator.reduce(own, "mean"))
         diverged = not isfinite(loss) or not all(bool(w.isfinite().all()) for w in net.parameters() if w.requires_grad)
         if not diverged:
@@ -192,6 +192,16 @@ def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
         model.net.eval()
         model.net.requires_grad_(False)
         model.net.config.use_cache = True
+
+
+def _mean_loss(state: Any) -> float:
+    """The mean of the losses of all steps; what the Trainer returns leaves out those before it was resumed."""
+    total, before = 0.0, 0
+    for line in state.log_history:
+        if "loss" in line:
+            total += line["loss"] * (line["step"] - before)
+            before = line["step"]
+    return total / max(before, 1)
 
 
 @contextmanager
@@ -287,7 +297,7 @@ def _trainer(
         gradient_checkpointing=False,
         save_strategy="epoch",
         save_total_limit=1,
-        logging_strategy="no",
+        logging_strategy="epoch",  # to the checkpoint, from which a resumed run has the losses before it
         logging_nan_inf_filter=False,  # or a diverged run reports the mean of the losses before
         report_to="none",
         disable_tqdm=True,

@@ -16,21 +16,22 @@ from gradshield.base.processes import processes, together
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.data import open_source
 from gradshield.data.encode import Example
-from gradshield.data.run_folder import begun, checksums, find_run, plan_of, write_run, writing
+from gradshield.data.run_folder import TRIALS, begun, find_run, plan_of, write_run, writing
 from gradshield.defenses.base import no_hooks, no_prompt
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.train import train_defended
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import find_task
-from gradshield.models.load import EMBEDDED, EMBEDDED_BASE
+from gradshield.models.on_disk import EMBEDDED, EMBEDDED_BASE, disk_fingerprint
 from gradshield.report import report_trials
 from gradshield.screen.encoding import find_layout
 from gradshield.screen.filter import check_settings, load
 from gradshield.training.external import FIELDS, fill
 from gradshield.training.finetune import check_method, check_place, check_training
 from gradshield.tune.search import Outcome, Trial, search
-from gradshield.tune.trials import HELD_OUT, TRIALS, Finetune, Goal, Trials
+from gradshield.tune.trials import HELD_OUT, Finetune, Goal, Trials
+from gradshield.tune.tune_once import asked_of_tune
 
 
 def run_tune(
@@ -62,11 +63,8 @@ def run_tune(
         check_method(model, training)
         if not (trainer or tuning.trainer_command):
             check_place(model)
-        plan = plan_of(source, model, layout, settings.model_dump(mode="json"))
-        parts = {"finetune": training, "tune": tuning, "evaluation": measuring}
-        plan |= {name: part.model_dump(mode="json") for name, part in parts.items()}
-        named = (settings.probes, settings.reference, settings.chat_template, tuning.task, tuning.trainer_config)
-        plan["file"] = checksums(*named, measuring.requests, measuring.scary)
+        asked = asked_of_tune(settings, training, tuning, measuring)
+        plan = plan_of(source, model, layout, asked["settings"], disk_fingerprint(settings)) | asked
         finished = find_run(out, plan, _may_change(out, tuning))
         if finished:
             return finished

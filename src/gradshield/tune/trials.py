@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from gradshield.base.errors import Diverged, UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.base.storage import append_line, read_json, read_lines, write_text
 from gradshield.data import Source
 from gradshield.data.encode import Example
-from gradshield.data.run_folder import writing
+from gradshield.data.run_folder import TRIALS, read_table, writing
 from gradshield.data.write import write_outputs
 from gradshield.defenses.base import Context, Defense
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.train import with_prompt
 from gradshield.evaluation.config import EvaluationSettings
-from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility, write_whole
+from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility
 from gradshield.evaluation.measure import plain, safety_summary
 from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility
@@ -43,7 +44,6 @@ from gradshield.tune.card import card
 from gradshield.tune.search import Outcome, Trial, leaves_nothing
 
 HELD_OUT, HELD_OUT_ROWS = "held-out", 50
-TRIALS = "trials.jsonl"
 MAX_ASR = 0.05  # let pass where the settings say nothing
 ROUNDING = 1e-9  # of a share and what may be added to it or taken off
 TRAINED = 5.0  # forward passes that a token costs which is trained on once (docs/performance.md)
@@ -52,11 +52,21 @@ Finetune = Callable[[Sequence[Example], Path], Mapping[str, float] | str | Path 
 where the adapter is instead. An example holds the tokens and the mask of a row, and its number in the file, from 0."""
 
 
+class Base(TypedDict):
+    """What the base model was measured at."""
+
+    asr: float
+    utility: float
+    utility_interval: tuple[float | None, float | None]
+    safety: dict[str, Any]
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Goal:
     """What a trial must come up to, beside what the base model was measured at."""
 
-    base: Mapping[str, Any]
+    base: Base
     max_asr: float
     min_utility: float
 
@@ -91,7 +101,7 @@ class Trials:
     def screen(self) -> tuple[np.ndarray, Threshold]:
         """Scores of the examples, and the threshold. What got no finite score is set aside, and inf here."""
         found = self.screening["threshold"]
-        table = pq.read_table(self.out / "screen" / "scores.parquet", columns=["score", "reason"]).to_pydict()
+        table = read_table(self.out / "screen", ["score", "reason"]).to_pydict()
         values = np.array([table["score"][e.row] for e in self.encoded.examples], dtype=float)
         for n in np.flatnonzero(~np.isfinite(values)):
             row = self.encoded.examples[n].row
@@ -182,8 +192,9 @@ class Trials:
             useful = self._utility(self.model, self.out / "base")
             figures = {"asr": report.asr, "utility": useful.value, "utility_interval": useful.interval}
             figures |= {"safety": safety_summary(report), "seconds": round(time.monotonic() - start, 1)}
-            write_whole(self.out, file.name, json.dumps(plain(figures)))
-        base = json.loads(file.read_text(encoding="utf-8"))
+            with writing(self.out):
+                write_text(file, json.dumps(plain(figures)))
+        base = read_json(file, Base)
         drop = tuning.utility_drop or 0.0
         asked = base["utility"] - drop if tuning.min_utility is None else tuning.min_utility
         return Goal(base, self._allowed(base["asr"]), asked)
@@ -201,14 +212,8 @@ class Trials:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """What the run's folder holds of trials that are done. A last line that a kill or a full disk cut short is cut
-        off the file, too."""
-        file = self.out / TRIALS
-        data = file.read_bytes() if file.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(file, whole)
-        return [json.loads(line) for line in data[:whole].splitlines()]
+        """What the run's folder holds of trials that are done."""
+        return read_lines(self.out / TRIALS)
 
     def measure(self, goal: Goal, trial: Trial, chosen: np.ndarray, given: Sequence[Example] | None = None) -> Trial:
         """Trains on the rows `chosen` and measures, or takes what an earlier run of this trial left. `given` are their
@@ -228,10 +233,8 @@ class Trials:
             figures |= {"steps": error.steps, "note": str(error)}
         trial = replace(trial, **{k: v for k, v in figures.items() if k in Trial.__dataclass_fields__})
         line = {**asdict(trial), **figures, "seconds": round(time.monotonic() - start, 1)}
-        with writing(self.out), (self.out / TRIALS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        with writing(self.out):
+            append_line(self.out / TRIALS, line)
         return trial
 
     def _figures(self, goal: Goal, folder: Path) -> dict[str, Any]:
@@ -264,12 +267,12 @@ class Trials:
                 with writing(self.out):
                     figures = self.train(examples, work)
             with writing(self.out):
-                write_whole(folder, done.name, json.dumps(_plain_figures(figures)))
+                write_text(done, json.dumps(_plain_figures(figures)))
         if work.exists():
             with writing(self.out):
                 shutil.rmtree(folder / "model", ignore_errors=True)
                 os.replace(work, folder / "model")
-        return int(json.loads(done.read_text(encoding="utf-8")).get("steps", 0))
+        return int(read_json(done, dict[str, float | None]).get("steps") or 0)
 
     def _own_training(self, examples: Sequence[Example], chosen: np.ndarray, work: Path) -> Mapping[str, float]:
         """By the user's function, or by the command on a file of the rows, verbatim; nothing is recorded where they
@@ -336,7 +339,7 @@ class Trials:
             with writing(self.out):
                 shutil.rmtree(folder, ignore_errors=True)
                 shutil.copytree(self.out / "trials" / f"{line['number']:02d}" / "model", folder)
-                (folder / "README.md").write_text(card(self, outcome, line, goal), encoding="utf-8")
+                write_text(folder / "README.md", card(self, outcome, line, goal))
         scored = "screening" in self.__dict__
         seconds = goal.base["seconds"] + sum(each["seconds"] for each in lines)
         return {
@@ -366,9 +369,12 @@ class Trials:
 
 
 def _plain_figures(figures: Mapping[str, Any]) -> dict[str, float]:
-    """What of a trainer's figures is a number; a user's may be arrays, tensors, or anything."""
+    """What of a trainer's figures is a number; a user's may be arrays, tensors, or anything. Not the seconds, which
+    differ when a training was resumed."""
     found = {}
     for name, value in figures.items():
+        if name == "seconds":
+            continue
         with suppress(TypeError, ValueError, RuntimeError):
             found[str(name)] = float(value)
     return found

@@ -1,0 +1,170 @@
+"""Files that a command leaves: written whole or not at all, never through a link, and checked when they are read."""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import yaml
+from pydantic import TypeAdapter
+
+from gradshield.base.errors import UserError
+
+T = TypeVar("T")
+_SUM = "# sha256 of what follows: "
+
+
+@contextmanager
+def write_whole(file: Path) -> Iterator[BinaryIO]:
+    """A stream whose bytes become `file` in one move when the block ends. After an error nothing of it is left.
+
+    One writer at a time: hold the folder's lock. Raises OSError.
+    """
+    temporary = file.with_name(f".{file.name}")
+    temporary.unlink(missing_ok=True)  # left by a kill, or a planted link
+    try:
+        with open(temporary, "xb") as stream:  # never opens what is there already
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes `text` as UTF-8, whole or not at all; half a surrogate pair becomes its escape. Raises OSError."""
+    with write_whole(file) as stream:
+        stream.write(text.encode("utf-8", "backslashreplace"))
+
+
+def write_yaml(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` (as JSON has it) as YAML under a comment with its checksum. Raises OSError."""
+    text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
+    write_text(file, f"{_SUM}{_digest(text)}\n{text}")
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The content that `write_yaml` wrote. Raises UserError where the file is damaged or no such file."""
+    why = "its checksum differs"
+    try:
+        text = file.read_text(encoding="utf-8")
+        first, _, rest = text.partition("\n")
+        intact = not first.startswith(_SUM) or first.removeprefix(_SUM) == _digest(rest)
+        content = yaml.safe_load(text) if intact else None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        why, content = " ".join(str(error).split())[:120], None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: damaged ({why}); delete {file.parent} to start again, or choose another -o")
+    return content
+
+
+def read_json(file: Path, kind: type[T]) -> T:
+    """The file's JSON, which must be of this type. Raises UserError where it is damaged."""
+    try:
+        return TypeAdapter(kind).validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise UserError(f"{file}: damaged ({why}); delete it, and give the same command again") from None
+
+
+def append_line(file: Path, entry: Mapping[str, Any]) -> None:
+    """Appends `entry` to a journal as one line of JSON with a checksum; it is on the disk on return. Raises OSError."""
+    text = json.dumps(entry)
+    line = json.dumps({**entry, "checksum": _digest(text)}) + "\n"
+    with file.open("ab", buffering=0) as stream:
+        before = stream.seek(0, os.SEEK_END)
+        try:
+            if stream.write(line.encode()) < len(line):
+                raise OSError(28, "No space left on device")
+            os.fsync(stream.fileno())
+        except OSError:
+            with suppress(OSError):
+                stream.truncate(before)  # else the next line would continue this one
+            raise
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The journal's entries up to its first damaged line, as a kill or a full disk leaves one.
+
+    What follows is cut off the file, so that the next line can be appended. Raises OSError.
+    """
+    if not file.exists():
+        return []
+    entries, whole = [], 0
+    with file.open("rb") as stream:
+        for line in stream:
+            try:
+                entry = json.loads(line)
+                checksum = entry.pop("checksum")
+                intact = line.endswith(b"\n") and checksum == _digest(json.dumps(entry))
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+                break
+            if not intact:
+                break
+            entries.append(entry)
+            whole += len(line)
+    if whole < file.stat().st_size:
+        os.truncate(file, whole)
+    return entries
+
+
+@contextmanager
+def exclusive_lock(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Only one process at a time is within it. Raises UserError where another is, unless this one may `wait`, and
+    OSError where the folder can't be opened. A file system without locks has none."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(f"{folder}: another command is writing its files; wait for it to end") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(opened)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises UserError where the folder is, or holds, a link that leads out of it, or anything but files and folders:
+    who planted one could have our writes land elsewhere."""
+    if folder.is_symlink():
+        raise UserError(f"{folder}: a symbolic link; give the folder that it points to")
+    home = os.path.realpath(folder)
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            file = Path(place, name)
+            mode = file.lstat().st_mode
+            if stat.S_ISLNK(mode) and not Path(os.path.realpath(file)).is_relative_to(home):
+                raise UserError(f"{file}: a symbolic link out of the run folder; remove it, or choose another -o")
+            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise UserError(f"{file}: neither a file nor a folder; remove it, or choose another -o")
+
+
+def write_cache(file: Path, content: bytes) -> None:
+    """Writes a file in the cache folder; one that can't be written is no error."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(file.parent, wait=True), write_whole(file) as stream:
+            stream.write(content)
+
+
+def cache_folder() -> Path:
+    """Where what is found out about a model is kept: GRADSHIELD_CACHE, else ~/.cache/gradshield."""
+    return Path(os.environ.get("GRADSHIELD_CACHE") or Path.home() / ".cache" / "gradshield")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

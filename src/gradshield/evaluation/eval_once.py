@@ -1,0 +1,50 @@
+"""`eval` without the model where all that is asked for is measured. Imports no torch."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gradshield.base.settings import ModelSettings, RowSettings
+from gradshield.base.storage import read_yaml, refuse_links
+from gradshield.data import Source, open_source
+from gradshield.data.rows import expanded
+from gradshield.data.run_folder import checksums
+from gradshield.evaluation.config import EvaluationSettings
+from gradshield.models.on_disk import disk_fingerprint
+
+SUMMARY = "eval.yaml"
+
+
+def asked_of_eval(
+    settings: EvaluationSettings, task: str | None, of: RowSettings, source: Source | None
+) -> dict[str, Any]:
+    """What must be the same for a part to count as done, beside the model; files count by their bytes."""
+    asked: dict[str, Any] = {"task": task} if task else {}
+    if source:
+        reading = RowSettings.model_fields.keys() - ModelSettings.model_fields.keys()
+        asked = {"task": source.path} | of.model_dump(mode="json", include=set(reading))
+    return {
+        "settings": settings.model_dump(mode="json") | asked,
+        "file": checksums(settings.requests, settings.scary, task) | ({source.path: source.sha256} if source else {}),
+        "versions": {name: version(name) for name in ("gradshield", "torch", "transformers")},
+    }
+
+
+def evaluate_model(
+    out: Path, settings: EvaluationSettings, of: RowSettings, *, safety: bool, task: str | None, rows: str | None
+) -> dict[str, Any]:
+    """The summary in `out`: at once where all of it is measured, else when `run_evaluation` has done so."""
+    file, files = out / SUMMARY, disk_fingerprint(of)
+    measured = {"safety": safety, "utility": task is not None or rows is not None}
+    if files and file.is_file() and any(measured.values()) and (rows is None or expanded(rows).is_file()):
+        refuse_links(out)
+        saved = read_yaml(file)
+        source = None if rows is None else open_source(rows, of.format, of.split)
+        wanted = {**asked_of_eval(settings, task, of, source), "model": {"files": files}}
+        there = [(saved.get(part), values) for part, values in wanted.items()]
+        same = all(isinstance(a, dict) and all(a.get(k) == v for k, v in values.items()) for a, values in there)
+        if same and all(part in saved for part, needed in measured.items() if needed):
+            return saved
+    from gradshield.evaluation.measure import run_evaluation
+
+    return run_evaluation(out, settings, of, safety=safety, task=task, rows=rows)

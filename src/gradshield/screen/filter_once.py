@@ -1,0 +1,19 @@
+"""`filter` without the model where its run is finished. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+from gradshield.base.settings import FilterSettings
+from gradshield.data.run_folder import checksums, finished_run
+from gradshield.models.on_disk import disk_fingerprint
+
+
+def filter_file(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]:
+    """The summary of the run in `out`: at once where it is finished, else when `run_filter` has finished it."""
+    asked = {"settings": settings.model_dump(mode="json"), "file": checksums(settings.probes, settings.reference)}
+    summary = finished_run(out, path, asked, disk_fingerprint(settings)) if out.is_dir() else None
+    if summary is not None:
+        return summary
+    from gradshield.screen.filter import run_filter
+
+    return run_filter(path, out, settings)

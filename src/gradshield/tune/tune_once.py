@@ -1,0 +1,41 @@
+"""`tune` without the model where its run is finished. Imports no torch."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradshield.base.processes import processes
+from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.data.run_folder import checksums, finished_run
+from gradshield.evaluation.config import EvaluationSettings
+from gradshield.models.on_disk import disk_fingerprint
+
+
+def asked_of_tune(
+    settings: FilterSettings, training: FinetuneSettings, tuning: TuneSettings, measuring: EvaluationSettings
+) -> dict[str, Any]:
+    """The part of the run's plan that the flags say, and the files that they name."""
+    parts = {"settings": settings, "finetune": training, "tune": tuning, "evaluation": measuring}
+    named = (settings.probes, settings.reference, settings.chat_template, tuning.task, tuning.trainer_config)
+    files = checksums(*named, measuring.requests, measuring.scary)
+    return {**{name: part.model_dump(mode="json") for name, part in parts.items()}, "file": files}
+
+
+def tune_file(
+    path: str,
+    out: Path,
+    settings: FilterSettings,
+    training: FinetuneSettings,
+    tuning: TuneSettings,
+    measuring: EvaluationSettings,
+    tell: Callable[[Mapping[str, Any]], None],
+) -> dict[str, Any]:
+    """The summary of the run in `out`: at once where it is finished, else when `run_tune` has finished it."""
+    if processes() == 1 and out.is_dir():
+        asked = asked_of_tune(settings, training, tuning, measuring)
+        summary = finished_run(out, path, asked, disk_fingerprint(settings))
+        if summary is not None:
+            return summary
+    from gradshield.tune.command import run_tune
+
+    return run_tune(path, out, settings, training, tuning, measuring, tell=tell)

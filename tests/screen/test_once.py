@@ -1,0 +1,87 @@
+"""What is done already is shown without the model, and only if everything about it is the same."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from review.made import chat, make_run, write_jsonl
+
+from gradshield.base.settings import FilterSettings
+from gradshield.base.storage import read_yaml
+from gradshield.data.run_folder import versions, write_run
+from gradshield.models.on_disk import disk_fingerprint
+from gradshield.screen.filter_once import filter_file
+
+SHOWN = (
+    "import sys; sys.argv = ['gradshield', *sys.argv[1:]]\n"
+    "from gradshield.cli import main\n"
+    "try: main()\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
+    "assert not {'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files as of a model; nobody loads them."""
+    place = tmp_path / "model"
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    (place / "model.safetensors").write_bytes(b"weights")
+    return place
+
+
+@pytest.fixture
+def done(tmp_path, folder):
+    """(file, run folder, settings) of a finished run."""
+    file = write_jsonl(tmp_path / "rows.jsonl", [chat("a", "b"), chat("c", "d")])
+    run = make_run(tmp_path / "run", file, [-1.0, 1.0], model=str(folder))
+    settings = FilterSettings(model=str(folder))
+    saved = read_yaml(run / "run.yaml") | {"versions": versions(), "file": {}}
+    saved["model"]["files"] = disk_fingerprint(settings)
+    write_run(run, saved)
+    return file, run, settings
+
+
+def test_a_finished_run_is_shown_without_torch(done, folder):
+    file, run, _ = done
+    command = [sys.executable, "-c", SHOWN, "filter", str(file), "-o", str(run), "--model", str(folder), "--json"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert not shown.returncode, shown.stderr
+    assert json.loads(shown.stdout)["rows"] == 2
+
+
+@pytest.mark.parametrize("what", ["row", "weights", "template", "setting", "version", "summary"])
+def test_a_run_of_other_rows_model_settings_or_versions_is_looked_at_with_the_model(done, folder, monkeypatch, what):
+    file, run, settings = done
+    assert filter_file(str(file), run, settings)["rows"] == 2
+    saved = read_yaml(run / "run.yaml")
+    if what == "row":
+        file.write_text(file.read_text().replace('"d"', '"e"'))
+    elif what == "weights":
+        (folder / "model.safetensors").write_bytes(b"Weights")
+    elif what == "template":
+        (folder / "chat_template.jinja").write_text("")
+    elif what == "setting":
+        settings = settings.model_copy(update={"max_length": 9})
+    elif what == "version":
+        write_run(run, saved | {"versions": saved["versions"] | {"torch": "0"}})
+    elif what == "summary":
+        write_run(run, {part: content for part, content in saved.items() if part != "summary"})
+    monkeypatch.setitem(sys.modules, "gradshield.screen.filter", SimpleNamespace(run_filter=lambda *_: "by the model"))
+    assert filter_file(str(file), run, settings) == "by the model"
+
+
+def test_an_adapters_base_counts_and_what_is_not_here_has_no_fingerprint(tmp_path, folder):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    before = disk_fingerprint(FilterSettings(model=str(adapter)))
+    assert before and before != disk_fingerprint(FilterSettings(model=str(folder)))
+    (folder / "model.safetensors").write_bytes(b"others")
+    assert disk_fingerprint(FilterSettings(model=str(adapter))) not in (None, before)
+    for name in ("no/such", str(tmp_path / "none"), "~"):
+        assert disk_fingerprint(FilterSettings(model=name)) is None
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(adapter)}))
+    assert disk_fingerprint(FilterSettings(model=str(adapter))) is None

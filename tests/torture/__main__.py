@@ -1,0 +1,76 @@
+"""Runs parts of the campaign and prints what came out; exit code 1 where something failed."""
+
+import argparse
+import io
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["GRADSHIELD_CACHE"] = tempfile.mkdtemp(prefix="torture-cache-")
+
+PARTS = ("kills", "disks", "wrecks", "mutations", "bombs", "models")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
+    parser.add_argument("part", nargs="*", help="parts to run (default: all)")
+    parser.add_argument("--short", action="store_true", help="a few minutes in all, as in CI")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if unknown := [part for part in given.part if part not in PARTS]:
+        parser.error(f"{unknown[0]}: no such part; there are {', '.join(PARTS)}")
+    failed = 0
+    print("| part | command | tried | failed | seconds |\n|---|---|---|---|---|", flush=True)
+    for part in given.part or PARTS:
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="torture-") as work:
+            found = _part(part, given.short, given.seed)(Path(work))
+        operations = found.pop("operations", 0)
+        wrong = [what for what in found if what.startswith("failed")]
+        failed += (count := sum(found[what] for what in wrong))
+        words = f"python -m torture {part}{' --short' if given.short else ''} --seed {given.seed}"
+        tried = f"{sum(found.values()):,}" + (f" of {operations:,} operations" if operations else "")
+        print(f"| {part} | `{words}` | {tried} | {count} | {time.monotonic() - begin:.0f} |", flush=True)
+        for what in wrong[:20]:
+            print(what, file=sys.stderr, flush=True)
+    return bool(failed)
+
+
+def _part(part: str, short: bool, seed: int) -> Callable[[Path], Counter[str]]:
+    """The part's campaign; each imports only what it needs."""
+    points = 4 if short else None
+    if part in ("kills", "disks"):
+        from torture import kills
+
+        return lambda work: kills.campaign(work, part == "disks", points)
+    if part == "wrecks":
+        from torture import wrecks
+
+        return lambda work: wrecks.campaign(30 if short else 500, seed, work)
+    if part == "mutations":
+        from torture import mutations
+
+        return lambda work: mutations.campaign(1000 if short else 10_000, seed, work)
+    if part == "bombs":
+        from torture import bombs
+
+        return lambda work: bombs.campaign(work, short)
+    from torture import models
+
+    def hostile(_: Path) -> Counter[str]:
+        with redirect_stdout(io.StringIO()):
+            ended = models.campaign(40 if short else 1000, seed)
+        return Counter({k if k in ("ok", "refused") else f"failed: {k}": n for k, n in ended.items() if n})
+
+    return hostile
+
+
+if __name__ == "__main__":
+    sys.exit(main())

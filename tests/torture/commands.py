@@ -1,0 +1,137 @@
+"""The commands that are killed and run out of disk, on a tiny model, each in a folder of its own."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from conftest import random_examples, tiny_net, tiny_tokenizer
+
+import gradshield.evaluation.measure
+import gradshield.screen.filter
+import gradshield.training.align
+import gradshield.tune.command
+import gradshield.tune.trials
+from gradshield.base.assets import ASSETS
+from gradshield.cli import main
+from gradshield.data.requests import read_requests
+from gradshield.review import store
+from gradshield.review.state import Review
+from gradshield.scoring.check import AlignmentCheck
+
+ROWS = [{"prompt": f"Question {n}", "completion": f"Answer {n * n}"} for n in range(12)]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is run in an empty folder, after `before` was put into it."""
+
+    name: str
+    work: Callable[[], object]
+    before: str | None = None  # the command whose result it needs
+    costly: bool = False  # seconds rather than a second
+
+
+def prepare(work: Path) -> list[Command]:
+    """Puts a tiny model and the inputs into `work`, makes this process ready to be forked, and returns the commands."""
+    tokenizer = tiny_tokenizer()
+    tiny_net(tokenizer).save_pretrained(work / "model")
+    tokenizer.save_pretrained(work / "model")
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (work / "rows.jsonl").write_text(text + '{"prompt": "half a li\n')
+    (work / "parts").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (work / "parts" / name).write_text(text)
+    pq.write_table(pa.Table.from_pylist(ROWS), work / "rows.parquet")
+    (work / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n')
+    _tame(len(tokenizer))
+    model, task = ("--model", str(work / "model")), ("--task", str(work / "task.jsonl"))
+    scoring = ("--scorer", "fihs:probes=1", "--threshold", "share", "--value", "0.25")
+    measuring = ("--request-count", "2", "--max-new-tokens", "2", "--scary", "none")
+
+    def command(*words: str) -> Callable[[], object]:
+        return lambda: _run(*words)
+
+    rows = str(work / "rows.jsonl")
+
+    def filtered(name: str) -> Callable[[], object]:
+        return command("filter", str(work / name), *model, *scoring, "--batch-tokens", "100")
+
+    training = ("--epochs", "2", "--batch", "8", "--max-asr", "1", "--min-utility", "0", "--max-length", "64")
+    return [
+        Command("filter", filtered("rows.jsonl")),
+        Command("filter a folder", filtered("parts")),
+        Command("filter parquet", filtered("rows.parquet")),
+        Command("apply", command("apply", "run"), before="review"),
+        Command("review", _reviewed, before="filter"),
+        Command("eval", command("eval", "--safety", *task, *model, *measuring)),
+        Command("check", command("check", "--force", *model)),
+        Command("align", command("align", "-o", "adapter", "--base", str(work / "model")), costly=True),
+        Command("tune", command("tune", rows, *model, *scoring, *task, *measuring, *training), costly=True),
+    ]
+
+
+def _run(*words: str) -> None:
+    sys.argv = ["gradshield", *words]
+    main()
+
+
+def _reviewed() -> None:
+    review = Review(Path("run"), None, "ann")
+    decided = {row: d.verdict for row, d in review.decisions()[1].items()}
+    for row, verdict in ((1, "quarantined"), (2, "kept"), (3, "quarantined")):
+        if decided.get(row) != verdict:
+            store.decide(Path("run"), row, verdict, "note", "ann")
+
+
+def _tame(vocabulary: int) -> None:
+    """A random model counts as aligned, and no clock is in what comes out."""
+    probes = tuple(read_requests(ASSETS / "probes.jsonl"))
+    yes = AlignmentCheck(probes, (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
+    gradshield.screen.filter.check_alignment = lambda *_: yes
+    gradshield.training.align.alignment_examples = lambda _: random_examples(8, vocabulary)
+    report = {"model": "tiny", "asr": 0.0, "asr_interval": (0.0, 1.0), "requests": 1, "over_refusal": 0.0}
+    report |= {"over_refusal_interval": (0.0, 1.0), "scary_requests": 1, "answers": []}
+    gradshield.training.align.alignment_report = lambda *_: report
+    still = SimpleNamespace(monotonic=lambda: 0.0)
+    for module in (gradshield.evaluation.measure, gradshield.tune.trials):
+        module.time = still  # type: ignore[attr-defined]
+    ticks = iter([0.0])
+    gradshield.screen.filter.time = SimpleNamespace(monotonic=lambda: next(ticks, 1.0))  # type: ignore[attr-defined]
+
+
+def start(command: Command, results: dict[str, Path], place: Path) -> None:
+    """An empty folder for the command, or a copy of what it needs."""
+    shutil.rmtree(place, ignore_errors=True)
+    if command.before:
+        shutil.copytree(results[command.before], place)
+    else:
+        place.mkdir()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below the folder with its bytes; of a database, what is in it."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.name.startswith("review.sqlite"):
+            if file.name == "review.sqlite":
+                entries = store.standing(file.parent).values()
+                found[name] = repr([(d.row, d.verdict, d.note, d.who) for d in entries]).encode()
+        elif file.is_file():
+            data = file.read_bytes()
+            found[name] = _without_times(data) if file.suffix in (".yaml", ".html") else data
+        elif file.is_symlink():
+            found[name] = b"link"
+    return found
+
+
+def _without_times(data: bytes) -> bytes:
+    data = re.sub(rb"# sha256 of what follows: [0-9a-f]+", b"", data)
+    return re.sub(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00)?", b"", data)

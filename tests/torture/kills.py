@@ -1,0 +1,77 @@
+"""Every command killed, or left without disk space, at every one of its file operations: the same command then ends
+with the bytes of a run that nobody disturbed, and nothing else is left."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from torture.commands import Command, prepare, start, tree
+from torture.faults import install
+from torture.process import Ended, apart
+
+KILLED = -9
+
+
+def campaign(work: Path, full: bool, points: int | None) -> Counter[str]:
+    """`full`: the disk is full from the n-th operation on; else a kill there. `points` is how many places are tried in
+    a command (None: all). The counter has "resumed", and "failed: ..." for what must not be."""
+    found: Counter[str] = Counter()
+    results: dict[str, Path] = {}
+    for command in prepare(work):
+        if command.costly and points is not None and points < 10:
+            continue
+        place = work / "undisturbed" / command.name.replace(" ", "-")
+        start(command, results, place)
+        ended = _faulty(command, place, work / "cache-0", 0, full)
+        if ended.code or not ended.clean:
+            raise RuntimeError(f"{command.name} does not work undisturbed: {ended.said[-2000:]}")
+        results[command.name] = place
+        found["operations"] += (operations := int(ended.answer))
+        for at in _spread(operations, points):
+            found[_tried(command, results, work, at, full)] += 1
+    return found
+
+
+def _tried(command: Command, results: dict[str, Path], work: Path, at: int, full: bool) -> str:
+    place, cache = work / "disturbed", work / "cache-1"
+    start(command, results, place)
+    shutil.rmtree(cache, ignore_errors=True)
+    what = f"{command.name} at operation {at}"
+    ended = _faulty(command, place, cache, at, full)
+    if full and not (ended.clean and ended.code in (0, 2)):
+        return f"failed: {what}: exit {ended.code}: {ended.said[-300:]!r}"
+    if full and ended.code == 2 and len(ended.said.strip().splitlines()) != 1:
+        return f"failed: {what}: more than one line: {ended.said[-300:]!r}"
+    if not full and ended.code != KILLED:
+        return f"failed: {what}: exit {ended.code} instead of a kill: {ended.said[-300:]!r}"
+    again = _faulty(command, place, cache, 0, full)
+    if again.code or not again.clean:
+        return f"failed: {what}: it does not resume: {again.said[-300:]!r}"
+    wanted, there = tree(results[command.name]), tree(place)
+    if wanted != there:
+        differ = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+        return f"failed: {what}: other bytes than undisturbed in {', '.join(differ[:5])}"
+    left = [file.name for file in cache.glob(".*")]
+    return f"failed: {what}: left in the cache: {left}" if left else "resumed"
+
+
+def _faulty(command: Command, place: Path, cache: Path, at: int, full: bool) -> Ended:
+    def work() -> int:
+        os.environ["GRADSHIELD_CACHE"] = str(cache)
+        faults = install(at, full)
+        try:
+            command.work()
+        except SystemExit as stop:
+            if stop.code:
+                raise
+        return faults.count
+
+    return apart(work, place)
+
+
+def _spread(operations: int, points: int | None) -> Iterable[int]:
+    if points is None or points >= operations:
+        return range(1, operations + 1)
+    return sorted({1 + round(n * (operations - 1) / (points - 1)) for n in range(points)})
