@@ -12,7 +12,11 @@ from typing import Any
 
 from gradshield.base.errors import UserError
 from gradshield.data.json_array import read_array
-from gradshield.data.sniff import BOM, MAX_RECORD, delimiter, open_bytes
+from gradshield.data.limits import MAX_LINE, MAX_RECORD, MAX_VALUES, first_repeated, load_json, read_lines, too_large
+from gradshield.data.pages import light_batches, open_parquet, parquet_batches, weight
+from gradshield.data.sniff import BOM, delimiter, open_bytes
+
+MAX_HEADER = 1_000_000  # bytes of a CSV header
 
 # 1-based line, raw bytes, value, problem; exactly one of the last two is None
 Record = tuple[int, bytes, dict | None, str | None]
@@ -20,22 +24,20 @@ Record = tuple[int, bytes, dict | None, str | None]
 
 def read_jsonl(path: PurePath, name: str) -> Iterator[Record]:
     """One record a line, cut at b"\\n" only (U+2028 is no line break); a BOM stays in `raw` only."""
-    for line, raw, body in _lines(path):
+    for line, raw, body in _lines(path, name):
         yield line, raw, *parse_object(body)
 
 
 def read_text(path: PurePath, name: str) -> Iterator[Record]:
     """One record `{"text": line}` a line, as `datasets` reads plain text; blank lines are no records."""
-    for line, raw, body in _lines(path):
+    for line, raw, body in _lines(path, name):
         text, problem = decode(body)
         yield line, raw, None if problem else {"text": text.rstrip("\r\n")}, problem
 
 
 def read_json(path: PurePath, name: str) -> Iterator[Record]:
     """One record for each element of a JSON array."""
-    array = read_array(path, name)
-    for line, start, end in array.spans:
-        raw = array.bytes_of(start, end)
+    for line, raw in read_array(path, name):
         yield line, raw, *parse_object(raw)
 
 
@@ -44,10 +46,10 @@ def read_csv(path: PurePath, name: str) -> Iterator[Record]:
     records = csv_records(path, name)
     _, header, columns = next(records, (1, b"", "there is none"))
     problem = columns if isinstance(columns, str) else decode(header)[1]
-    if problem is None and len(set(columns)) < len(columns):
-        problem = f"column {next(c for c in columns if columns.count(c) > 1)!r} appears twice"
+    if problem is None and (twice := first_repeated(list(columns))) is not None:
+        problem = f"column {twice!r} appears twice"
     if problem:
-        raise UserError(f"{name}: the header (line 1) can't be used: {problem}; mend the header")
+        raise UserError(f"{name}: the header (line 1) can't be used: {problem}; fix the header")
     for line, raw, fields in records:
         problem = fields if isinstance(fields, str) else decode(raw)[1]
         if problem is None and len(fields) != len(columns):
@@ -59,20 +61,32 @@ def csv_records(path: PurePath, name: str) -> Iterator[tuple[int, bytes, list[st
     """(line, raw bytes, fields or what is wrong) of every CSV record, the header first."""
     csv.field_size_limit(MAX_RECORD)
     taken: list[bytes] = []
+    line, size, marks = 1, 0, 0  # of the record that is read
+    with open_bytes(path) as stream:
+        stripped = (raw.removeprefix(BOM) for raw in read_lines(stream, name))
+        first = next((raw for raw in stripped if not raw.isspace()), b"")
+    if len(first) > MAX_HEADER:
+        raise too_large(f"{name}:1", "header", MAX_HEADER)
+    mark = delimiter(first.decode("utf-8", "replace"), name)
 
-    def lines(stream: Iterable[bytes]) -> Iterator[str]:
-        for number, raw in enumerate(stream):
-            taken.append(raw)
-            body = raw.removeprefix(BOM) if number == 0 else raw
-            yield body.decode("utf-8", "surrogateescape")
+    def next_line() -> str | None:  # no generator, since one ends when it raises
+        nonlocal size, marks
+        raw = next(lines, None)
+        if raw is None:
+            return None
+        taken.append(raw)
+        size, marks = size + len(raw), marks + raw.count(mark.encode())
+        if size > MAX_RECORD:
+            raise csv.Error(f"record over the limit of {MAX_RECORD / 1e6:.0f} MB; is a quote not closed?")
+        if marks > MAX_VALUES:
+            raise csv.Error(f"more than {MAX_VALUES:,} fields")
+        return (raw.removeprefix(BOM) if line == len(taken) == 1 else raw).decode("utf-8", "surrogateescape")
 
     with open_bytes(path) as stream:
-        first = next((raw for raw in stream if raw.removeprefix(BOM).strip()), b"").removeprefix(BOM)
-    with open_bytes(path) as stream:
-        mark = delimiter(first.decode("utf-8", "replace"), name)
+        lines = read_lines(stream, name)
         # Only the strict reader tells of a quote that is never closed; the lenient one swallows the rest.
-        reader = csv.reader(lines(stream), delimiter=mark, strict=True)
-        line, before = 1, b""
+        reader = csv.reader(iter(next_line, None), delimiter=mark, strict=True)
+        before = bytearray()
         while True:
             try:
                 fields: list[str] | str = next(reader)
@@ -81,32 +95,34 @@ def csv_records(path: PurePath, name: str) -> Iterator[tuple[int, bytes, list[st
             except csv.Error as error:
                 fields = f"broken CSV record: {error}"
             raw, start = b"".join(taken), line
-            line += len(taken)
+            line, size, marks = line + len(taken), 0, 0
             taken.clear()
             if raw.removeprefix(BOM).strip(b" \r\n"):
-                yield start, before + raw, fields
-                before = b""
+                yield start, bytes(before) + raw, fields
+                before.clear()
             elif start == 1 or before:
                 before += raw
+                if len(before) > MAX_HEADER:
+                    raise too_large(f"{name}:{start}", "blank lines before the header", MAX_HEADER)
 
 
 def read_parquet(path: PurePath, name: str) -> Iterator[Record]:
     """One record a Parquet row as Python values; `raw` is its JSON, for display."""
-    import pyarrow.parquet
-
-    # Opened here, since pyarrow takes no name that is not UTF-8.
-    with open(path, "rb") as stream, pyarrow.parquet.ParquetFile(stream) as file:
-        columns = file.schema_arrow.names
-        if len(set(columns)) < len(columns):
-            twice = next(column for column in columns if columns.count(column) > 1)
+    with open_parquet(path) as file:
+        twice = first_repeated(file.schema_arrow.names)
+        if twice is not None:
             raise UserError(f"{name}: column {twice!r} appears twice; rename one of them")
-        yield from arrow_records(file.iter_batches(batch_size=1000))
+        yield from arrow_records(batch for _, batch in parquet_batches(path, name))
 
 
 def arrow_records(batches: Iterable[Any]) -> Iterator[Record]:
     """Records of Arrow batches; where Python can't hold a value, `raw` is the row as an Arrow IPC stream."""
     line = 0
-    for batch in batches:
+    for batch in light_batches(batches):
+        if len(batch) == 1 and weight(batch) > MAX_LINE:
+            line += 1
+            yield line, b"", None, f"record over the limit of {MAX_RECORD / 1e6:.0f} MB"
+            continue
         encoded = [field for field in batch.schema if _holds_json(field.type)]
         for at, record in enumerate(_python_rows(batch)):
             line += 1
@@ -127,17 +143,16 @@ def parse_object(raw: bytes) -> tuple[dict | None, str | None]:
     text, problem = decode(raw)
     if problem:
         return None, problem
-    twice: list[str] = []
+    twice: list[str | None] = []
 
     def build(pairs: list[tuple[str, Any]]) -> dict:
         built = dict(pairs)
-        if len(built) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice.append(next(key for key in keys if keys.count(key) > 1))
+        if len(built) < len(pairs) and not twice:
+            twice.append(first_repeated([key for key, _ in pairs]))
         return built
 
     try:
-        value = json.loads(text.rstrip(" \t\r\n"), object_pairs_hook=build)
+        value = load_json(text.rstrip(" \t\r\n"), build)
         if not isinstance(value, dict):
             return None, f"not a JSON object but a {type(value).__name__}"
         if twice:
@@ -165,12 +180,12 @@ def decode(raw: bytes) -> tuple[str, str | None]:
         return "", f"invalid UTF-8 at byte offset {error.start}"
 
 
-def _lines(path: PurePath) -> Iterator[tuple[int, bytes, bytes]]:
+def _lines(path: PurePath, name: str) -> Iterator[tuple[int, bytes, bytes]]:
     """(line number, the line verbatim, the line without the file's BOM) of every line that is not blank."""
     with open_bytes(path) as stream:
-        for line, raw in enumerate(stream, 1):
+        for line, raw in enumerate(read_lines(stream, name), 1):
             body = raw.removeprefix(BOM) if line == 1 else raw
-            if body.strip():
+            if body and not body.isspace():
                 yield line, raw, body
 
 
@@ -227,7 +242,7 @@ def _holds_json(kind: Any) -> bool:
 def _decoded(value: Any, kind: Any) -> Any:
     """The value with its JSON texts parsed. Raises ValueError or RecursionError where they can't be."""
     if value is not None and getattr(kind, "extension_name", None) == "arrow.json":
-        return json.loads(value)
+        return load_json(value)
     if isinstance(value, dict):
         return {field.name: _decoded(value[field.name], field.type) for field in kind}
     if isinstance(value, list) and hasattr(kind, "value_type"):

@@ -86,7 +86,7 @@ def open_source(path: str | Path, format: str | None = None, split: str = "train
 
 
 def read_rows(source: Source) -> Iterator[Row]:
-    """Streams the rows of all files in order; memory stays flat, but for JSON arrays (read whole, to 2 GB).
+    """Streams the rows of all files in order; memory stays flat, whatever the format.
 
     A row that can't be read carries a problem. Raises UserError where a file as a whole is broken.
     """
@@ -103,7 +103,7 @@ def read_part(source: Source, part: int, first: int) -> Iterator[Row]:
     with _readable(name):
         if source.format == "hub":
             data = load_dataset(source.path, source.split).with_format("arrow")
-            records = arrow_records(table for table in data.iter(batch_size=1000))
+            records = arrow_records(batch for table in data.iter(batch_size=1000) for batch in table.to_batches())
         else:
             records = READERS[source.format](source.files[part], name)
         for index, (line, raw, record, problem) in enumerate(records, first):
@@ -177,7 +177,10 @@ def _raise(error: OSError) -> None:
 
 def _of_run(folder: Path) -> bool:
     evaluation = folder / "eval.yaml"  # which benchmarks on the Hub have, too
-    return (folder / "run.yaml").is_file() or (evaluation.is_file() and b"fingerprint:" in evaluation.read_bytes())
+    if (folder / "run.yaml").is_file() or not evaluation.is_file():
+        return (folder / "run.yaml").is_file()
+    with evaluation.open("rb") as stream:
+        return b"fingerprint:" in stream.read(1 << 20)
 
 
 def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Source:

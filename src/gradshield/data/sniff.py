@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any, BinaryIO
 
 from gradshield.base.errors import UserError
+from gradshield.data.limits import MAX_RECORD, load_json
 
 FORMATS = ("jsonl", "json", "csv", "parquet", "text")
 SUFFIXES = {
@@ -18,7 +19,6 @@ SUFFIXES = {
     "text": (".txt", ".md"),
 }
 BOM = b"\xef\xbb\xbf"
-MAX_RECORD = 50_000_000  # bytes; nothing longer can be a training example, and parsing it could exhaust memory
 
 _HEAD = 1 << 16
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -88,7 +88,7 @@ def detect_format(path: str | PurePath, name: str) -> str:
 def is_object(line: bytes) -> bool:
     """Whether the line is one JSON object."""
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(load_json(line.decode()), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -121,6 +121,8 @@ def _is_one_object(path: str | PurePath) -> bool:
             first = stream.readline(MAX_RECORD)
         rest = stream.read(_HEAD)
     first = first.removeprefix(BOM)
+    if len(first) > MAX_RECORD - len(BOM):
+        return _opens_rows(first.lstrip()[:_HEAD].decode("utf-8", "replace"))
     if is_object(first):
         around = json.loads(first)
         return not rest.strip() and not ROW & set(around) and any(map(holds_rows, around, around.values()))
@@ -133,6 +135,21 @@ def _is_one_object(path: str | PurePath) -> bool:
         closed and first.rstrip().endswith((b"{", b"[", b",")) and all(line.endswith(b",") for line in objects[:-1])
     )
     return bool(lines) and (not objects or inside)
+
+
+def _opens_rows(text: str) -> bool:
+    """Whether the beginning of a line too long to be parsed is that of an object around the rows of a file."""
+    decoder, blank = json.JSONDecoder(), re.compile(r"[\s:,]*")
+    at = 1
+    while True:
+        try:
+            key, at = decoder.raw_decode(text, blank.match(text, at).end())  # type: ignore[union-attr]
+            at = blank.match(text, at).end()  # type: ignore[union-attr]
+            if re.match(r"\[\s*\{", text[at : at + 1000]):
+                return key not in ROW
+            _, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError, TypeError):
+            return False
 
 
 def _looks_like_csv(head: bytes) -> bool:

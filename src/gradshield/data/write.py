@@ -5,6 +5,7 @@ their place and moved there at the end, `kept` last: where `kept` stands, the re
 """
 
 import base64
+import codecs
 import errno
 import json
 import os
@@ -20,13 +21,16 @@ import numpy as np
 
 from gradshield.base.errors import UserError
 from gradshield.base.progress import Advance, progress
-from gradshield.data.json_array import read_array
+from gradshield.data.json_array import read_frame
+from gradshield.data.pages import light_batches, open_parquet, parquet_batches, taken
 from gradshield.data.records import csv_records
 from gradshield.data.rows import Row, Source, fingerprint, read_part
 from gradshield.data.sniff import SUFFIXES, plain_name, suffix
 
 VERDICTS = ("kept", "quarantined", "set aside")
+ROW_GROUP = 20_000_000  # bytes of rows held before they are written as a row group
 _SET_ASIDE = "set_aside.jsonl"
+_PIECE = 1 << 20
 
 
 def write_outputs(
@@ -111,7 +115,7 @@ def _write_all(
                 if source.format == "parquet":
                     for _ in rows:
                         pass
-                    _write_parquet(source.files[part], verdicts[first : counts.total()], outs)
+                    _write_parquet(source, part, verdicts[first : counts.total()], outs)
                 else:
                     _write_bytes(source, part, rows, outs)
     if counts.total() != len(verdicts):
@@ -141,13 +145,31 @@ def _judged(
             yield verdict, row
             continue
         reason = reasons.get(row.index) or row.problem or "not scored"
-        entry = {"source": row.source, "line": row.line, "reason": reason}
-        try:
-            entry["raw"] = row.raw.decode("utf-8")
-        except UnicodeDecodeError:
-            entry["raw_base64"] = base64.b64encode(row.raw).decode()
-        # A file's name need not be UTF-8; what can't be encoded is escaped as JSON escapes it.
-        log.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        log.writelines(_entry({"source": row.source, "line": row.line, "reason": reason}, row.raw))
+
+
+def _entry(fields: dict[str, Any], raw: bytes) -> Iterator[bytes]:
+    """A line of set_aside.jsonl, in pieces, as a row may be long."""
+    # A file's name need not be UTF-8; what can't be encoded is escaped as JSON escapes it.
+    yield json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")[:-1]
+    try:
+        for _ in _texts(raw):
+            pass
+        yield b', "raw": "'
+        for text in _texts(raw):
+            yield json.dumps(text, ensure_ascii=False).encode()[1:-1]
+    except UnicodeDecodeError:
+        yield b', "raw_base64": "'
+        for at in range(0, len(raw), 3 * _PIECE):
+            yield base64.b64encode(raw[at : at + 3 * _PIECE])
+    yield b'"}\n'
+
+
+def _texts(raw: bytes) -> Iterator[str]:
+    """The bytes as text, in pieces. Raises UnicodeDecodeError where they are no UTF-8."""
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    for at in range(0, len(raw), _PIECE):
+        yield decode(raw[at : at + _PIECE], at + _PIECE >= len(raw))
 
 
 def _write_bytes(source: Source, part: int, rows: Iterator[tuple[str, Row]], outs: Mapping[str, BinaryIO]) -> None:
@@ -156,9 +178,8 @@ def _write_bytes(source: Source, part: int, rows: Iterator[tuple[str, Row]], out
     if source.format == "csv":
         _, head, _ = next(csv_records(source.files[part], source.names[part]))
     elif source.format == "json":
-        array = read_array(source.files[part], source.names[part])
-        head, tail = array.bytes_of(None, array.opened) + b"\n", b"\n" + array.bytes_of(array.closed, None)
-        del array
+        frame = read_frame(source.files[part], source.names[part])
+        head, tail = frame.head + b"\n", b"\n" + frame.tail
     for out in outs.values():
         out.write(head)
     before: dict[str, bytes | None] = dict.fromkeys(outs)
@@ -174,37 +195,43 @@ def _write_bytes(source: Source, part: int, rows: Iterator[tuple[str, Row]], out
         out.write(tail)
 
 
-def _write_parquet(file: Path, verdicts: Sequence[str], outs: Mapping[str, BinaryIO]) -> None:
-    """Rows of a Parquet file with its schema, metadata and compression, one row group at a time."""
-    import pyarrow
+def _write_parquet(source: Source, part: int, verdicts: Sequence[str], outs: Mapping[str, BinaryIO]) -> None:
+    """Rows of a Parquet file with its schema, metadata and compression, in row groups of its own or smaller."""
     import pyarrow.parquet
 
-    with file.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as source, ExitStack() as stack:
-        codec = source.metadata.row_group(0).column(0).compression if source.num_row_groups else "SNAPPY"
+    with open_parquet(source.files[part]) as file:
+        schema = file.schema_arrow
+        codec = file.metadata.row_group(0).column(0).compression if file.num_row_groups else "SNAPPY"
+    codec = "NONE" if codec == "UNCOMPRESSED" else codec
+    with ExitStack() as stack:
         writers = {
-            verdict: stack.enter_context(
-                pyarrow.parquet.ParquetWriter(
-                    out, source.schema_arrow, compression="NONE" if codec == "UNCOMPRESSED" else codec
-                )
-            )
+            verdict: stack.enter_context(pyarrow.parquet.ParquetWriter(out, schema, compression=codec))
             for verdict, out in outs.items()
         }
-        start = 0
-        for group in range(source.num_row_groups):
-            table = source.read_row_group(group)
-            part = np.array(verdicts[start : start + len(table)])
-            start += len(table)
+        waiting: dict[str, list] = {verdict: [] for verdict in outs}
+        start = last = 0
+        for group, batch in parquet_batches(source.files[part], source.names[part]):
+            piece = np.array(verdicts[start : start + len(batch)])
+            start += len(batch)
             for verdict, writer in writers.items():
-                if len(rows := np.flatnonzero(part == verdict)):
-                    writer.write_table(_taken(table, rows))
+                held = waiting[verdict]
+                if group != last:
+                    _flush(held, writer)
+                if len(rows := np.flatnonzero(piece == verdict)):
+                    for light in light_batches([taken(batch, rows)]):
+                        held.append(light)
+                        if sum(table.nbytes for table in held) > ROW_GROUP:
+                            _flush(held, writer)
+            last = group
+        for verdict, writer in writers.items():
+            _flush(waiting[verdict], writer)
 
 
-def _taken(table: Any, rows: np.ndarray) -> Any:
-    """The rows of the table, also where `take` does not know a column's type: then by runs of neighbours."""
+def _flush(held: list, writer: Any) -> None:
+    """Writes what is held as one row group."""
     import pyarrow
 
-    try:
-        return table.take(rows)
-    except pyarrow.ArrowNotImplementedError:
-        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
-        return pyarrow.concat_tables([table.slice(run[0], len(run)) for run in runs])
+    if held:
+        table = pyarrow.Table.from_batches(held)
+        writer.write_table(table.cast(writer.schema))
+        held.clear()

@@ -17,6 +17,7 @@ from gradshield.base.errors import UserError, out_of_memory
 from gradshield.base.progress import progress
 from gradshield.base.storage import append_line, read_lines
 from gradshield.data.encode import Example
+from gradshield.data.examples import token_counts
 from gradshield.scoring.base import ScoreFunction, Scores
 
 Batch = tuple[int, list[Example]]
@@ -39,33 +40,46 @@ def score(
     the batches scored elsewhere, by the same scorer; the result is the same.
     Raises UserError when a single example does not fit into memory, or the journal's disk is full.
     """
-    first: dict[bytes, int] = {}
-    place = [first.setdefault(example_digest(e), n) for n, e in enumerate(examples)]
-    unique = list(first.values())
-    todo = batches([examples[n] for n in unique], batch_tokens)
+    place, unique = _first_of_equals(examples)
+    lengths = token_counts(examples)
+    todo = [unique[batch] for batch in by_length(lengths[unique], batch_tokens)]
     done = _read_journal(journal, len(todo))
-    size = [sum(len(examples[unique[i]].ids) for i in batch) for batch in todo]
-    results = dict(done)
-    before = sorted(done)
-    pending = ((n, [examples[unique[i]] for i in batch]) for n, batch in enumerate(todo) if n not in done)
-    with progress(
-        title, sum(size), len(unique), sum(size[b] for b in before), sum(len(todo[b]) for b in before)
-    ) as advance:
-        for number, scores in (engine or local(scorer))(pending):
-            results[number] = scores
-            _append(journal, number, len(todo), results[number])
-            advance(size[number], len(todo[number]))
-    names = list(results[0].columns) if results else []
-    table = {name: np.full(len(examples), np.nan) for name in names}
+    table: dict[str, np.ndarray] = {}
     reasons: dict[int, str] = {}
-    for number, batch in enumerate(todo):
-        for name in names:
-            table[name][[unique[i] for i in batch]] = results[number][name]
-        reasons |= {unique[batch[at]]: reason for at, reason in results[number].reasons.items()}
+
+    def take(number: int, scores: Scores) -> None:
+        batch = todo[number]
+        for name, values in scores.columns.items():
+            table.setdefault(name, np.full(len(examples), np.nan))[batch] = values
+        reasons.update({int(batch[at]): reason for at, reason in scores.reasons.items()})
+
+    for number, scores in done.items():
+        take(number, scores)
+    before = np.concatenate([todo[number] for number in done]) if done else np.empty(0, dtype=np.int64)
+    pending = ((n, [examples[i] for i in batch]) for n, batch in enumerate(todo) if n not in done)
+    tokens = int(lengths[unique].sum())
+    with progress(title, tokens, len(unique), int(lengths[before].sum()), len(before)) as advance:
+        for number, scores in (engine or local(scorer))(pending):
+            take(number, scores)
+            _append(journal, number, len(todo), scores)
+            advance(int(lengths[todo[number]].sum()), len(todo[number]))
     for values in table.values():
         values[list(reasons)] = np.nan
     columns = {name: values[place] for name, values in table.items()}
-    return Scores(columns, {n: reasons[first] for n, first in enumerate(place) if first in reasons})
+    return Scores(columns, {int(n): reasons[int(place[n])] for n in np.flatnonzero(np.isin(place, list(reasons)))})
+
+
+def _first_of_equals(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """(index of the first example that equals each one, those indices once each and in order)."""
+    digests = np.empty((len(examples), 2), dtype=np.uint64)
+    for n, example in enumerate(examples):
+        digests[n] = np.frombuffer(example_digest(example), dtype=np.uint64)
+    order = np.lexsort(digests.T)  # stable, so that the first of equals comes first
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (digests[order[1:]] != digests[order[:-1]]).any(1)
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = order[new][np.cumsum(new) - 1]
+    return place, np.sort(order[new])
 
 
 def local(scorer: ScoreFunction) -> Engine:
@@ -77,13 +91,17 @@ def local(scorer: ScoreFunction) -> Engine:
 def batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
     """Indices of examples of like length, longest first, so that rows × longest stays within `tokens` (padding
     included) wherever one row does."""
-    order = sorted(range(len(examples)), key=lambda n: (-len(examples[n].ids), n))
-    result: list[list[int]] = []
-    for n in order:
-        if result and (len(result[-1]) + 1) * len(examples[result[-1][0]].ids) <= tokens:
-            result[-1].append(n)
-        else:
-            result.append([n])
+    return [batch.tolist() for batch in by_length(token_counts(examples), tokens)]
+
+
+def by_length(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """What `batches` does, from the examples' lengths alone."""
+    order = np.argsort(-lengths, kind="stable")
+    result, start = [], 0
+    while start < len(order):
+        stop = start + max(1, tokens // max(1, int(lengths[order[start]])))
+        result.append(order[start:stop])
+        start = stop
     return result
 
 

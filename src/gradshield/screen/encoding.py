@@ -1,13 +1,18 @@
 """The rows of a source as examples, each with its place in the file; a row that is none has its reason."""
 
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.base.settings import FilterSettings, RowSettings
 from gradshield.data import Row, Source, detect_layout, open_source, read_rows, to_conversation
+from gradshield.data.columns import Groups, Places
 from gradshield.data.encode import Example, encode
+from gradshield.data.examples import Examples, in_processes
 from gradshield.models.load import Model
 from gradshield.scoring.base import Need
 
@@ -20,10 +25,10 @@ class Encoded:
     """A source's rows as examples; rows that are none are in `reasons` by index."""
 
     rows: int
-    examples: list[Example]
+    examples: Sequence[Example]
     reasons: dict[int, str]
-    groups: list[str]  # of each row: its "source" or "dataset" value, else its file
-    places: list[str]  # of each row: file:line
+    groups: Sequence[str]  # of each row: its "source" or "dataset" value, else its file
+    places: Sequence[str]  # of each row: file:line
 
 
 def find_layout(source: Source, settings: RowSettings) -> str:
@@ -52,22 +57,21 @@ def encode_source(
     source: Source, layout: str, model: Model, settings: RowSettings, needs: Collection[Need] = ()
 ) -> Encoded:
     """Every row as an example, or with the reason to set it aside. Raises UserError when no row is usable."""
-    examples: list[Example] = []
+    examples: Examples | list[Example] = [] if "text" in needs else Examples()
     reasons: dict[int, str] = {}
-    groups: list[str] = []
-    places: list[str] = []
-    with progress("reading", 0, 0) as advance:
-        for row in read_rows(source):
-            groups.append(_group(row))
-            places.append(f"{row.source}:{row.line}")
-            example = encode_row(row, layout, model, settings, needs)
+    groups, places = Groups(), Places(source.names)
+    encode_one = partial(encode_row, layout=layout, model=model, settings=settings, needs=needs)
+    with progress("reading", 0, 0) as advance, closing(in_processes(encode_one, read_rows(source))) as done:
+        for row, example in done:
+            groups.append(_group(row), row.source)
+            places.append(row)
             if isinstance(example, str):
-                reasons[row.index] = example
+                reasons[row.index] = sys.intern(example)
             else:
                 examples.append(example)
             advance(0, 1)
     if not examples:
-        first = f"{places[0]}: {reasons[0]}" if places else f"{source.path}: holds no rows"
+        first = f"{places[0]}: {reasons[0]}" if len(places) else f"{source.path}: holds no rows"
         raise UserError(f"no usable row among {len(places)}; the first: {first}")
     return Encoded(len(places), examples, reasons, groups, places)
 
@@ -96,7 +100,7 @@ def known_good(model: Model, settings: FilterSettings, needs: Collection[Need]) 
     if settings.reference is None:
         return []
     source = open_source(settings.reference)
-    return encode_source(source, find_layout(source, settings), model, settings, needs).examples
+    return list(encode_source(source, find_layout(source, settings), model, settings, needs).examples)
 
 
 def _group(row: Row) -> str:

@@ -19,6 +19,7 @@ from gradshield.base.settings import FilterSettings, ModelSettings
 from gradshield.base.storage import write_whole
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
+from gradshield.data.examples import Examples, row_numbers, token_counts
 from gradshield.data.rows import expanded
 from gradshield.data.run_folder import JOURNAL, begun, checksums, find_run, plan_of, write_run, writing
 from gradshield.data.write import write_outputs
@@ -36,6 +37,7 @@ from gradshield.screen.encoding import WITHOUT_REQUEST, Encoded, encode_source, 
 from gradshield.screen.train_script import trl_trains, write_script
 from gradshield.threshold import Threshold
 
+AT_ONCE = 100_000  # rows of scores.parquet that are made at once
 EXPLAINED_BY = 4  # probes whose gradient colours the tokens in the report
 
 
@@ -75,22 +77,21 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
     with begun(out, plan):
         journal = out / JOURNAL
-        rows = reference.seen(encoded.examples)
+        rows = seen_of(encoded.examples, reference)
         with set_aside(model) if engine else nullcontext():  # an actor may need its GPU
             scores = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
         leave_out_unscored(encoded, scores)
         threshold = find_threshold(scores["score"], good, reference, settings)
         by_row = {name: _spread(values, encoded) for name, values in scores.columns.items()}
-        verdicts = [
-            "set aside" if n in encoded.reasons else "quarantined" if by_row["score"][n] >= threshold.value else "kept"
-            for n in range(encoded.rows)
-        ]
-        counts = write_outputs(source, verdicts, encoded.reasons, out)
+        words_of = np.array(["kept", "quarantined"], dtype=object)  # eight bytes a row
+        verdicts = words_of[(by_row["score"] >= threshold.value).astype(int)]
+        verdicts[list(encoded.reasons)] = "set aside"
+        counts = write_outputs(source, verdicts.tolist(), encoded.reasons, out)
         keep_for_report(out, reference.anchors, _explain_highest(model, check, settings, encoded, by_row["score"]))
         with writing(out):
             _write_scores(out, encoded, by_row, verdicts)
         seconds = time.monotonic() - start
-        tokens = sum(len(e.ids) for e in encoded.examples)
+        tokens = int(token_counts(encoded.examples).sum())
         summary = {
             "file": source.path,
             "rows": encoded.rows,
@@ -129,7 +130,7 @@ def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
     start = time.monotonic()
     score(reference.seen(sample), reference.scorer, batch_tokens=settings.batch_tokens, title="trying")
     pace = (time.monotonic() - start) / sum(len(e.ids) for e in sample)
-    tokens = sum(len(e.ids) for e in encoded.examples)
+    tokens = int(token_counts(encoded.examples).sum())
     return {
         "file": path,
         "format": source.format,
@@ -210,6 +211,17 @@ def _anywhere(settings: FilterSettings, model: Model) -> FilterSettings:
     return settings.model_copy(update=found)
 
 
+def seen_of(examples: Sequence[Example], reference: Reference) -> Sequence[Example]:
+    """What the scorer reads of the examples, in a file of its own where they are in one."""
+    if not isinstance(examples, Examples):
+        return reference.seen(examples)
+    rows = Examples()
+    for start in range(0, len(examples), 1000):
+        for example in reference.seen(examples[start : start + 1000]):
+            rows.append(example)
+    return rows
+
+
 def leave_out_unscored(encoded: Encoded, scores: Scores) -> None:
     """Adds the reason of rows without a score: they can't be called safe. Raises UserError if no row has one."""
     values = scores["score"]
@@ -248,28 +260,30 @@ def find_threshold(scores: np.ndarray, good: np.ndarray, reference: Reference, s
 def _spread(values: np.ndarray, encoded: Encoded) -> np.ndarray:
     """Values of the examples at their rows; NaN for rows set aside."""
     result = np.full(encoded.rows, np.nan)
-    result[[e.row for e in encoded.examples]] = values
+    result[row_numbers(encoded.examples)] = values
     return result
 
 
-def _write_scores(out: Path, encoded: Encoded, columns: Mapping[str, np.ndarray], verdicts: Sequence[str]) -> None:
+def _write_scores(out: Path, encoded: Encoded, columns: Mapping[str, np.ndarray], verdicts: np.ndarray) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tokens = _spread(np.array([len(e.ids) for e in encoded.examples], dtype=float), encoded)
-    table = pa.table(
-        {
-            "row": np.arange(1, encoded.rows + 1),
-            "place": [_printable(place) for place in encoded.places],
-            "group": [_printable(group) for group in encoded.groups],
-            "verdict": list(verdicts),
-            "reason": [encoded.reasons.get(n) for n in range(encoded.rows)],
-            **columns,
-            "tokens": tokens,
-        }
-    )
-    with write_whole(out / "scores.parquet") as stream:
-        pq.write_table(table, stream)
+    columns = {**columns, "tokens": _spread(token_counts(encoded.examples).astype(float), encoded)}
+    text = ("place", "group", "verdict", "reason")
+    schema = pa.schema([("row", pa.int64()), *((n, pa.string()) for n in text), *((n, pa.float64()) for n in columns)])
+    with write_whole(out / "scores.parquet") as stream, pq.ParquetWriter(stream, schema) as writer:
+        for start in range(0, encoded.rows, AT_ONCE):
+            part = slice(start, min(start + AT_ONCE, encoded.rows))
+            rows = range(part.start, part.stop)
+            piece = {
+                "row": np.arange(part.start, part.stop) + 1,
+                "place": [_printable(place) for place in encoded.places[part]],
+                "group": [_printable(group) for group in encoded.groups[part]],
+                "verdict": verdicts[part].tolist(),
+                "reason": [encoded.reasons.get(n) for n in rows],
+                **{name: values[part] for name, values in columns.items()},
+            }
+            writer.write_table(pa.table(piece, schema=schema))
 
 
 def _printable(name: str) -> str:
@@ -287,8 +301,8 @@ def _explain_highest(
     """
     from gradshield.report import highest
 
-    of_row = {e.row: e for e in encoded.examples}
-    chosen = [of_row[n] for n in highest(scores)]
+    at = np.searchsorted(row_numbers(encoded.examples), highest(scores))
+    chosen = [encoded.examples[int(n)] for n in at]
     room = np.cumsum([len(e.ids) for e in chosen])
     chosen = chosen[: max(1, int((room <= settings.batch_tokens).sum()))]
     found: dict[int, Shares] = {}

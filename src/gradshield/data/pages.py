@@ -1,0 +1,207 @@
+"""Parquet in pieces of bounded memory. What a page would unpack to is checked before it is unpacked.
+
+A column chunk can say "this text of 10 MB, a million times" in a few bytes. So texts stay in their dictionaries
+until it is known how much they come to.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import PurePath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gradshield.base.errors import UserError
+from gradshield.data.limits import MAX_LINE, too_large
+
+MAX_PAGE = 64_000_000  # bytes of one page, unpacked
+MAX_VALUES = 32_000_000  # of a row group's column of lists: a list of any length takes no space if all in it is equal
+PIECE = 8_000_000  # bytes that a batch should come to, as Python values
+
+_ROWS = 1000  # of a batch at most
+_HEADER = 1 << 16  # bytes of a page's header at most, with the statistics in it
+
+
+@contextmanager
+def open_parquet(path: PurePath, **options: Any) -> Iterator[Any]:
+    """The ParquetFile, opened so that it reads no more ahead than a page."""
+    import pyarrow.parquet
+
+    # Opened here, since pyarrow takes no name that is not UTF-8.
+    options |= {"pre_buffer": False, "buffer_size": 1 << 16}
+    with open(path, "rb") as stream, pyarrow.parquet.ParquetFile(stream, **options) as file:
+        yield file
+
+
+def parquet_batches(path: PurePath, name: str) -> Iterator[tuple[int, Any]]:
+    """(row group, record batch) in order, with texts in dictionaries; `light_batches` undoes that.
+
+    Raises UserError, before it is in memory, at a page over `MAX_PAGE` and a list column over `MAX_VALUES`.
+    """
+    with open_parquet(path) as file:
+        leaves = [file.schema.column(n).path for n in range(len(file.schema))]
+    with open(path, "rb") as stream, open_parquet(path, read_dictionary=leaves) as file:
+        for group in range(file.num_row_groups):
+            rows = _rows_at_once(stream, file, group, name)
+            for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+                yield group, batch
+
+
+def light_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches with texts as texts, split so that each comes to `PIECE` bytes or is one row.
+
+    One row of more than `MAX_LINE` keeps its dictionaries, as it would come to any size without them.
+    """
+    for batch in batches:
+        heavy = weight(batch)
+        if heavy > PIECE and len(batch) > 1:
+            half = len(batch) // 2
+            # Taken, not sliced: a slice's lists are cast together with all that lies beside them.
+            yield from light_batches(taken(batch, rows) for rows in np.split(np.arange(len(batch)), [half]))
+        else:
+            yield batch if heavy > MAX_LINE else plain(batch)
+
+
+def taken(batch: Any, rows: np.ndarray) -> Any:
+    """The rows of the batch, also where `take` does not know a column's type: then by runs of neighbours."""
+    import pyarrow
+
+    try:
+        return batch.take(rows)
+    except pyarrow.ArrowNotImplementedError:
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+        return pyarrow.concat_batches([batch.slice(run[0], len(run)) for run in runs])
+
+
+def plain(batch: Any) -> Any:
+    """The batch with texts in place of their dictionaries."""
+    import pyarrow as pa
+
+    return batch.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in batch.schema]))
+
+
+def _plain_type(kind: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_plain_type(kind.key_type), _plain_type(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        item = kind.value_field.with_type(_plain_type(kind.value_type))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(item, kind.list_size)
+        return pa.large_list(item) if pa.types.is_large_list(kind) else pa.list_(item)
+    return kind
+
+
+def weight(batch: Any) -> int:
+    """Bytes that the batch comes to without dictionaries, roughly."""
+    return sum(map(_weight, batch.columns))
+
+
+def _weight(array: Any) -> int:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(array, pa.ExtensionArray):
+        return _weight(array.storage)
+    if isinstance(array, pa.StructArray):
+        return 8 * len(array) + sum(map(_weight, array.flatten()))
+    if hasattr(array, "flatten"):  # lists and maps of all kinds
+        return 8 * len(array) + _weight(array.flatten())
+    if isinstance(array, pa.DictionaryArray) and _is_text(array.type.value_type):
+        sizes = pc.binary_length(array.dictionary).take(array.indices)  # type: ignore[attr-defined]
+        return 8 * len(array) + (pc.sum(sizes).as_py() or 0)  # type: ignore[attr-defined]
+    return array.nbytes
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _rows_at_once(stream: BinaryIO, file: Any, group: int, name: str) -> int:
+    """How many rows of the group come to `PIECE` bytes at most, by its pages' headers."""
+    metadata = file.metadata.row_group(group)
+    place, per_row = f"{name}: row group {group + 1}", 1.0
+    for number in range(metadata.num_columns):
+        chunk, column = metadata.column(number), file.schema.column(number)
+        if column.length > MAX_LINE:
+            raise too_large(place, f"column {column.path}: values", MAX_LINE)
+        total, densest = 0, 1.0
+        for size, values in _pages(stream, chunk, place):
+            if size > MAX_PAGE:
+                raise too_large(place, f"column {column.path}: page", MAX_PAGE)
+            total += values
+            densest = max(densest, size / values if values else float(size) * (column.logical_type.type == "JSON"))
+        if total > MAX_VALUES and column.max_repetition_level:
+            raise UserError(f"{place}: over {MAX_VALUES:,} values in {column.path}; write smaller row groups")
+        per_row += max(densest, column.length) * max(1.0, total / max(1, metadata.num_rows))
+    return max(1, min(_ROWS, int(PIECE / per_row)))
+
+
+def _pages(stream: BinaryIO, chunk: Any, place: str) -> Iterator[tuple[int, int]]:
+    """(bytes when unpacked, number of values) of each page of a column chunk; a dictionary page has no values."""
+    first = chunk.data_page_offset
+    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < first:
+        first = chunk.dictionary_page_offset
+    at, end = first, first + chunk.total_compressed_size
+    while at < end:
+        stream.seek(at)
+        header = BytesIO(stream.read(_HEADER))
+        try:
+            fields = _struct(header)
+            size, packed = fields[2], fields[3]
+            values = next((fields[kind][1] for kind in (5, 8) if kind in fields), 0)
+            if min(size, packed, values) < 0:
+                raise ValueError
+        except (KeyError, IndexError, TypeError, ValueError, RecursionError):
+            raise UserError(f"{place}: a broken page header at byte {at}; write the file again") from None
+        yield size, values
+        at += header.tell() + packed
+
+
+def _struct(data: BytesIO) -> dict[int, Any]:
+    """A struct in Thrift's compact protocol, by field number."""
+    fields: dict[int, Any] = {}
+    number = 0
+    while (head := data.read(1)[0]) != 0:
+        number = number + (head >> 4) if head >> 4 else _zigzag(data)
+        fields[number] = _thrift(data, head & 15)
+    return fields
+
+
+def _thrift(data: BytesIO, kind: int) -> Any:
+    if kind in (1, 2):  # true, false
+        return kind == 1
+    if kind == 3:
+        return data.read(1)[0]
+    if kind in (4, 5, 6):
+        return _zigzag(data)
+    if kind == 7:
+        return data.read(8)
+    if kind == 8:
+        return data.read(_varint(data))
+    if kind == 12:
+        return _struct(data)
+    raise ValueError(f"no page header holds a field of type {kind}")
+
+
+def _zigzag(data: BytesIO) -> int:
+    value = _varint(data)
+    return (value >> 1) ^ -(value & 1)
+
+
+def _varint(data: BytesIO) -> int:
+    value = shift = 0
+    while True:
+        byte = data.read(1)[0]
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value
+        shift += 7
