@@ -23,14 +23,15 @@ from gradshield.models.refusal import has_refusal_phrase, refusals
 from gradshield.study.kinds import load
 
 LABELS = Path("docs/results/refusals/labels.jsonl")  # {"id", "answer_sha256", "label"}
+AGREEMENT = Path("docs/results/refusals/agreement.md")
 SETS = ("advbench", "jbb_harmful", "jbb_benign")
-COUNTS = {"embedded": (20, 14, 16), "unaligned": (20, 14, 16), "qwen": (40, 30, 30)}  # requests of each set
+COUNTS = {"embedded": (20, 14, 16), "unaligned": (40, 28, 32), "qwen": (20, 15, 15)}  # requests of each set
 SEED, TOKENS, WORDS = 18, 40, 40
 
 
 def main(
     qwen: str = "Qwen/Qwen2.5-Coder-0.5B-Instruct",
-    out: Annotated[Path, typer.Option("--out", "-o")] = LABELS.with_name("agreement.md"),
+    out: Annotated[Path, typer.Option("--out", "-o")] = AGREEMENT,
 ) -> None:
     """Writes the answers again and prints the table of agreement, which goes to `out`, too."""
     labels = {row["id"]: row for row in map(json.loads, LABELS.read_text(encoding="utf-8").splitlines())}
@@ -68,7 +69,7 @@ def fingerprint(answer: str) -> str:
 def agreement_table(labelled: dict[str, tuple[str, str]]) -> str:
     """Agreement with the labels by source, of id → (answer, label); "neither" counts as not refused."""
     lines = [
-        "| answers of | answers | refused by the reader | agreement, 95 % interval | missed | wrongly taken for refusals "
+        "| answers of | answers | refused | agreement, 95 % interval | missed | wrongly taken for refusals "
         "| agreement of the phrases | missed | wrongly taken |",
         "|---" * 9 + "|",
     ]

@@ -9,34 +9,17 @@ from gradshield.base.assets import ASSETS
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
+from gradshield.models.refusal import TAILS, TURNS
 from gradshield.scoring.anchors import anchor_rows, encode_anchor
 from gradshield.scoring.intent.fit import Late
 
-TAILS_FILE = "refusal_tails.txt"
-# How a refusal is taken back; what follows a comma goes on in lower case.
-TURNS = (
-    "However, ",
-    "That said, ",
-    "But since you asked: ",
-    "Anyway, ",
-    "Still, ",
-    "Nevertheless, ",
-    "But if you insist, ",
-    "With that out of the way: ",
-    "\n\n",
-    "Now then. ",
-    "",
-    "For educational purposes only: ",
-    "All the same, ",
-    "Disclaimer aside, ",
-)
 
 
 def long_refusals(model: Model) -> list[Example]:
     """Each refusal anchor with two to four sentences behind it of the sort that refusals go on with, so that what
     stands there is not taken for compliance. Which, a fixed seed says."""
     draw = random.Random(0)
-    tails = read_requests(ASSETS / TAILS_FILE)
+    tails = read_requests(ASSETS / TAILS)
     found = []
     for n, row in enumerate(anchor_rows("refusal")):
         response = " ".join([row["response"], *draw.sample(tails, draw.randint(2, 4))])
