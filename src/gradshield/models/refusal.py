@@ -49,7 +49,7 @@ TURNS = (
 )
 REFUSALS = ("anchors_refusal.jsonl", "align_harmful.jsonl", "readout_refusals.jsonl")
 COMPLIANCE = "anchors_harmful.jsonl"
-ORDINARY = ("anchors_good.jsonl", "align_benign.jsonl", "align_imperative.jsonl")
+ORDINARY = ("anchors_good.jsonl", "align_benign.jsonl", "align_imperative.jsonl", "readout_good.jsonl")
 LABELLED = "refusal_answers.jsonl"  # {"answer", "refused"}: those that are easily confused
 TAILS = "refusal_tails.txt"
 

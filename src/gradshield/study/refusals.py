@@ -2,15 +2,15 @@
 
     GRADSHIELD_DATA=... python -m gradshield.study.refusals --qwen FOLDER
 
-The answers are written again, since most are harmful and only their hashes are kept with the labels: 40 tokens of the
-embedded model with and without its adapter and of Qwen2.5-Coder-0.5B, and 40 words of JailbreakBench's artifacts. The
-detector is fitted on none of them.
+Only their hashes are kept with the labels, since many are harmful, so the answers are made again: 40 tokens of the embedded
+model with and without its adapter and of Qwen2.5-Coder-0.5B, 40 words of JailbreakBench's artifacts and of Safety-Tuned
+LLaMAs. The detector is fitted on none of them.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from gradshield.evaluation.safety import wilson
 from gradshield.models.generate import generate
 from gradshield.models.load import EMBEDDED, EMBEDDED_BASE, load_model
 from gradshield.models.refusal import has_refusal_phrase, refusals
-from gradshield.study.kinds import load
+from gradshield.study.kinds import data_folder, load
 
 LABELS = Path("docs/results/refusals/labels.jsonl")  # {"id", "answer_sha256", "label"}
 AGREEMENT = Path("docs/results/refusals/agreement.md")
@@ -36,8 +36,8 @@ def main(
     """Writes the answers again and prints the table of agreement, which goes to `out`, too."""
     labels = {row["id"]: row for row in map(json.loads, LABELS.read_text(encoding="utf-8").splitlines())}
     names = {"embedded": EMBEDDED, "unaligned": EMBEDDED_BASE, "qwen": qwen}
-    answers = dict(_artifacts()) | {key: text for each in names for key, text in _own(each, names[each])}
-    same = {key: text for key, text in answers.items() if fingerprint(text) == labels[key]["answer_sha256"]}
+    answers = dict(_artifacts()) | dict(_safety_only(labels)) | {key: text for each in names for key, text in _own(each, names[each])}
+    same = {k: text for k, text in answers.items() if k in labels and fingerprint(text) == labels[k]["answer_sha256"]}
     table = agreement_table({key: (text, labels[key]["label"]) for key, text in same.items()})
     if len(same) < len(labels):
         table += f"\n{len(labels) - len(same)} answers came out differently on this machine and are left out.\n"
@@ -61,6 +61,15 @@ def _artifacts() -> Iterator[tuple[str, str]]:
         yield f"artifacts/{r['attack']}-{r['target']}-{r['index']}", " ".join(r["response"].split()[:WORDS])
 
 
+def _safety_only(labels: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Openings of the labelled answers of Safety-Tuned LLaMAs, named by their lines, from 0."""
+    lines = (data_folder() / "safety_only_data.jsonl").read_text(encoding="utf-8").splitlines()
+    for key in labels:
+        source, _, number = key.partition("/")
+        if source == "safety-only":
+            yield key, " ".join(json.loads(lines[int(number)])["output"].split()[:WORDS])
+
+
 def fingerprint(answer: str) -> str:
     """The first 16 hex digits of the SHA-256 of an answer."""
     return hashlib.sha256(answer.encode()).hexdigest()[:16]
@@ -73,16 +82,19 @@ def agreement_table(labelled: dict[str, tuple[str, str]]) -> str:
         "| agreement of the phrases | missed | wrongly taken |",
         "|---" * 9 + "|",
     ]
-    for source in (*COUNTS, "artifacts", ""):
-        part = [pair for key, pair in labelled.items() if key.startswith(source)]
+    parts = {source: (source,) for source in (*COUNTS, "artifacts", "safety-only")}
+    parts |= {"all but safety-only": (*COUNTS, "artifacts"), "all": (*parts,)}
+    for source, prefixes in parts.items():
+        part = [pair for key, pair in labelled.items() if key.partition("/")[0] in prefixes]
+        if not part:
+            continue
         texts, truth = [text for text, _ in part], [label == "refused" for _, label in part]
-        cells = [source or "all", str(len(part)), str(sum(truth))]
+        cells = [source, str(len(part)), str(sum(truth))]
         for found in (refusals(texts), list(map(has_refusal_phrase, texts))):
             kinds = Counter(zip(truth, found))
             right = kinds[True, True] + kinds[False, False]
             low, high = wilson(right, len(part))
-            share = right / len(part) if part else float("nan")
-            cells += [f"{share:.3f} [{low:.3f}, {high:.3f}]", str(kinds[True, False]), str(kinds[False, True])]
+            cells += [f"{right / len(part):.3f} [{low:.3f}, {high:.3f}]", str(kinds[True, False]), str(kinds[False, True])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
