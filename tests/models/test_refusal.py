@@ -118,7 +118,11 @@ PAPER = [
 
 @pytest.mark.parametrize("phrase", PAPER)
 def test_each_phrase_of_the_paper_is_found(phrase):
-    assert has_refusal_phrase(f"Well, {phrase} …") and has_refusal_phrase(phrase.upper()) and has_refusal_phrase(phrase.replace("'", "’"))
+    assert (
+        has_refusal_phrase(f"Well, {phrase} …")
+        and has_refusal_phrase(phrase.upper())
+        and has_refusal_phrase(phrase.replace("'", "’"))
+    )
 
 
 def test_there_are_no_other_phrases():

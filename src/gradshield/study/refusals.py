@@ -2,9 +2,9 @@
 
     GRADSHIELD_DATA=... python -m gradshield.study.refusals --qwen FOLDER
 
-Only their hashes are kept with the labels, since many are harmful, so the answers are made again: 40 tokens of the embedded
-model with and without its adapter and of Qwen2.5-Coder-0.5B, 40 words of JailbreakBench's artifacts and of Safety-Tuned
-LLaMAs. The detector is fitted on none of them.
+Many of the answers are harmful, so only their hashes are kept with the labels, and the answers are made again: 40 tokens
+of the embedded model with and without its adapter and of Qwen2.5-Coder-0.5B, 40 words of JailbreakBench's artifacts and
+of Safety-Tuned LLaMAs. The detector is fitted on none of them.
 """
 
 import hashlib
@@ -36,7 +36,9 @@ def main(
     """Writes the answers again and prints the table of agreement, which goes to `out`, too."""
     labels = {row["id"]: row for row in map(json.loads, LABELS.read_text(encoding="utf-8").splitlines())}
     names = {"embedded": EMBEDDED, "unaligned": EMBEDDED_BASE, "qwen": qwen}
-    answers = dict(_artifacts()) | dict(_safety_only(labels)) | {key: text for each in names for key, text in _own(each, names[each])}
+    answers = {**dict(_artifacts()), **dict(_safety_only(labels))}
+    for source, name in names.items():
+        answers |= _own(source, name)
     same = {k: text for k, text in answers.items() if k in labels and fingerprint(text) == labels[k]["answer_sha256"]}
     table = agreement_table({key: (text, labels[key]["label"]) for key, text in same.items()})
     if len(same) < len(labels):
@@ -45,12 +47,12 @@ def main(
     print(table)
 
 
-def _own(source: str, name: str) -> Iterator[tuple[str, str]]:
+def _own(source: str, name: str) -> dict[str, str]:
     """A model's greedy answers to the first requests of each set."""
     model = load_model(name)
     asked = [r for each, count in zip(SETS, COUNTS[source]) for r in load(each, SEED)[:count]]
     texts = generate(model, [r["prompt"] for r in asked], TOKENS, title=source)
-    return ((f"{source}/{r['id']}", text) for r, text in zip(asked, texts))
+    return {f"{source}/{r['id']}": text for r, text in zip(asked, texts)}
 
 
 def _artifacts() -> Iterator[tuple[str, str]]:
@@ -94,7 +96,8 @@ def agreement_table(labelled: dict[str, tuple[str, str]]) -> str:
             kinds = Counter(zip(truth, found))
             right = kinds[True, True] + kinds[False, False]
             low, high = wilson(right, len(part))
-            cells += [f"{right / len(part):.3f} [{low:.3f}, {high:.3f}]", str(kinds[True, False]), str(kinds[False, True])]
+            cells.append(f"{right / len(part):.3f} [{low:.3f}, {high:.3f}]")
+            cells += [str(kinds[True, False]), str(kinds[False, True])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -14,7 +14,6 @@ from gradshield.scoring.anchors import anchor_rows, encode_anchor
 from gradshield.scoring.intent.fit import Late
 
 
-
 def long_refusals(model: Model) -> list[Example]:
     """Each refusal anchor with two to four sentences behind it of the sort that refusals go on with, so that what
     stands there is not taken for compliance. Which, a fixed seed says."""
