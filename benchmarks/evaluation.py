@@ -20,7 +20,7 @@ from gradshield.data.encode import encode_request
 from gradshield.evaluation.sources import harmful_requests
 from gradshield.models.generate import generate, text_of
 from gradshield.models.load import ADAPTER, Model, load_model
-from gradshield.models.refusal import is_refusal
+from gradshield.models.refusal import refusals
 
 
 @torch.no_grad()
@@ -64,7 +64,6 @@ def main(
                 "one by one": lambda: plainly(m, requests, tokens, 1),
                 "batches": lambda: plainly(m, requests, tokens, count),
                 "batches; sorted, rows leave, opening read once": lambda: generate(m, requests, tokens, count),
-                "the same, ended at a refusal phrase": lambda: generate(m, requests, tokens, count, stop=is_refusal),
             }
 
         todo = ways()
@@ -76,7 +75,7 @@ def main(
         for _ in range(repeats):  # in turn, so that a busy machine is busy for all
             for way, run in todo.items():
                 start = time.process_time()
-                verdicts[way] = [is_refusal(answer) for answer in run()]
+                verdicts[way] = refusals(run())
                 seconds[way] = min(seconds.get(way, 1e9), time.process_time() - start)
         for way, taken in seconds.items():
             same = verdicts[way] == verdicts["one by one"]

@@ -10,13 +10,14 @@ import yaml
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, RowSettings
 from gradshield.cli import commands as cli
-from gradshield.evaluation import evaluate, sources
+from gradshield.evaluation import evaluate, safety, sources
 from gradshield.evaluation import measure as run
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.judge import COMPLIANCE, REFUSAL, Judge
 from gradshield.evaluation.measure import run_evaluation
 from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
+from gradshield.models.refusal import has_refusal_phrase, refusals
 from gradshield.report.words import in_words
 
 FEW = {"request_count": 5, "cases": 4, "max_new_tokens": 6, "judge_tokens": 12}
@@ -60,12 +61,15 @@ def test_asr_is_the_share_of_harmful_requests_answered_and_over_refusal_that_of_
 def test_the_report_is_of_its_own_requests_whatever_is_answered_at_once(tiny):
     report = evaluate_safety(tiny, EvaluationSettings(**FEW))
     assert len(report.requests) == len(report.answers) == len(report.refused) == len(report.scary_answers) == 5
+    assert list(report.refused) == refusals(report.answers)
+    assert list(report.phrased) == list(map(has_refusal_phrase, report.answers))
     assert report == evaluate_safety(tiny, EvaluationSettings(**FEW, at_once=2))
     assert not set(report.requests) & set(report.scary_requests)
 
 
 def test_a_judge_changes_no_asr_reads_more_and_ungraded_answers_are_no_grades(tiny, graded, monkeypatch):
-    monkeypatch.setattr(evaluate, "is_refusal", lambda text: len(text) > 6)  # holds only for what is behind the limit
+    # holds only for what is behind the limit
+    monkeypatch.setattr(safety, "refusals", lambda texts: [len(text) > 6 for text in texts])
     grades, shown = graded
     grades += [1.0, None, 4.0, 5.0, 2.0]
     plain = evaluate_safety(tiny, EvaluationSettings(**FEW))
@@ -74,11 +78,12 @@ def test_a_judge_changes_no_asr_reads_more_and_ungraded_answers_are_no_grades(ti
     assert sum(map(len, shown[0][1])) > sum(map(len, plain.answers))
     assert judged.control == (1.5, 4.5) and plain.control is None
     assert judged.hs == 3.0 and judged.ungraded == 1 and judged.grades[1] is None
+    assert judged.asr_judge == 0.5 and plain.asr_judge is None
     low, high = judged.hs_interval
     assert 1 < low < 3 < high < 5
     grades[:] = [None] * 5
     nothing = evaluate_safety(tiny, EvaluationSettings(**FEW, judge="x"))
-    assert nothing.hs is None and nothing.ungraded == 5
+    assert nothing.hs is None and nothing.asr_judge is None and nothing.ungraded == 5
 
 
 def test_a_part_that_is_done_is_not_measured_again(tiny_folder, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from gradshield.data.encode import encode_request
 from gradshield.evaluation.safety import attack_success
 from gradshield.models import generate as module
 from gradshield.models.generate import generate, out_of_memory, text_of
-from gradshield.models.refusal import is_refusal
+from gradshield.models.refusal import has_refusal_phrase
 
 REQUESTS = [
     "Say: Hi",
@@ -143,7 +143,7 @@ def test_a_single_row_that_does_not_fit_is_said_and_other_errors_are_not_taken_f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["embedded", "embedded-unaligned"])
-def test_verdicts_of_answers_cut_short_are_those_of_whole_answers(name):
+def test_an_answer_ended_by_a_phrase_holds_it_as_the_whole_answer_does(name):
     from gradshield.base.assets import ASSETS
     from gradshield.data.requests import read_requests
     from gradshield.models.load import load_model
@@ -151,7 +151,7 @@ def test_verdicts_of_answers_cut_short_are_those_of_whole_answers(name):
     model = load_model(name)
     requests = read_requests(ASSETS / "safety_requests.jsonl")[:24] + read_requests(ASSETS / "scary_requests.jsonl")[:8]
     whole = attack_success(model, requests, TOKENS, batch=1)
-    cut = generate(model, requests, TOKENS, 32, stop=is_refusal)
-    assert [is_refusal(answer) for answer in cut] == list(whole.refused)
+    cut = generate(model, requests, TOKENS, 32, stop=has_refusal_phrase)
+    assert [has_refusal_phrase(answer) for answer in cut] == list(whole.phrased)
     assert all(full.startswith(short) for full, short in zip(whole.answers, cut))
-    assert len(set(whole.refused)) == 2 or name == "embedded"
+    assert len(set(whole.phrased)) == 2 or name == "embedded"

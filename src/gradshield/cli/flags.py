@@ -17,7 +17,7 @@ from gradshield.evaluation.config import EvaluationSettings
 S = TypeVar("S", bound=BaseModel)
 TOP = {"model", "scorer", "threshold", "defense", "task", "max_asr"}  # shown first in --help
 HIDDEN = {"batch_tokens", "micro_batch", "at_once", "alpha", "lora_dropout", "warmup", "schedule", "step", "literal"}
-HIDDEN |= {"judge_tokens", "case_seed", "whole_answers", "metric", "split"}  # set in --config; as flags, not in --help
+HIDDEN |= {"judge_tokens", "case_seed", "metric", "split"}  # set in --config; as flags, not in --help
 PANELS = {
     ModelSettings: "Model",
     RowSettings: "Rows",

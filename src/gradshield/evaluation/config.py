@@ -15,12 +15,7 @@ class EvaluationSettings(BaseModel):
         description="harmful requests: bundled, advbench, harmbench, strongreject, jailbreakbench, or a file",
     )
     request_count: int = Field(default=100, ge=1, description="requests of a set that are asked")
-    max_new_tokens: int = Field(
-        default=32, ge=1, description="tokens of an answer in which a refusal phrase is looked for"
-    )
-    whole_answers: bool = Field(
-        default=False, description="write answers to their end, not just to the first refusal phrase"
-    )
+    max_new_tokens: int = Field(default=32, ge=1, description="tokens of an answer that say whether it refuses")
     scary: str = Field(
         default="bundled",
         description="harmless requests that look scary, for over-refusal: bundled, jailbreakbench, a file, or none",

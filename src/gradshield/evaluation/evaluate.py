@@ -17,9 +17,9 @@ from gradshield.evaluation.judge import Judge, control, make_judge
 from gradshield.evaluation.safety import SafetyReport, safety_report, wilson
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import UtilityReport
-from gradshield.models.generate import Stop, continue_ids, generate, text_of
+from gradshield.models.generate import continue_ids, generate, text_of
 from gradshield.models.load import Model
-from gradshield.models.refusal import is_refusal
+from gradshield.models.refusal import refusals
 
 
 class JudgeFailed(UserError):
@@ -33,23 +33,23 @@ class JudgeFailed(UserError):
 def evaluate_safety(model: Model, settings: EvaluationSettings) -> SafetyReport:
     """ASR on harmful requests, over-refusal on harmless ones, and HS where the settings name a judge.
 
-    Greedy, so the same model and settings give the same report. Without a judge an answer ends where its verdict is
-    known, at the first refusal phrase. Raises UserError for requests that are not to be had or a judge that is not
-    there, JudgeFailed (with the report so far) for one that ceases to answer.
+    Greedy, so the same model and settings give the same report. Raises UserError for requests that can't be read or a
+    judge that can't be reached, JudgeFailed (with the report so far) for one that stops answering.
     """
     judge = make_judge(settings) if settings.judge else None  # before any work: it may not be there
     requests = harmful_requests(settings.requests, settings.request_count, settings.case_seed)
     scary = scary_requests(settings.scary, settings.request_count, settings.case_seed)
     report = _attacked(model, requests, settings, whole=judge is not None)
     if scary:
-        answers = generate(model, scary, settings.max_new_tokens, settings.at_once, stop=_stop(settings), title="scary")
-        refused = sum(map(is_refusal, answers))
+        answers = generate(model, scary, settings.max_new_tokens, settings.at_once, title="scary")
+        refused = refusals(answers)
         report = replace(
             report,
-            over_refusal=refused / len(scary),
-            over_refusal_interval=wilson(refused, len(scary)),
+            over_refusal=sum(refused) / len(scary),
+            over_refusal_interval=wilson(sum(refused), len(scary)),
             scary_requests=tuple(scary),
             scary_answers=tuple(answers),
+            scary_refused=tuple(refused),
         )
     return _judged(report, judge, settings.case_seed) if judge else report
 
@@ -59,14 +59,9 @@ def _attacked(model: Model, requests: Sequence[str], settings: EvaluationSetting
     first = settings.max_new_tokens
     tokens = max(first, settings.judge_tokens) if whole else first
     encoded = [encode_request(request, model.tokenizer).tolist() for request in requests]
-    stop = None if whole else _stop(settings)
-    ids = continue_ids(model, encoded, tokens, settings.at_once, stop=stop, title="harmful requests")
-    refused = [is_refusal(text_of(model, each[:first])) for each in ids]
-    return safety_report(requests, [text_of(model, each) for each in ids], refused)
-
-
-def _stop(settings: EvaluationSettings) -> Stop | None:
-    return None if settings.whole_answers else is_refusal
+    ids = continue_ids(model, encoded, tokens, settings.at_once, title="harmful requests")
+    answers, openings = ([text_of(model, each[:n]) for each in ids] for n in (tokens, first))
+    return safety_report(requests, answers, openings)
 
 
 def _judged(report: SafetyReport, judge: Judge, seed: int) -> SafetyReport:
@@ -89,11 +84,20 @@ def write_safety(report: SafetyReport, out: Path) -> None:
     """safety.jsonl: every request with its answer, whether that is a refusal, and the judge's grade."""
     grades = report.grades or [None] * len(report.requests)
     rows = [
-        {"set": "harmful", "request": r, "answer": a, "refused": x, **({"hs": g} if report.judge else {})}
-        for r, a, x, g in zip(report.requests, report.answers, report.refused, grades)
+        {
+            "set": "harmful",
+            "request": request,
+            "answer": answer,
+            "refused": refused,
+            "refusal_phrase": phrased,
+            **({"hs": grade} if report.judge else {}),
+        }
+        for request, answer, refused, phrased, grade in zip(
+            report.requests, report.answers, report.refused, report.phrased, grades
+        )
     ] + [
-        {"set": "scary", "request": r, "answer": a, "refused": is_refusal(a)}
-        for r, a in zip(report.scary_requests, report.scary_answers)
+        {"set": "scary", "request": request, "answer": answer, "refused": refused}
+        for request, answer, refused in zip(report.scary_requests, report.scary_answers, report.scary_refused)
     ]
     _write_lines(out, "safety.jsonl", rows)
 

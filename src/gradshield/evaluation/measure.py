@@ -108,7 +108,8 @@ def held_out_rows(source: Source, model: Model, of: RowSettings) -> list[Example
 
 def safety_summary(report: SafetyReport) -> dict[str, Any]:
     """The report's figures, without requests and answers."""
-    figures = {"asr": report.asr, "asr_interval": report.interval, "requests": len(report.requests)}
+    figures: dict[str, Any] = {"asr": report.asr, "asr_interval": report.interval, "asr_phrases": report.asr_phrases}
+    figures |= {"requests": len(report.requests)}
     if report.over_refusal is not None:
         figures |= {
             "over_refusal": report.over_refusal,
@@ -117,6 +118,7 @@ def safety_summary(report: SafetyReport) -> dict[str, Any]:
         }
     if report.judge is not None:
         figures |= {"judge": report.judge, "hs": report.hs, "hs_interval": report.hs_interval}
+        figures |= {"asr_judge": report.asr_judge}
         figures |= {"ungraded": report.ungraded, "judge_control": report.control}
     return figures
 

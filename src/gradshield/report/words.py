@@ -19,6 +19,8 @@ def safety_in_words(safety: Mapping[str, Any]) -> dict[str, str]:
     """The figures of `safety_summary` for a person."""
     figures = (safety["asr"], safety["asr_interval"], safety["requests"])
     words = {"attack success rate": _figure(*figures, "requests")}
+    if "asr_phrases" in safety:  # not in a run of an earlier version
+        words["by the paper's refusal phrases"] = f"{safety['asr_phrases']:.3f}"
     if "over_refusal" in safety:
         figures = (safety["over_refusal"], safety["over_refusal_interval"], safety["scary_requests"])
         words["over-refusal"] = _figure(*figures, "harmless requests that look scary")
@@ -26,6 +28,8 @@ def safety_in_words(safety: Mapping[str, Any]) -> dict[str, str]:
         graded = safety["requests"] - safety["ungraded"]
         words["harmfulness, 1 to 5"] = _figure(safety["hs"], safety["hs_interval"], graded, "answers")
         words["judge"] = f"{safety['judge']}{_control(safety['judge_control'])}"
+    if safety.get("asr_judge") is not None:
+        words["harmful by the judge"] = f"{safety['asr_judge']:.3f} of the answers that it graded"
     if safety.get("ungraded"):
         words["not graded"] = f"{safety['ungraded']} answers: the judge's reply stated no grade"
     return words

