@@ -46,8 +46,8 @@ class Prepared:
     score: ScoreFunction
     anchors: Mapping[str, np.ndarray] | None = None
     """Out-of-fold scores of the anchors by kind, where the scorer was fitted on them. None: they are scored as rows."""
-    fitted: bool = False  # on `Context.fit_anchors`: only the anchors that are not among them set the threshold
     read: Callable[[Sequence[Example]], list[Example]] = list  # the part of examples that the scorer reads
+    fitted: bool = False  # on `Context.fit_anchors`: only the anchors that are not among them set the threshold
 
 
 @dataclass(frozen=True)
