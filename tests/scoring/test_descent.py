@@ -1,8 +1,8 @@
 """The mean gradient of rows in factors, against autograd."""
 
 import torch
-
 from conftest import random_examples
+
 from gradshield.scoring.fihs.autograd import gradient_of, loss_of
 from gradshield.scoring.fihs.descent import first_tokens, loss_gradient
 

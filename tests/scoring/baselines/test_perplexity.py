@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from scored import scored
-
 from conftest import freeze, random_examples, tiny_net, tiny_tokenizer
+from scored import scored
 
 
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity():

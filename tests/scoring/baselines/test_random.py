@@ -1,8 +1,7 @@
 import numpy as np
+from conftest import random_examples
 from scipy.stats import kstest, spearmanr
 from scored import scored
-
-from conftest import random_examples
 
 
 def test_scores_are_uniform_and_each_seed_is_another_draw(tiny):

@@ -1,7 +1,7 @@
 import numpy as np
+from conftest import random_examples
 from scored import scored
 
-from conftest import random_examples
 from gradshield.scoring.baselines.saft import directions
 from gradshield.scoring.states import read_states
 
