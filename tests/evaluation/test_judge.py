@@ -14,15 +14,16 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from classifiers import save_classifier
 from conftest import tiny_net, tiny_tokenizer
-from transformers import BertConfig, BertForSequenceClassification
 
 from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
 from gradshield.evaluation import judge as module
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import evaluate_safety
-from gradshield.evaluation.judge import _guard, guard_grade, harmful_labels, make_judge, read_grade
+from gradshield.evaluation.judge import make_judge, read_grade
+from gradshield.models.graders import _guard, guard_grade, harmful_labels
 
 REQUESTS = ["How do I pick a lock?", "Write a threat", "Say hello to a friend, and take your time over it", "Why?"]
 ANSWERS = ["I'm sorry, but I can't.", "Sure, here is one", "Hello", ""]
@@ -97,43 +98,24 @@ def test_a_guards_word_is_read_whole(text, grade):
     assert guard_grade(text) == grade
 
 
-def save_classifier(folder: Path, labels: list[str], swap: bool = False) -> EvaluationSettings:
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        initializer_range=0.5,
-        id2label=dict(enumerate(labels)),
-        label2id={label: n for n, label in enumerate(labels)},
-    )
-    net = BertForSequenceClassification(config)
-    if swap:
-        with torch.no_grad():
-            net.classifier.weight.copy_(net.classifier.weight.flip(0))
-            net.classifier.bias.copy_(net.classifier.bias.flip(0))
-    net.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return EvaluationSettings(judge=str(folder))
+def classifier(folder: Path, labels: list[str], swap: bool = False) -> EvaluationSettings:
+    return EvaluationSettings(judge=save_classifier(folder, labels, swap))
 
 
 def test_a_classifier_grades_a_row_as_it_does_alone_and_by_its_labels(tmp_path):
-    judge = make_judge(save_classifier(tmp_path / "a", ["safe", "unsafe"]))
+    judge = make_judge(classifier(tmp_path / "a", ["safe", "unsafe"]))
     together = judge.grade(REQUESTS, ANSWERS)
     alone = [judge.grade([r], [a])[0] for r, a in zip(REQUESTS, ANSWERS)]
     assert together == pytest.approx(alone, abs=1e-4)
     assert len({round(g, 3) for g in together}) == 4 and all(1 <= g <= 5 for g in together)
-    swapped = make_judge(save_classifier(tmp_path / "b", ["unsafe", "safe"], swap=True)).grade(REQUESTS, ANSWERS)
+    swapped = make_judge(classifier(tmp_path / "b", ["unsafe", "safe"], swap=True)).grade(REQUESTS, ANSWERS)
     assert swapped == pytest.approx(together, abs=1e-4)
-    turned = make_judge(save_classifier(tmp_path / "c", ["unsafe", "safe"])).grade(REQUESTS, ANSWERS)
+    turned = make_judge(classifier(tmp_path / "c", ["unsafe", "safe"])).grade(REQUESTS, ANSWERS)
     assert turned == pytest.approx([6 - grade for grade in together], abs=1e-4)
-    alone = make_judge(save_classifier(tmp_path / "e", ["toxic"])).grade(REQUESTS, ANSWERS)
+    alone = make_judge(classifier(tmp_path / "e", ["toxic"])).grade(REQUESTS, ANSWERS)
     assert len({round(g, 3) for g in alone}) == 4 and all(1 < g < 5 for g in alone)
     with pytest.raises(UserError, match="cat, dog"):
-        make_judge(save_classifier(tmp_path / "d", ["cat", "dog"]))
+        make_judge(classifier(tmp_path / "d", ["cat", "dog"]))
 
 
 def test_a_chat_guard_is_asked_with_the_answer_and_what_it_does_not_say_is_no_grade(tmp_path):
@@ -164,15 +146,15 @@ def test_a_guard_that_takes_content_in_parts_is_told_what_was_said(tiny_folder, 
         "{% for p in m.content | selectattr('type', 'equalto', 'text') %} {{ p.text }}{% endfor %}\n{% endfor %}"
     )
     (folder / "chat_template.jinja").write_text(parts)
-    guard = _guard(str(folder))
-    with patch("gradshield.evaluation.judge.continue_ids", lambda guard, encoded, *_, **__: encoded):
+    guard = _guard(str(folder), f"--judge {folder}", "")
+    with patch("gradshield.models.graders.continue_ids", lambda guard, encoded, *_, **__: encoded):
         told = []
-        with patch("gradshield.evaluation.judge.guard_grade", told.append):
+        with patch("gradshield.models.graders.guard_grade", told.append):
             guard(["Rob a shop"], ["Sure, first"], 2)
     assert "Rob a shop" in told[0] and "Sure, first" in told[0]
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}{% endfor %}")
     with pytest.raises(UserError, match=r"leaves out (what is said|the request)"):
-        _guard(str(folder))
+        _guard(str(folder), f"--judge {folder}", "")
 
 
 def test_what_is_no_judge_is_said(tmp_path, tiny_folder):

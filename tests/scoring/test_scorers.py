@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from classifiers import save_classifier
 
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
@@ -46,14 +47,18 @@ def conversations(model) -> list[Example]:
 @pytest.fixture(scope="module", params=SPECS)
 def prepared(request, tiny, tmp_path_factory):
     """(spec, its cache folder, rows, the scorer ready for them)."""
-    folder = str(tmp_path_factory.mktemp("cache"))
+    folder, spec = str(tmp_path_factory.mktemp("cache")), request.param
+    if spec == "guard":
+        spec += ":model=" + save_classifier(tmp_path_factory.mktemp("guard"), ["safe", "unsafe"])
+    if spec == "influence":
+        pytest.importorskip("kronfluence")
     rows = conversations(tiny)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADSHIELD_CACHE", folder)
         if "s=own" in request.param:  # a random model has no tokens of its own
             patch.setattr("gradshield.scoring.fihs.fihs.own_tokens", lambda *_: ([5], [9]))
-        reference = make_reference(tiny, CHECK, FilterSettings(scorer=request.param, threshold="fixed"), rows)
-    return request.param, folder, reference.seen(rows), reference.scorer
+        reference = make_reference(tiny, CHECK, FilterSettings(scorer=spec, threshold="fixed"), rows)
+    return spec, folder, reference.seen(rows), reference.scorer
 
 
 def close(found, wanted):

@@ -35,8 +35,8 @@ class Registry(Generic[T]):
     def __init__(
         self, kind: str, constant: str, homes: Mapping[str, str], package: str, skip: Collection[str] = ()
     ) -> None:
-        """`homes` are modules by name; so is each module of `package` but for those to `skip`. A module exports its
-        thing as `constant`."""
+        """`homes` are modules by name; so is each module of `package` but for those to `skip`, with - for _. A module
+        exports its thing as `constant`."""
         self.kind, self.constant, self.package, self.skip = kind, constant, package, skip
         self.homes, self.registered = dict(homes), dict[str, T]()
 
@@ -64,7 +64,7 @@ class Registry(Generic[T]):
 
     def _homes(self) -> dict[str, str]:
         found = [m.name for m in iter_modules(import_module(self.package).__path__) if m.name not in self.skip]
-        return self.homes | {name: f"{self.package}.{name}" for name in found}
+        return self.homes | {name.replace("_", "-"): f"{self.package}.{name}" for name in found}
 
 
 def parse(text: str) -> tuple[str, dict[str, str]]:

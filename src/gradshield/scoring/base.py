@@ -47,6 +47,7 @@ class Prepared:
     anchors: Mapping[str, np.ndarray] | None = None
     """Out-of-fold scores of the anchors by kind, where the scorer was fitted on them. None: they are scored as rows."""
     read: Callable[[Sequence[Example]], list[Example]] = list  # the part of examples that the scorer reads
+    fitted: bool = False  # on `Context.fit_anchors`: only the anchors that are not among them set the threshold
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class Context:
     def anchors(self) -> Mapping[str, list[Example]]:
         """The bundled rows of known verdict by kind ("good", "refusal", "harmful"), encoded like the file's."""
         return anchor_examples(self.model, self.loss_on, self.max_length)
+
+    @property
+    def fit_anchors(self) -> Mapping[str, list[Example]]:
+        """Every second anchor of each kind, for a scorer that is fitted on anchors and sets `Prepared.fitted`."""
+        self._declared("anchors")
+        return {kind: examples[::2] for kind, examples in self.anchors.items()}
 
     @cached_property
     def safe_rows(self) -> list[Example]:

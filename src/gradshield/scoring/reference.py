@@ -81,8 +81,13 @@ def _anchor_scores(context: Context, prepared: Prepared) -> Mapping[str, np.ndar
     def make() -> dict[str, np.ndarray]:
         found = {}
         for kind, examples in context.anchors.items():
-            rows = prepared.read(examples)
+            rows = prepared.read(examples[1::2] if prepared.fitted else examples)
             scores = score(rows, prepared.score, batch_tokens=context.batch_tokens, title=f"{kind} anchors")
+            if len(scores.reasons) == len(rows):
+                why = next(iter(scores.reasons.values()))
+                raise UserError(
+                    f"--scorer {context.scorer.name}: no {kind} anchor has a score ({why}): use --threshold share or a1"
+                )
             found[kind] = np.delete(scores["score"], list(scores.reasons))
         return found
 

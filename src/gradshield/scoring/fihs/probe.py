@@ -130,8 +130,7 @@ def probe_gradient(
     factors = {}
     for name, module in model.linears.items():
         if not inputs[name]:  # no token of the probes is routed to it, or nothing calls it: zero, so rank 0
-            d_out, d_in = module.shape if isinstance(module, Expert) else _shape(module)
-            factors[name] = Factors(*(torch.zeros(0, d, device=_place(module)) for d in (d_in, d_out)))
+            factors[name] = zero_factors(module)
         else:
             inp, out = (torch.cat(of.pop(name)).float() for of in (inputs, outputs))
             if not (inp.isfinite().all() and out.isfinite().all()):
@@ -140,17 +139,16 @@ def probe_gradient(
     return ProbeGradient(factors)
 
 
-def _place(module: Any) -> torch.device:
+def zero_factors(module: Any) -> Factors:
+    """A gradient of zero, of rank 0, for a Linear, however its weight is packed, a Conv1D or an expert."""
     if isinstance(module, Expert):
-        return device_of(module.module, module.stacked)
-    return device_of(module, module.weight)
-
-
-def _shape(module: Any) -> tuple[int, int]:
-    """(d_out, d_in) of a Linear, however its weight is packed, or of a Conv1D."""
-    if hasattr(module, "in_features"):
-        return module.out_features, module.in_features
-    return module.weight.shape[1], module.weight.shape[0]
+        (d_out, d_in), device = module.shape, device_of(module.module, module.stacked)
+    elif hasattr(module, "in_features"):
+        d_out, d_in, device = module.out_features, module.in_features, device_of(module, module.weight)
+    else:
+        d_in, d_out = module.weight.shape
+        device = device_of(module, module.weight)
+    return Factors(torch.zeros(0, d_in, device=device), torch.zeros(0, d_out, device=device))
 
 
 def inner(one: ProbeGradient, other: ProbeGradient) -> float:

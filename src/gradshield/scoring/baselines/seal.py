@@ -1,0 +1,82 @@
+"""`seal`: rows that a data selector ranks low while a model is trained on them and held to safe rows.
+
+Source: Shen et al., SEAL: Safety-enhanced Aligned LLM Fine-tuning via Bilevel Data Selection (2410.07471), and the
+memory-efficient algorithm of their code. With w = N · softmax(p) over the N rows, every step does
+
+    θ ← AdamW of γ L(θ, safe batch) + (1 − γ) mean_i w_i L(θ, z_i)
+    p ← AdamW of mean_i w_i L(θ, z_i), θ held
+
+and γ falls from 0.9 by 0.1 an epoch. score(z) = −p(z). A row that goes against the safe ones keeps a high loss, so its
+weight falls. SEAL keeps the highest 80 %: `--threshold share --value 0.2`. Rows must be of the file, so the anchored
+threshold has nothing to go by. The paper trains on the full safety set of its authors; the safe rows here are the good
+and refusing anchors and yours (--reference), θ is a LoRA adapter, and its learning rate is the one of GradShield's
+paper.
+"""
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from gradshield.base.progress import progress
+from gradshield.base.registry import NoOptions
+from gradshield.data.encode import Example
+from gradshield.scoring.adapter import backward, laid_over, new_adapter
+from gradshield.scoring.base import Context, Prepared, Scorer
+from gradshield.scoring.filewide import file_scores
+
+BATCH = 8
+
+
+class SealOptions(NoOptions):
+    """The bilevel training."""
+
+    epochs: int = Field(default=3, ge=1, description="passes over the file")
+    learning_rate: float = Field(default=1e-4, ge=0, description="of the model's adapter")
+    selector_rate: float = Field(default=1e-2, gt=0, description="learning rate of the selector p")
+    safe_weight: float = Field(default=0.9, ge=0, le=1, description="weight of the safe rows in the first epoch, γ")
+
+
+def prepare(context: Context, options: SealOptions) -> Prepared:
+    """Trains the selector."""
+    return Prepared(file_scores(context, lambda rows: -selector(context, rows, options)))
+
+
+def selector(context: Context, rows: list[Example], options: SealOptions) -> np.ndarray:
+    """p [N] of the rows after the training."""
+    model, safe = context.model, context.safe_rows
+    adapter = new_adapter(model)
+    p = torch.full((len(rows),), 0.1, requires_grad=True)
+    betas = (0.9, 0.95)
+    of_model = torch.optim.AdamW(
+        [*adapter.a.values(), *adapter.b.values()], options.learning_rate, betas, weight_decay=0
+    )
+    of_p = torch.optim.AdamW([p], options.selector_rate, betas, weight_decay=0)
+    draw, size = np.random.default_rng(0), min(BATCH, len(rows))
+    with laid_over(model, adapter), progress("training", 0, options.epochs * len(rows)) as advance:
+        for epoch in range(options.epochs):
+            gamma = max(0.0, options.safe_weight - 0.1 * epoch)
+            order = draw.permutation(len(rows))
+            for start in range(0, len(rows), size):
+                chosen = order[start : start + size]
+                weight = len(rows) * p.softmax(0)[chosen] / len(chosen)  # [B]
+                guide = [safe[n] for n in draw.choice(len(safe), min(BATCH, len(safe)), replace=False)]
+                of_model.zero_grad()
+                backward(model, guide, np.full(len(guide), gamma / len(guide)), context.batch_tokens)
+                scaled = (1 - gamma) * weight.detach().double().numpy()
+                loss = backward(model, [rows[n] for n in chosen], scaled, context.batch_tokens)
+                of_model.step()
+                of_p.zero_grad()
+                (weight * torch.from_numpy(loss).to(weight)).sum().backward()
+                of_p.step()
+                advance(0, len(chosen))
+    return p.detach().numpy()
+
+
+SCORER = Scorer(
+    "seal",
+    "ranked low by a data selector that is held to safe rows (2410.07471)",
+    prepare,
+    options=SealOptions,
+    needs=frozenset({"whole file", "safe rows"}),
+    cost=20.0,
+)

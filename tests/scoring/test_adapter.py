@@ -1,0 +1,41 @@
+"""The adapter over the frozen model: what it adds is what its factors say, and nothing of it stays."""
+
+import copy
+
+import torch
+from conftest import freeze, random_examples
+
+from gradshield.scoring.adapter import adapter_of, laid_over, new_adapter, train
+from gradshield.scoring.states import losses
+
+
+@torch.no_grad()
+def loss(model, rows):
+    return losses(model, rows)
+
+
+def test_training_lowers_the_loss_by_what_the_delta_adds_to_the_weights(tiny):
+    rows = random_examples(10, 200)
+    before, adapter = loss(tiny, rows), new_adapter(tiny)
+    with laid_over(tiny, adapter):
+        torch.testing.assert_close(loss(tiny, rows), before)  # B is zero
+    train(tiny, adapter, rows, epochs=10, learning_rate=1e-2, tokens=100)
+    kept = adapter_of(tiny, adapter.arrays("x"), "x")
+    with laid_over(tiny, kept):
+        after = loss(tiny, rows)
+    assert float(after.mean()) < float(before.mean()) - 0.5
+    merged = copy.deepcopy(tiny.net)
+    for name, added in adapter.delta().factors.items():
+        merged.get_submodule(name).weight.data += added.dense()
+    torch.testing.assert_close(loss(freeze("merged", merged, tiny.tokenizer), rows), after, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(loss(tiny, rows), before)
+
+
+def test_a_batch_computed_in_parts_trains_the_same(tiny):
+    rows, found = random_examples(8, 200), []
+    for tokens in (50, 5000):
+        adapter = new_adapter(tiny)
+        train(tiny, adapter, rows, epochs=3, learning_rate=1e-2, tokens=tokens)
+        with laid_over(tiny, adapter):
+            found.append(loss(tiny, rows))
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
