@@ -16,7 +16,7 @@ from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.load import Model, load_model
 from gradshield.scoring.intent import intent
-from gradshield.scoring.intent.texts import Text
+from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.reference import make_reference
 
 CASES = {  # so unlike each other that a random network tells them apart
@@ -66,7 +66,7 @@ def filtered(monkeypatch, out: Path, *flags: str) -> tuple[dict, dict]:
 
 
 def middle(good: np.ndarray, harmful: np.ndarray) -> float:
-    return (np.quantile(good, 0.99) + np.quantile(harmful, 0.05)) / 2
+    return (np.quantile(good, 0.97) + np.quantile(harmful, 0.05)) / 2
 
 
 def test_the_default_command_quarantines_harm_by_the_anchors_and_known_good_rows_move_the_threshold(

@@ -12,7 +12,8 @@ import torch
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.models.generate import continue_ids, text_of
-from gradshield.models.load import load_model, quiet_loading
+from gradshield.models.load import load_model
+from gradshield.models.network import quiet_loading
 
 Grade = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 """(requests, answers) → a grade from 1 to 5 for each, None where the grader said none."""
