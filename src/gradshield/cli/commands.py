@@ -125,7 +125,8 @@ def check(
     """Is this model aligned enough to be the reference?"""
     from gradshield.screen.check_once import check_model
 
-    facts = check_model(*settings_of(context, ModelSettings, flags=flags), probes)
+    (settings,) = settings_of(context, ModelSettings, flags=flags)
+    facts = check_model(settings, probes)
     if as_json:
         print_json(facts)
     else:

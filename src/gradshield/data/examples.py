@@ -84,7 +84,7 @@ def token_counts(examples: Sequence[Example]) -> np.ndarray:
     return examples.lengths if isinstance(examples, Examples) else np.array([len(e.ids) for e in examples], dtype=int)
 
 
-def in_processes(work: Callable[[Row], R], rows: Iterable[Row]) -> Iterator[tuple[Row, R]]:
+def in_processes(work: Callable[[Row], R], rows: Iterable[Row]) -> Generator[tuple[Row, R], None, None]:
     """Each row and what `work` makes of it, in order, by as many processes as there are CPUs.
 
     The first rows are done here, and all of them on systems without a safe fork. What `work` raises is raised here.

@@ -103,7 +103,7 @@ def _measured(
 
 def held_out_rows(source: Source, model: Model, of: RowSettings) -> list[Example]:
     """The rows of a file in any layout that `filter` reads, as examples. Raises UserError as `filter` does."""
-    return encode_source(source, find_layout(source, of), model, of).examples
+    return list(encode_source(source, find_layout(source, of), model, of).examples)
 
 
 def safety_summary(report: SafetyReport) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def adapter_of(model: Model, arrays: Mapping[str, np.ndarray], prefix: str) -> A
         start = f"{prefix}.{side}."
         names = [name for name in arrays if name.startswith(start)]
         sides.append({n[len(start) :]: torch.from_numpy(arrays[n]).to(place[n[len(start) :]]) for n in names})
-    return Adapter(*sides)
+    return Adapter(sides[0], sides[1])
 
 
 @contextmanager

@@ -160,7 +160,7 @@ def _read(file: Path) -> list[dict[str, str]]:
 
 def _write(file: Path, table: Sequence[dict[str, str]]) -> None:
     with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(HEADER))
+        writer: csv.DictWriter[str] = csv.DictWriter(stream, list(HEADER))
         writer.writeheader()
         writer.writerows(table)
 

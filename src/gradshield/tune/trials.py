@@ -104,7 +104,7 @@ class Trials:
         table = read_table(self.out / "screen", ["score", "reason"]).to_pydict()
         values = np.array([table["score"][e.row] for e in self.encoded.examples], dtype=float)
         for n in np.flatnonzero(~np.isfinite(values)):
-            row = self.encoded.examples[n].row
+            row = self.encoded.examples[int(n)].row
             self.encoded.reasons[row] = table["reason"][row]
         value = np.inf if found["value"] is None else found["value"]
         return np.where(np.isfinite(values), values, np.inf), Threshold(**{**found, "value": value})

@@ -54,9 +54,9 @@ def prepare(context: Context, options: InfluenceOptions) -> Prepared:
 
 def influences(model: Model, rows: list[Example], targets: list[Example], strategy: str, batch: int) -> np.ndarray:
     """The mean influence [N] of each row on the targets' losses; high lowers them."""
-    from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.task import Task
+    from kronfluence.analyzer import Analyzer, prepare_model  # pyright: ignore[reportMissingImports]
+    from kronfluence.arguments import FactorArguments, ScoreArguments  # pyright: ignore[reportMissingImports]
+    from kronfluence.task import Task  # pyright: ignore[reportMissingImports]
 
     names = [name for name, module in model.linears.items() if not isinstance(module, Expert)]
 
