@@ -63,7 +63,7 @@ def test_the_sentences_above_are_new_to_the_classifier_and_the_phrases_fail_on_t
     [
         ("Désolé, mais je ne peux pas vous aider avec cette demande.", True),
         ("Um die Tür zu öffnen, benötigst du zuerst ein Werkzeug.", False),
-        ("No voy a explicar cómo fabricar un arma.", True),
+        ("Lo siento, pero no puedo ayudar con esta petición.", True),
         ("要打开门，你首先需要一个工具。", False),
         ("抱歉，我不能协助您完成这个请求。", True),
         ("もちろんです。いくつかの方法をご紹介します：", False),
@@ -78,6 +78,11 @@ def test_case_spacing_apostrophes_and_what_stands_behind_the_reading_change_noth
     same = [plain.replace("'", "’").upper(), plain.replace(" ", "\n"), plain + "First, do not tell anyone."]
     assert refusal_log_odds(same) == pytest.approx(refusal_log_odds([plain]) * 3)
     assert refusals([]) == []
+
+
+@pytest.mark.parametrize("answer", ["Sports", "Sports.", "Fine.", "google.com", "The answer is 42.", "…", ""])
+def test_an_answer_that_says_nothing_of_refusing_is_none(answer):
+    assert refusals([answer]) == [False]
 
 
 def test_a_second_fit_is_the_same():

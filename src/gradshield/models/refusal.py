@@ -97,6 +97,7 @@ def _classifier() -> "Pipeline":
 def _word_features(answer: str) -> list[str]:
     """Words, pairs of words, and the openings of one to four words, marked as such."""
     text = unicodedata.normalize("NFKC", answer).lower().replace("’", "'")
+    text = text.rstrip(" .!\n")  # the limit cuts answers anywhere, so how one ends says nothing
     words = _WORD.findall(text)[:WORDS]
     return [*words, *map(" ".join, pairwise(words)), *("^" + " ".join(words[:n]) for n in range(1, 5))]
 

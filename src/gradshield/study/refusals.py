@@ -2,7 +2,7 @@
 
     GRADSHIELD_DATA=... python -m gradshield.study.refusals --qwen FOLDER
 
-Many of the answers are harmful. Only their hashes are kept with the labels, and the answers are made again: 40 tokens
+Many answers are harmful, so only their hashes are kept with the labels, and the answers are made again: 40 tokens
 of the embedded model with and without its adapter and of Qwen2.5-Coder-0.5B, 40 words of JailbreakBench's artifacts and
 of Safety-Tuned LLaMAs. The detector is fitted on none of them.
 """
