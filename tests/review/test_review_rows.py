@@ -86,7 +86,7 @@ def test_sources_come_by_how_many_rows_they_have_and_a_missing_reason_is_none(tm
     )
     scores = read_scores(make_run(tmp_path / "run", file, [1, 2, 3]), 4)
     assert scores.groups == ["many", "a few", "f.jsonl"] and scores.reason.tolist() == [-1, -1, -1, 0]
-    assert set(scores.signals) == {"request", "answer"}
+    assert set(scores.signals) == {"topic", "answer"}
     with pytest.raises(UserError, match="not the scores"):
         read_scores(tmp_path / "run", 5)
 

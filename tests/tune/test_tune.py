@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from evaluation.test_judge import save_classifier
+from classifiers import save_classifier
 
 import gradshield.defenses.train as defended
 import gradshield.screen.filter as pipeline
@@ -343,7 +343,7 @@ def test_a_local_judge_takes_no_memory_from_the_training(tiny_folder, train, tmp
         return judge
 
     monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", loading)
-    judge = save_classifier(tmp_path / "judge", ["safe", "unsafe"]).judge
+    judge = save_classifier(tmp_path / "judge", ["safe", "unsafe"])
     measuring = MEASURING.model_copy(update={"judge": judge, "judge_tokens": 4})
     summary = tune(train, tmp_path / "run", tiny_folder, measuring=measuring)
     assert len(summary["trials"]) == 2 and len(judges) == 3

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from gradshield.base.deadline import within
 from gradshield.base.errors import UserError
-from gradshield.base.limits import within
 from gradshield.data.turns import Message
 
 LIMIT = 5.0  # seconds for a template to render one row; common ones take a millisecond

@@ -19,7 +19,7 @@ def safety_in_words(safety: Mapping[str, Any]) -> dict[str, str]:
     """The figures of `safety_summary` for a person."""
     figures = (safety["asr"], safety["asr_interval"], safety["requests"])
     words = {"attack success rate": _figure(*figures, "requests")}
-    if "asr_phrases" in safety:  # not in a run of an earlier version
+    if safety.get("asr_phrases") is not None:  # earlier versions and requests of none have no such share
         words["by the paper's refusal phrases"] = f"{safety['asr_phrases']:.3f}"
     if "over_refusal" in safety:
         figures = (safety["over_refusal"], safety["over_refusal_interval"], safety["scary_requests"])
