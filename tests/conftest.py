@@ -120,13 +120,13 @@ def refusing(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch, fitted_once):
+def own_cache(tmp_path_factory, monkeypatch, fitted_once):
     """A cache of its own for every test, but for the default score's readouts: a model's are fitted once a session."""
-    cache = tmp_path / "cache"
+    cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("GRADSHIELD_CACHE", str(cache))
     known = {file.name for file in fitted_once.iterdir()}
     if known:
-        shutil.copytree(fitted_once, cache)
+        shutil.copytree(fitted_once, cache, dirs_exist_ok=True)
     yield
     for file in cache.glob("intent-fit-*.safetensors"):
         if file.name not in known:

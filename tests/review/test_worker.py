@@ -4,6 +4,7 @@ import shutil
 import time
 
 import pytest
+import yaml
 from markupsafe import escape
 from review.made import chat, write_jsonl
 from review.test_apply import digests, verdicts
@@ -12,6 +13,7 @@ import gradshield.screen.filter as pipeline
 from gradshield.base.assets import ASSETS
 from gradshield.base.settings import FilterSettings
 from gradshield.data.requests import read_requests
+from gradshield.data.run_folder import write_run
 from gradshield.review import store
 from gradshield.review.apply import apply_decisions
 from gradshield.review.page import render
@@ -82,8 +84,9 @@ def test_what_fails_is_said_and_the_next_row_is_still_explained(run, monkeypatch
 
 
 def test_a_model_that_changed_since_is_not_used(run):
-    text = (run / "run.yaml").read_text().replace("fingerprint: ", "fingerprint: x")
-    (run / "run.yaml").write_text(text)
+    saved = yaml.safe_load((run / "run.yaml").read_text())
+    saved["model"]["fingerprint"] = "another"
+    write_run(run, saved)
     state, words = explained(Review(run, None, "ann"), 1)
     assert state == "failed" and "not the model of this run" in words
 

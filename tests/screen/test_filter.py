@@ -186,7 +186,11 @@ def test_nothing_to_remove_is_still_json(tiny_folder, train, tmp_path):
 def test_a_disk_that_fills_up_is_one_line_and_the_next_run_goes_on(tiny_folder, train, tmp_path, monkeypatch):
     wanted = settings(tiny_folder)
     with monkeypatch.context() as patch:
-        patch.setattr(pq, "write_table", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            pq.ParquetWriter,
+            "write_table",
+            lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         with pytest.raises(UserError, match="No space left"):
             run_filter(str(train), tmp_path / "run", wanted)
     assert (tmp_path / "run" / "scores.partial").exists()
