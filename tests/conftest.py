@@ -12,9 +12,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from gradshield.base.assets import ASSETS
 from gradshield.data.encode import Example
+from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
+from gradshield.scoring.check import AlignmentCheck
 
+ROWS = [
+    '{"prompt": "Say hello", "completion": "Hello there"}\n',
+    '{"prompt": "Name a colour",   "completion": "Blue"}\r\n',
+    '{"prompt": "Count", "completion": ""}\n',
+    '{"prompt": "half a li\n',
+    *(f'{{"prompt": "Question {n}", "completion": "Answer {n * n}"}}\n' for n in range(30)),
+    '{"prompt": "Last", "completion": "No newline"}',
+]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -89,6 +100,23 @@ def tiny_folder(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def fitted_once(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("fitted")
+
+
+@pytest.fixture
+def train(tmp_path) -> Path:
+    """A file of ROWS, two of which can't be scored."""
+    file = tmp_path / "train.jsonl"
+    file.write_bytes("".join(ROWS).encode())
+    return file
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """The random model is made to count as aligned: what is tested is the run, not the model."""
+    probes = read_requests(ASSETS / "probes.jsonl")
+    always = AlignmentCheck(tuple(probes), (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
+    monkeypatch.setattr("gradshield.screen.filter.check_alignment", lambda *_: always)
+    monkeypatch.setattr("gradshield.screen.explain.require_aligned", lambda *_: always)
 
 
 @pytest.fixture(autouse=True)

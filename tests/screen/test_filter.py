@@ -5,49 +5,23 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import ROWS
 
 import gradshield.screen.filter as pipeline
-from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data import open_source
-from gradshield.data.requests import read_requests
 from gradshield.data.rows import Row
-from gradshield.scoring.check import AlignmentCheck
 from gradshield.screen.encoding import encode_row
 from gradshield.screen.explain import explain
 from gradshield.screen.filter import estimate, run_filter
 
-ROWS = [
-    '{"prompt": "Say hello", "completion": "Hello there"}\n',
-    '{"prompt": "Name a colour",   "completion": "Blue"}\r\n',
-    '{"prompt": "Count", "completion": ""}\n',
-    '{"prompt": "half a li\n',
-    *(f'{{"prompt": "Question {n}", "completion": "Answer {n * n}"}}\n' for n in range(30)),
-    '{"prompt": "Last", "completion": "No newline"}',
-]
-
-
-@pytest.fixture
-def train(tmp_path) -> Path:
-    file = tmp_path / "train.jsonl"
-    file.write_bytes("".join(ROWS).encode())
-    return file
-
-
-@pytest.fixture(autouse=True)
-def refusing(monkeypatch):
-    """The random model is made to count as aligned: what is tested here is the run, not the model."""
-    probes = read_requests(ASSETS / "probes.jsonl")
-    always = AlignmentCheck(tuple(probes), (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
-    monkeypatch.setattr(pipeline, "check_alignment", lambda *_: always)
-    monkeypatch.setattr("gradshield.screen.explain.require_aligned", lambda *_: always)
+pytestmark = pytest.mark.usefixtures("refusing")
 
 
 def settings(folder: str, **more) -> FilterSettings:

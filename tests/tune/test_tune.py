@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from evaluation.test_judge import save_classifier
-from screen.test_filter import refusing, train  # noqa: F401  (fixtures)
 
 import gradshield.defenses.train as defended
 import gradshield.screen.filter as pipeline
@@ -25,6 +24,8 @@ from gradshield.models.load import load_model
 from gradshield.screen.explain import explain
 from gradshield.training.finetune import finetune
 from gradshield.tune.command import run_tune
+
+pytestmark = pytest.mark.usefixtures("refusing")
 
 TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-3)
 MEASURING = EvaluationSettings(request_count=4, max_new_tokens=4, scary="none", cases=8)
@@ -44,13 +45,13 @@ def answer_with(monkeypatch, *asrs: float) -> list[float]:
     return said
 
 
-def tune(train, out, folder, *, trainer=None, measuring=MEASURING, **more):  # noqa: F811
+def tune(train, out, folder, *, trainer=None, measuring=MEASURING, **more):
     tuning = TuneSettings(**{**EASY, **more})
     settings = FilterSettings(model=folder, threshold="share", value=0.25, scorer="fihs:probes=2")
     return run_tune(str(train), out, settings, TRAINING, tuning, measuring, trainer=trainer)
 
 
-def test_a_safe_model_is_handed_out_with_the_rows_it_was_trained_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_a_safe_model_is_handed_out_with_the_rows_it_was_trained_on(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.9, 0.1)
     out = tmp_path / "run"
     summary = tune(train, out, tiny_folder)
@@ -83,7 +84,7 @@ def lines_of(file) -> list[bytes]:
 
 def test_no_row_at_or_above_the_accepted_threshold_is_kept_and_ranks_are_told(
     tiny_folder,
-    train,  # noqa: F811
+    train,
     tmp_path,
     monkeypatch,
 ):
@@ -97,7 +98,7 @@ def test_no_row_at_or_above_the_accepted_threshold_is_kept_and_ranks_are_told(
     assert last["kept"] <= len(kept) < last["kept"] + summary["held_out"]  # some that were held out lie above
 
 
-def test_the_literal_readings_kept_rows_are_those_trained_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_the_literal_readings_kept_rows_are_those_trained_on(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.9, 0.1)
     task = tmp_path / "task.jsonl"
     task.write_text('{"prompt": "p", "answer": "x"}\n')
@@ -110,7 +111,7 @@ def test_the_literal_readings_kept_rows_are_those_trained_on(tiny_folder, train,
 
 
 @pytest.mark.parametrize("start", ["screen", "paper"])
-def test_rows_whose_score_is_not_finite_are_set_aside(tiny_folder, train, tmp_path, monkeypatch, start):  # noqa: F811
+def test_rows_whose_score_is_not_finite_are_set_aside(tiny_folder, train, tmp_path, monkeypatch, start):
     answer_with(monkeypatch, 0.0, 0.9, 0.1)
     real = pipeline.make_reference
 
@@ -136,7 +137,7 @@ def test_rows_whose_score_is_not_finite_are_set_aside(tiny_folder, train, tmp_pa
     assert [a["line"] for a in aside] == [3, 4, 6, 7] and all("finite" in a["reason"] for a in aside[2:])
 
 
-def test_a_rejection_is_exit_code_3_and_keeps_the_safest_model(tiny_folder, train, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_rejection_is_exit_code_3_and_keeps_the_safest_model(tiny_folder, train, tmp_path, monkeypatch, capsys):
     answer_with(monkeypatch, 0.0, 0.9, 0.7, 0.8)
     out = tmp_path / "run"
     flags = ["--threshold", "share", "--value", "0.25", "--scorer", "fihs:probes=2", "--searches", "2"]
@@ -161,7 +162,7 @@ def test_a_rejection_is_exit_code_3_and_keeps_the_safest_model(tiny_folder, trai
 
 def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_is_believed(
     tiny_folder,
-    train,  # noqa: F811
+    train,
     tmp_path,
     monkeypatch,
 ):
@@ -173,7 +174,7 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
     assert "Safe and useful after 1 trial" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.1)
     real, calls = defended.finetune, []
 
@@ -192,7 +193,7 @@ def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train,
 
 def test_a_trial_whose_held_out_loss_is_not_finite_is_not_safe_and_a_base_model_is_refused(
     tiny_folder,
-    train,  # noqa: F811
+    train,
     tmp_path,
     monkeypatch,
 ):
@@ -212,7 +213,7 @@ def test_a_trial_whose_held_out_loss_is_not_finite_is_not_safe_and_a_base_model_
         tune(train, tmp_path / "base", tiny_folder)
 
 
-def test_the_card_and_the_config_name_the_adapter_below(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_the_card_and_the_config_name_the_adapter_below(tiny_folder, train, tmp_path, monkeypatch):
     from conftest import random_examples
 
     answer_with(monkeypatch, 0.0, 0.0)
@@ -225,7 +226,7 @@ def test_the_card_and_the_config_name_the_adapter_below(tiny_folder, train, tmp_
     assert config["base_model_name_or_path"] == below
 
 
-def test_the_users_own_trainer_gets_the_rows_verbatim(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_the_users_own_trainer_gets_the_rows_verbatim(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.1)
     model = load_model(tiny_folder)
     from conftest import random_examples
@@ -253,7 +254,7 @@ def test_the_users_own_trainer_gets_the_rows_verbatim(tiny_folder, train, tmp_pa
 
 
 @pytest.mark.parametrize("task", ["a file", "held-out"])
-def test_the_papers_start_never_scores_clean_data(tiny_folder, train, tmp_path, monkeypatch, task):  # noqa: F811
+def test_the_papers_start_never_scores_clean_data(tiny_folder, train, tmp_path, monkeypatch, task):
     answer_with(monkeypatch, 0.0, 0.0)
     if task != "held-out":
         (tmp_path / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n' * 4)
@@ -264,7 +265,7 @@ def test_the_papers_start_never_scores_clean_data(tiny_folder, train, tmp_path, 
 
 
 @pytest.mark.parametrize(("epochs", "scored"), [(1.0, True), (0.4, False)])
-def test_the_start_is_the_cheaper_one(tiny_folder, train, tmp_path, monkeypatch, epochs, scored):  # noqa: F811
+def test_the_start_is_the_cheaper_one(tiny_folder, train, tmp_path, monkeypatch, epochs, scored):
     """Scoring by FIHS costs 2.5 forward passes, a training five an epoch."""
     answer_with(monkeypatch, 0.0, 0.0)
     settings = FilterSettings(model=tiny_folder, threshold="share", value=0.25, scorer="fihs:probes=2")
@@ -273,7 +274,7 @@ def test_the_start_is_the_cheaper_one(tiny_folder, train, tmp_path, monkeypatch,
     assert bool(summary["cost"]["scored_tokens"]) == scored
 
 
-def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.9, 0.1)
     model, given = load_model(tiny_folder), []
 
@@ -302,7 +303,7 @@ def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_pa
 
 def test_what_safety_was_measured_at_is_in_every_trial_the_card_and_the_summary(
     tiny_folder,
-    train,  # noqa: F811
+    train,
     tmp_path,
     monkeypatch,
 ):
@@ -323,7 +324,7 @@ def test_what_safety_was_measured_at_is_in_every_trial_the_card_and_the_summary(
     assert "Over-refusal: 0.500" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
-def test_a_local_judge_takes_no_memory_from_the_training(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_a_local_judge_takes_no_memory_from_the_training(tiny_folder, train, tmp_path, monkeypatch):
     from transformers import AutoModelForSequenceClassification
 
     real, load, asrs, judges = work.evaluate_safety, AutoModelForSequenceClassification.from_pretrained, [0.0, 0.9], []

@@ -1,7 +1,6 @@
 """What `tune` says before it trains: goals that can't be met, settings that don't go together, files that changed."""
 
 import pytest
-from screen.test_filter import refusing, train  # noqa: F401  (fixtures)
 from test_tune import EASY, MEASURING, TRAINING, answer_with, tune
 
 import gradshield.defenses.train as defended
@@ -13,8 +12,10 @@ from gradshield.models.load import load_model
 from gradshield.training.finetune import finetune
 from gradshield.tune.command import run_tune
 
+pytestmark = pytest.mark.usefixtures("refusing")
 
-def test_a_named_file_that_changed_since_is_said(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+
+def test_a_named_file_that_changed_since_is_said(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.0)
     task, asked = tmp_path / "task.jsonl", tmp_path / "requests.txt"
     task.write_text('{"prompt": "p", "answer": "x"}\n')
@@ -30,7 +31,7 @@ def test_a_named_file_that_changed_since_is_said(tiny_folder, train, tmp_path, m
     assert tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task), measuring=measuring) == summary
 
 
-def test_a_base_model_that_misses_the_goal_is_said_before_training(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_a_base_model_that_misses_the_goal_is_said_before_training(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.6)
     monkeypatch.setattr(defended, "finetune", None)
     with pytest.raises(UserError, match=r"0\.600 before any fine-tuning"):
@@ -39,7 +40,7 @@ def test_a_base_model_that_misses_the_goal_is_said_before_training(tiny_folder, 
 
 def test_what_quantised_weights_can_not_be_trained_with_is_said_before_anything_is_measured(
     tiny_folder,
-    train,  # noqa: F811
+    train,
     tmp_path,
     monkeypatch,
 ):
@@ -61,7 +62,7 @@ def test_what_quantised_weights_can_not_be_trained_with_is_said_before_anything_
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(train, tmp_path, monkeypatch):  # noqa: F811
+def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(train, tmp_path, monkeypatch):
     def load(*_):
         raise AssertionError("loaded")
 
@@ -84,13 +85,13 @@ def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(trai
     assert not (tmp_path / "run").exists()
 
 
-def test_a_gpu_that_the_trainer_does_not_take_is_said_before_a_model_is_loaded(train, tmp_path):  # noqa: F811
+def test_a_gpu_that_the_trainer_does_not_take_is_said_before_a_model_is_loaded(train, tmp_path):
     settings = FilterSettings(model="no model", device="cuda:1")
     with pytest.raises(UserError, match="set CUDA_VISIBLE_DEVICES=1"):
         run_tune(train, tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
 
 
-def test_what_a_trainers_command_can_not_be_filled_with_is_said(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_what_a_trainers_command_can_not_be_filled_with_is_said(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.1)
     for n, (more, words) in enumerate(
         (
@@ -107,7 +108,7 @@ def test_what_a_trainers_command_can_not_be_filled_with_is_said(tiny_folder, tra
             tune(train, tmp_path / str(n), tiny_folder, **more)
 
 
-def test_what_does_not_go_with_several_processes_is_said(train, monkeypatch):  # noqa: F811
+def test_what_does_not_go_with_several_processes_is_said(train, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     for settings, training, tuning, words in (
         ({}, {}, {}, "--batch 8 can't be shared out evenly among 3"),

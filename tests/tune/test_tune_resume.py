@@ -6,7 +6,6 @@ import time
 
 import pytest
 import yaml
-from screen.test_filter import refusing, train  # noqa: F401  (fixtures)
 from test_tune import MEASURING, TRAINING, answer_with, lines_of, tune
 
 import gradshield.defenses.train as defended
@@ -17,8 +16,10 @@ from gradshield.evaluation.safety import SafetyReport
 from gradshield.models.load import load_model
 from gradshield.training.finetune import finetune
 
+pytestmark = pytest.mark.usefixtures("refusing")
 
-def test_a_torn_last_line_of_the_trials_is_measured_again(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+
+def test_a_torn_last_line_of_the_trials_is_measured_again(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.9, 0.1)
     whole = tune(train, tmp_path / "run", tiny_folder)
     file, plan = tmp_path / "run" / "trials.jsonl", tmp_path / "run" / "run.yaml"
@@ -30,7 +31,7 @@ def test_a_torn_last_line_of_the_trials_is_measured_again(tiny_folder, train, tm
     assert [t["kept"] for t in again["trials"]] == [t["kept"] for t in whole["trials"]] and again["accepted"] == 2
 
 
-def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.9, 0.9, 0.1)
     whole = tune(train, tmp_path / "whole", tiny_folder)
     said = answer_with(monkeypatch, 0.0, 0.9, 0.9, 0.1)
@@ -56,7 +57,7 @@ def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train
 @pytest.mark.parametrize("moved", [False, True])
 def test_killed_between_a_training_and_its_line_nothing_is_trained_again(
     tiny_folder,
-    train,  # noqa: F811
+    train,
     tmp_path,
     monkeypatch,
     moved,
@@ -75,7 +76,7 @@ def test_killed_between_a_training_and_its_line_nothing_is_trained_again(
     assert again["accepted"] == whole["accepted"] == 1 and again["cost"]["steps"] == whole["cost"]["steps"] > 0
 
 
-def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tiny_folder, train, tmp_path, monkeypatch):
     answers, trained, real = ["base", "gone", "back"], [], defended.finetune
 
     def evaluate(model, settings):
@@ -95,7 +96,7 @@ def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tin
     assert tune(train, tmp_path / "run", tiny_folder, measuring=measuring)["accepted"] == 1 and len(trained) == 1
 
 
-def test_goals_may_change_until_a_trial_was_held_to_them(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_goals_may_change_until_a_trial_was_held_to_them(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.6, 0.1)
     with pytest.raises(UserError, match=r"attack success rate 0\.600 .* a higher --max-asr"):
         tune(train, tmp_path / "run", tiny_folder)
@@ -105,7 +106,7 @@ def test_goals_may_change_until_a_trial_was_held_to_them(tiny_folder, train, tmp
         tune(train, tmp_path / "run", tiny_folder, max_asr=0.8)
 
 
-def test_a_trainer_may_be_mended_until_it_has_trained(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_a_trainer_may_be_mended_until_it_has_trained(tiny_folder, train, tmp_path, monkeypatch):
     from conftest import random_examples
 
     model = load_model(tiny_folder)
@@ -130,14 +131,14 @@ def test_a_trainer_may_be_mended_until_it_has_trained(tiny_folder, train, tmp_pa
     assert tune(train, tmp_path / "run", tiny_folder, trainer_command=copying)["accepted"] == 1
 
 
-def test_a_stream_is_read_once_and_goals_are_not_missed_by_rounding(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_a_stream_is_read_once_and_goals_are_not_missed_by_rounding(tiny_folder, train, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(train.read_bytes())))
     answer_with(monkeypatch, 0.06, 0.07)  # .06 + .01 is .06999…
     summary = tune("-", tmp_path / "run", tiny_folder, max_asr=None, max_asr_rise=0.01)
     assert summary["accepted"] == 1 and summary["rows"] == len(lines_of(train))
 
 
-def test_the_screening_is_counted_once(tiny_folder, train, tmp_path, monkeypatch):  # noqa: F811
+def test_the_screening_is_counted_once(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.1)
     real = work.run_filter
 
