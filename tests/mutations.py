@@ -1,0 +1,154 @@
+"""Breaks the source on purpose, one edit at a time, and prints the edits that no test notices: python tests/mutations.py
+
+Each edit is made in a temporary copy of the tree, where the tests named with it must fail. Exit code 1: an edit survived,
+its text is gone from the source, or its tests fail without it. Arguments choose edits by a part of their file's path.
+"""
+
+# ruff: noqa: E501
+
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 600  # an edit that makes the tests hang is noticed
+THRESHOLD = ["tests/test_threshold.py"]
+SEARCH = ["tests/tune/test_search.py"]
+SIGN = ["tests/scoring/test_safety_score.py"]
+REFUSAL = ["tests/models/test_refusal.py"]
+ASR = ["tests/evaluation/test_evaluate.py", "-k", "asr_is_the_share"]
+WINDOWS = ["tests/scoring/test_windows.py"]
+LATER = ["tests/scoring/test_intent.py", "-k", "later_window"]
+LAYERS = ["tests/scoring/test_intent.py", "-k", "several_layers"]
+MASK = ["tests/data/test_encode.py", "-k", "cut_is_on_the_right or loss_on_and_weight or special_tokens_once"]
+WRITE = ["tests/data/test_write.py", "-k", "partition or too_few or set_aside_rows"]
+DEFAULT = ["tests/screen/test_default.py"]
+
+EDITS = [  # (file below src/gradshield, old text, new text, tests)
+    ("scoring/fihs/probe.py", 'for word in ("I", "Sure"):', 'for word in ("Sure", "I"):', SIGN),
+    ("scoring/fihs/probe.py", "return safe, unsafe", "return unsafe, safe", SIGN),
+    ("scoring/fihs/probe.py", "list(safe)].logsumexp(-1) -", "list(safe)].logsumexp(-1) +", SIGN),
+    ("scoring/fihs/probe.py", "(refusing > 0.05)", "(refusing > 0.5)", SIGN),
+    ("scoring/fihs/probe.py", "(complying > 0.01)", "(complying > 0.1)", SIGN),
+    ("scoring/fihs/probe.py", "out / len(requests)", "-out / len(requests)", SIGN),
+    ("scoring/fihs/probe.py", "out / len(requests)", "out", SIGN),
+    ("scoring/fihs/scorer.py", '"score": columns[variant]', '"score": -columns[variant]', SIGN),
+    ("scoring/fihs/contraction.py", "return Contraction(table(dot) * share,", "return Contraction(table(dot),", SIGN),
+    ("models/batching.py", "positions.append(where - 1)", "positions.append(where)", SIGN),
+    ("threshold.py", "np.quantile(good, 0.99)", "np.quantile(good, 0.90)", THRESHOLD),
+    ("threshold.py", "np.quantile(harmful, 0.05)", "np.quantile(harmful, 0.40)", THRESHOLD),
+    ("threshold.py", "(upper + lower) / 2", "lower", THRESHOLD),
+    ("threshold.py", "(len(finite) - poison) * lost", "0.0", THRESHOLD),
+    ("threshold.py", "poison * missed)", "0.0)", THRESHOLD),
+    ("threshold.py", "above - len(finite) * lost", "above", THRESHOLD),
+    ("threshold.py", "max(1 - missed - lost, 1e-9)", "1", THRESHOLD),
+    ("threshold.py", "clear = above > 0 and near", "clear = True or near", THRESHOLD),
+    ("threshold.py", "clear = above > 0 and near <= max(1, 0.02", "clear = above > 0 and near <= max(1, 0.03", THRESHOLD),
+    ("threshold.py", "margin = 0.25 *", "margin = 0.5 *", THRESHOLD),
+    ("threshold.py", "if gain > alpha and", "if gain > 10 and", THRESHOLD),
+    ("threshold.py", "sum() - one", "sum() + one", THRESHOLD),
+    ("threshold.py", "value = min(finite[labels == 0]", "value = max(finite[labels == 0]", THRESHOLD),
+    ("threshold.py", "value = mean + 2 * spread", "value = mean + 3 * spread", THRESHOLD),
+    ("threshold.py", "tol=1e-6", "tol=1e-3", THRESHOLD),
+    ("threshold.py", ', fit(init_params="random_from_data", n_init=10)]', "]", THRESHOLD),
+    ("threshold.py", "smaller < OUTLIERS * len(finite)", "smaller > len(finite)", THRESHOLD),
+    ("threshold.py", "len(finite) < FEW_ROWS", "len(finite) <= FEW_ROWS", THRESHOLD),
+    ("threshold.py", "above > len(finite) / 2", "above > len(finite)", THRESHOLD),
+    ("threshold.py", "finite[len(finite) - count]", "finite[len(finite) - count - 1]", THRESHOLD),
+    ("tune/search.py", "above > 0 and sure and not", "above > 0 and sure or not", SEARCH),
+    ("tune/search.py", "<= step * np.isfinite", "< step * np.isfinite", SEARCH),
+    ("tune/search.py", "sure = guess.clear or above >", "sure = above >", SEARCH),
+    ("tune/search.py", "lost + 3 * sqrt", "lost + 6 * sqrt", SEARCH),
+    ("tune/search.py", "np.searchsorted(ordered, t))", 'np.searchsorted(ordered, t, "right"))', SEARCH),
+    ("tune/search.py", "else np.flatnonzero(value < t)", "else np.flatnonzero(value <= t)", SEARCH),
+    ("tune/search.py", "(below, up, number + 1) if trial.safe else", "(below, up, number + 1) if not trial.safe else", SEARCH),
+    ("tune/search.py", "if trial.safe and trial.useful:", "if trial.safe:", SEARCH),
+    ("tune/search.py", "floor(lo * (1 - step) + up * step)", "lo", SEARCH),
+    ("tune/search.py", "ceil(up * (1 - step) + lo * step)", "up", SEARCH),
+    ("tune/search.py", "if number == max_searches:", "if number > max_searches:", SEARCH),
+    ("tune/search.py", "key=lambda t: (t.asr, -t.kept)", "key=lambda t: (-t.asr, -t.kept)", SEARCH),
+    ("models/refusal.py", '"not willing to", "not going to",', '"not willing to",', REFUSAL),
+    ("models/refusal.py", '"i can\'t", ', "", REFUSAL),
+    ("models/refusal.py", '.replace("’", "\'")', "", REFUSAL),
+    ("models/refusal.py", "answer.lower()", "answer", REFUSAL),
+    ("evaluation/safety.py", "complied = len(refused) - sum(refused)", "complied = sum(refused)", ASR),
+    ("evaluation/safety.py", "complied / len(refused) if", "complied / (len(refused) + 1) if", ASR),
+    ("evaluation/safety.py", "z2 / (4 * total * total)", "0", ASR),
+    ("evaluation/evaluate.py", "over_refusal=refused / len(scary)", "over_refusal=1 - refused / len(scary)", ASR),
+    ("scoring/intent/readouts.py", "LATER = 1.0", "LATER = 0.0", LATER),
+    ("scoring/intent/readouts.py", "DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)", "DEPTHS = (0.5, 0.7)", LAYERS),
+    ("scoring/intent/readouts.py", "np.minimum(request, answer)", "np.maximum(request, answer)", DEFAULT),
+    ("scoring/intent/windows.py", "last = max(start, stop - WINDOW)", "last = start", WINDOWS),
+    ("scoring/intent/windows.py", "+ words[-1] + 1 if", "+ words[-1] if", WINDOWS),
+    ("data/encode.py", "mask[:1] = False", "pass", MASK),
+    ("data/encode.py", "mask[:max_length])", "mask[-max_length:])", MASK),
+    ("screen/filter.py", '>= threshold.value else "kept"', '> threshold.value else "kept"', DEFAULT),
+    ("screen/filter.py", 'np.concatenate([good, own["score"]])', "good", DEFAULT),
+    ("screen/filter.py", 'reference.anchors["good"], reference.anchors["refusal"]]', 'reference.anchors["good"]]', DEFAULT),
+]  # fmt: skip
+
+
+def passes(tree: Path, tests: list[str]) -> bool | None:
+    """Whether the tests pass in the tree; None where they could not be run."""
+    child = multiprocessing.get_context("fork").Process(target=_run, args=(tree, tests))
+    child.start()
+    child.join(SECONDS)
+    if child.is_alive():
+        child.kill()
+        child.join()
+        return False
+    return {0: True, 1: False}.get(child.exitcode or 0)
+
+
+def _run(tree: Path, tests: list[str]) -> None:
+    """In a fork, which has the large libraries already and none of ours."""
+    import pytest
+
+    sys.dont_write_bytecode = True  # bytecode of another edit made in the same second would be taken for this one's
+    os.chdir(tree)
+    sys.path.insert(0, str(tree / "src"))
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not browser", *tests])
+    os._exit(int(code))
+
+
+def main(chosen: list[str]) -> int:
+    """Makes the chosen edits, tells of each, and returns the exit code."""
+    import peft  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import sklearn.mixture  # noqa: F401
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    edits = [e for e in EDITS if not chosen or any(part in e[0] for part in chosen)]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "docs"))
+        whole: list[list[str]] = []
+        for *_, tests in edits:
+            if tests not in whole:
+                whole.append(tests)
+        wrong = [f"fails without an edit: {' '.join(tests)}" for tests in whole if not passes(tree, tests)]
+        for name, old, new, tests in edits if not wrong else []:
+            file = tree / "src" / "gradshield" / name
+            text = file.read_text(encoding="utf-8")
+            if text.count(old) != 1:
+                wrong.append(f"{name}: {old!r} is there {text.count(old)} times, not once")
+                continue
+            file.write_text(text.replace(old, new), encoding="utf-8")
+            verdict = {True: "SURVIVED", False: "noticed", None: "tests did not run"}[passes(tree, tests)]
+            file.write_text(text, encoding="utf-8")
+            print(f"{verdict}: {name}: {old!r} -> {new!r}", flush=True)
+            if verdict != "noticed":
+                wrong.append(f"{verdict}: {name}: {old!r} -> {new!r}")
+    print(f"{len(edits)} edits, {len(wrong)} problems", *wrong, sep="\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
