@@ -86,7 +86,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("data/encode.py", "mask[:1] = False", "pass", MASK),
     ("data/encode.py", "mask[:max_length])", "mask[-max_length:])", MASK),
     ("screen/filter.py", '>= threshold.value else "kept"', '> threshold.value else "kept"', DEFAULT),
-    ("screen/filter.py", 'np.concatenate([good, own["score"]])', "good", DEFAULT),
+    ("screen/filter.py", 'np.concatenate([good, np.delete(own["score"], list(own.reasons))])', "good", DEFAULT),
     ("screen/filter.py", 'reference.anchors["good"], reference.anchors["refusal"]]', 'reference.anchors["good"]]', DEFAULT),
 ]  # fmt: skip
 

@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (fixtures)
 """The Defense contract: no hook changes nothing, each hook changes what it says, and every row is accounted for. A
 registered defense is tested by being registered."""
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from conftest import random_examples
 from safetensors.torch import load_file
-from screen.test_filter import refusing, train  # noqa: F401  (fixtures)
 
 import gradshield.tune.trials as work
 from gradshield.base.errors import UserError
@@ -27,6 +25,7 @@ from gradshield.training.finetune import finetune
 from gradshield.training.interventions import Hooks
 from gradshield.tune.command import run_tune
 
+pytestmark = pytest.mark.usefixtures("refusing")
 TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-2)
 MEASURING = EvaluationSettings(request_count=4, max_new_tokens=4, scary="none", cases=8)
 
