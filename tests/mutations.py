@@ -15,16 +15,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 600  # an edit that makes the tests hang is noticed
-THRESHOLD = ["tests/test_threshold.py"]
-SEARCH = ["tests/tune/test_search.py"]
+THRESHOLD = ["tests/test_threshold.py", "--noconftest"]
+SEARCH = ["tests/tune/test_search.py", "--noconftest"]
 SIGN = ["tests/scoring/test_safety_score.py"]
 REFUSAL = ["tests/models/test_refusal.py"]
 ASR = ["tests/evaluation/test_evaluate.py", "-k", "asr_is_the_share"]
-WINDOWS = ["tests/scoring/test_windows.py"]
+WINDOWS = ["tests/scoring/test_windows.py", "--noconftest"]
 LATER = ["tests/scoring/test_intent.py", "-k", "later_window"]
 LAYERS = ["tests/scoring/test_intent.py", "-k", "several_layers"]
 MASK = ["tests/data/test_encode.py", "-k", "cut_is_on_the_right or loss_on_and_weight or special_tokens_once"]
 WRITE = ["tests/data/test_write.py", "-k", "partition or too_few or set_aside_rows"]
+VERDICTS = ["tests/screen/test_filter.py", "-k", "rows_in_are and fihs:probes"]
 DEFAULT = ["tests/screen/test_default.py"]
 
 EDITS = [  # (file below src/gradshield, old text, new text, tests)
@@ -85,7 +86,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("scoring/intent/windows.py", "+ words[-1] + 1 if", "+ words[-1] if", WINDOWS),
     ("data/encode.py", "mask[:1] = False", "pass", MASK),
     ("data/encode.py", "mask[:max_length])", "mask[-max_length:])", MASK),
-    ("screen/filter.py", '>= threshold.value else "kept"', '> threshold.value else "kept"', DEFAULT),
+    ("screen/filter.py", '>= threshold.value else "kept"', '> threshold.value else "kept"', VERDICTS),
     ("screen/filter.py", 'np.concatenate([good, np.delete(own["score"], list(own.reasons))])', "good", DEFAULT),
     ("screen/filter.py", 'reference.anchors["good"], reference.anchors["refusal"]]', 'reference.anchors["good"]]', DEFAULT),
 ]  # fmt: skip

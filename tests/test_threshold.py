@@ -113,14 +113,16 @@ def test_a1_takes_two_spreads_of_one_group():
     assert found.note.startswith("one group") and "warning" not in found.note
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("good", "harmful"),
+    ("good", "harmful", "seed"),
     [
-        (lambda rng: rng.normal(0, 2, 238), lambda rng: rng.normal(2, 0.05, 62)),  # stops early by default: 16, not 92
-        (lambda rng: np.r_[rng.normal(0, 1, 237), -30], lambda rng: rng.normal(6, 1, 62)),  # k-means: 13, not 111
+        # scikit-learn's default tolerance and k-means stop on a plateau: gain 16, not 92
+        *((lambda rng: rng.normal(0, 2, 238), lambda rng: rng.normal(2, 0.05, 62), seed) for seed in range(3)),
+        # k-means is trapped by the outlier: gain 13, not 111
+        *((lambda rng: np.r_[rng.normal(0, 1, 237), -30], lambda rng: rng.normal(6, 1, 62), seed) for seed in range(3)),
+        # the default tolerance stops early: gain 1183, not 1186
+        (lambda rng: rng.normal(0, 1, 18000), lambda rng: rng.normal(3, 1, 2000), 0),
     ],
-    ids=["plateau", "outlier"],
 )
 def test_a1s_fit_is_as_likely_as_the_groups_that_the_rows_were_drawn_from(good, harmful, seed):
     rng = np.random.default_rng(seed)
@@ -128,7 +130,7 @@ def test_a1s_fit_is_as_likely_as_the_groups_that_the_rows_were_drawn_from(good, 
     scores = np.concatenate(groups)
     found = a1(scores)
     assert gain_of(found) >= likelihood(groups) - likelihood([scores]) - 0.5
-    assert (scores >= found.value).sum() < 80  # 62 harmful of 300; stopped early, 180
+    assert (scores >= found.value).sum() < 1.3 * len(groups[1])  # stopped early: 180 of the first 300
 
 
 def test_a1_warns_where_the_file_is_too_small_or_too_one_sided():

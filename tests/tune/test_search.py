@@ -124,8 +124,9 @@ def test_every_guess_narrows_the_search_even_a_stubborn_one(seed):
 
 def test_rejected_with_the_best_model_kept():
     scores, harm = world(20, 180)
-    _, outcome, _ = play(scores, harm, bearable=-1, max_searches=2)
+    trials, outcome, _ = play(scores, harm, bearable=-1, max_searches=2)
     assert outcome.accepted is None and "within 2" in outcome.reason
+    assert len(trials) == 3  # on every row, and the two of the search
     assert outcome.best is min(outcome.trials, key=lambda t: t.asr)
 
 
