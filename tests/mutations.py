@@ -20,9 +20,8 @@ SEARCH = ["tests/tune/test_search.py", "--noconftest"]
 SIGN = ["tests/scoring/test_safety_score.py"]
 REFUSAL = ["tests/models/test_refusal.py"]
 ASR = ["tests/evaluation/test_evaluate.py", "-k", "asr_is_the_share"]
-WINDOWS = ["tests/scoring/test_windows.py", "--noconftest"]
-LATER = ["tests/scoring/test_intent.py", "-k", "later_window"]
-LAYERS = ["tests/scoring/test_intent.py", "-k", "several_layers"]
+INTENT = ["tests/scoring/test_intent.py", "-k", "surer or worst or wherever or since_the_one or running_means"]
+LAYERS = ["tests/scoring/test_intent.py", "-k", "three_blocks"]
 MASK = ["tests/data/test_encode.py", "-k", "cut_is_on_the_right or loss_on_and_weight or special_tokens_once"]
 WRITE = ["tests/data/test_write.py", "-k", "partition or too_few or set_aside_rows"]
 VERDICTS = ["tests/screen/test_filter.py", "-k", "rows_in_are and fihs:probes"]
@@ -79,11 +78,13 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("evaluation/safety.py", "complied / len(refused) if", "complied / (len(refused) + 1) if", ASR),
     ("evaluation/safety.py", "z2 / (4 * total * total)", "0", ASR),
     ("evaluation/evaluate.py", "over_refusal=refused / len(scary)", "over_refusal=1 - refused / len(scary)", ASR),
-    ("scoring/intent/readouts.py", "LATER = 1.0", "LATER = 0.0", LATER),
-    ("scoring/intent/readouts.py", "DEPTHS = (0.5, 0.55, 0.6, 0.65, 0.7)", "DEPTHS = (0.5, 0.7)", LAYERS),
-    ("scoring/intent/readouts.py", "np.minimum(request, answer)", "np.maximum(request, answer)", DEFAULT),
-    ("scoring/intent/windows.py", "last = max(start, stop - WINDOW)", "last = start", WINDOWS),
-    ("scoring/intent/windows.py", "+ words[-1] + 1 if", "+ words[-1] if", WINDOWS),
+    ("scoring/intent/reading.py", "LATER = 1.0", "LATER = 0.0", INTENT),
+    ("scoring/intent/reading.py", "DEPTHS = (0.5, 0.6, 0.7)", "DEPTHS = (0.5, 0.7)", LAYERS),
+    ("scoring/intent/reading.py", "max((min(topic, answer)", "max((max(topic, answer)", INTENT),
+    ("scoring/intent/reading.py", "return max((min", "return min((min", INTENT),
+    ("scoring/intent/reading.py", "running_mean(tokens[response.context, 0], PHRASE).max()", "running_mean(tokens[response.context, 0], PHRASE)[-1]", INTENT),
+    ("scoring/intent/reading.py", "running_mean(inside[:, 1], WINDOW)", "running_mean(inside[:, 0], WINDOW)", INTENT),
+    ("scoring/intent/reading.py", "(total[width:] - total[:-width]) / width", "(total[width:] - total[:-width])", INTENT),
     ("data/encode.py", "mask[:1] = False", "pass", MASK),
     ("data/encode.py", "mask[:max_length])", "mask[-max_length:])", MASK),
     ("screen/filter.py", '>= threshold.value else "kept"', '> threshold.value else "kept"', VERDICTS),

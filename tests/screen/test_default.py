@@ -12,9 +12,11 @@ import yaml
 import gradshield.screen.filter as pipeline
 from gradshield.base.settings import FilterSettings
 from gradshield.cli.commands import main
-from gradshield.models.load import load_model
-from gradshield.scoring import anchors
-from gradshield.scoring.intent import intent, late
+from gradshield.data.encode import Example, encode
+from gradshield.data.formats import Conversation, Message
+from gradshield.models.load import Model, load_model
+from gradshield.scoring.intent import intent
+from gradshield.scoring.intent.texts import Text
 from gradshield.scoring.reference import make_reference
 
 CASES = {  # so unlike each other that a random network tells them apart
@@ -30,17 +32,21 @@ def rows(kind: str, numbers: range) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def few_anchors(monkeypatch):
-    """A dozen anchors of each kind, as the bundled ones take minutes even with a tiny model."""
+def few_anchors(monkeypatch, tmp_path):
+    """The readouts are fitted on a dozen rows of each kind, as the bundled texts take minutes with a tiny model too."""
 
-    def requests(file: Path) -> list[str]:
-        kind = "harmful" if Path(file).name in intent.REFUSED_FILES else "good"
-        return [row["prompt"] for row in rows(kind, range(8))]
+    def texts(model: Model, probes: tuple[str, ...]) -> list[Text]:
+        found = []
+        for kind in CASES:
+            for row in rows(kind, range(12)):
+                turns = (Message("user", row["prompt"]), Message("assistant", row["response"]))
+                example = encode(Conversation(turns), 0, model.tokenizer)
+                assert isinstance(example, Example)
+                found.append(Text(example, kind, kind != "good", (row["prompt"],)))
+        return found
 
-    for module in (anchors, late):
-        monkeypatch.setattr(module, "anchor_rows", lambda kind: rows(kind, range(12)))
-    for module in (intent, late):
-        monkeypatch.setattr(module, "read_requests", requests)
+    monkeypatch.setattr(intent, "fitting_texts", texts)
+    monkeypatch.setenv("GRADSHIELD_CACHE", str(tmp_path / "of these texts"))  # no other test is given them
 
 
 def written(file: Path, *found: list[dict[str, str]]) -> str:
