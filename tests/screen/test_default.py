@@ -16,7 +16,7 @@ from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.load import Model, load_model
 from gradshield.scoring.intent import intent
-from gradshield.scoring.intent.texts import Text
+from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.reference import make_reference
 
 CASES = {  # so unlike each other that a random network tells them apart
