@@ -92,7 +92,10 @@ def test_no_row_at_or_above_the_accepted_threshold_is_kept_and_ranks_are_told(
     summary = tune(train, tmp_path / "run", tiny_folder)
     _, second, third, last = summary["trials"]
     assert (second["lo"], third["lo"], last["lo"]) == (0, 0, 0) and third["up"] == second["kept"]
-    assert last["up"] == third["kept"] and json.loads(lines_of(tmp_path / "run" / "trials.jsonl")[-1]) == last
+    assert (
+        last["up"] == third["kept"]
+        and last.items() <= json.loads(lines_of(tmp_path / "run" / "trials.jsonl")[-1]).items()
+    )
     scores, kept = scores_of(tmp_path / "run", train), lines_of(tmp_path / "run" / "kept.jsonl")
     assert all(scores[line] < last["threshold"] for line in kept)
     assert last["kept"] <= len(kept) < last["kept"] + summary["held_out"]  # some that were held out lie above

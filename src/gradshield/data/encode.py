@@ -106,13 +106,6 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
     return tokenize(tokenizer, text + form.closing)[0]
 
 
-def encode_prompt(request: str, tokenizer) -> np.ndarray:
-    """int32 ids of a row with this request, up to its response: those of `encode_request` but for think blocks, which
-    rows have in another form. Raises UserError where the template refuses the request."""
-    example = encode(Conversation((Message("user", request), Message("assistant", "Yes"))), 0, tokenizer)
-    return encode_request(request, tokenizer) if isinstance(example, str) else example.ids[: int(example.mask.argmax())]
-
-
 def request_form(tokenizer) -> str:
     """In plain words, what `encode_request` puts between a request and the first token of a plain answer."""
     form, question = form_of(tokenizer), [Message("user", "?")]

@@ -95,7 +95,7 @@ def finished_run(out: Path, path: str, asked: Mapping[str, Any], files: str | No
     looked at more closely, by `find_run`. Raises UserError where the folder is damaged, or the input can't be read.
     """
     place = expanded(path)
-    if files is None or not (out / "run.yaml").is_file() or not (place.is_file() or place.is_dir()):
+    if files is None or not (out / "run.yaml").is_file() or not os.path.exists(place):
         return None  # a pipe can be read only once
     refuse_links(out)
     saved = read_yaml(out / "run.yaml")

@@ -6,6 +6,7 @@ Imports no torch, so that what is done already is shown at once.
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 from gradshield.base.errors import UserError
@@ -66,7 +67,7 @@ def _roots(settings: ModelSettings) -> list[Path]:
 
 def _place(name: str) -> Path:
     """Where the model or adapter of this name is: itself, or the snapshot in the Hub's cache."""
-    if Path(name).exists():
+    if os.path.exists(name):  # false for a name too long for a path
         return Path(name)
     from huggingface_hub import try_to_load_from_cache
 

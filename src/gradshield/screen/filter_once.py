@@ -1,5 +1,6 @@
 """`filter` without the model where its run is finished. Imports no torch."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from gradshield.models.on_disk import disk_fingerprint
 def filter_file(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]:
     """The summary of the run in `out`: at once where it is finished, else when `run_filter` has finished it."""
     asked = {"settings": settings.model_dump(mode="json"), "file": checksums(settings.probes, settings.reference)}
-    summary = finished_run(out, path, asked, disk_fingerprint(settings)) if out.is_dir() else None
+    summary = finished_run(out, path, asked, disk_fingerprint(settings)) if os.path.isdir(out) else None
     if summary is not None:
         return summary
     from gradshield.screen.filter import run_filter

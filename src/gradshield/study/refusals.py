@@ -1,4 +1,4 @@
-"""How often the refusal detector agrees with a reader: 300 answers labelled by hand, and the paper's phrases beside it.
+"""How often the refusal detector agrees with one reader of 350 answers, and the paper's phrases beside it.
 
     GRADSHIELD_DATA=... python -m gradshield.study.refusals --qwen FOLDER
 

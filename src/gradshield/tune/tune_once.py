@@ -1,5 +1,6 @@
 """`tune` without the model where its run is finished. Imports no torch."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def tune_file(
     tell: Callable[[Mapping[str, Any]], None],
 ) -> dict[str, Any]:
     """The summary of the run in `out`: at once where it is finished, else when `run_tune` has finished it."""
-    if processes() == 1 and out.is_dir():
+    if processes() == 1 and os.path.isdir(out):
         asked = asked_of_tune(settings, training, tuning, measuring)
         summary = finished_run(out, path, asked, disk_fingerprint(settings))
         if summary is not None:

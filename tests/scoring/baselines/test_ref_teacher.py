@@ -1,14 +1,14 @@
 import numpy as np
 from scored import PROBES, rows_of, scored
 
-from gradshield.data.encode import Example, encode_prompt
+from gradshield.data.encode import Example, encode_request
 from gradshield.scoring.asked import harmless_requests, requests_to_refuse
 from gradshield.scoring.states import cosine, read_states
 
 
 def test_it_is_the_cosine_with_the_difference_of_means_and_does_not_read_the_answer(tiny):
     def mean(requests):
-        encoded = [encode_prompt(request, tiny.tokenizer) for request in requests]
+        encoded = [encode_request(request, tiny.tokenizer) for request in requests]
         rows = [Example(n, ids, np.arange(len(ids)) > 0) for n, ids in enumerate(encoded)]
         return read_states(tiny, rows, [1], "last", 4000)[0].mean(0)
 

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from gradshield.base.registry import NoOptions
-from gradshield.data.encode import Example, encode_prompt
+from gradshield.data.encode import Example, encode_request
 from gradshield.models.load import Model
 from gradshield.scoring.asked import harmless_requests, requests_to_refuse
 from gradshield.scoring.base import Context, Prepared, Scorer
@@ -47,7 +47,7 @@ def prepare(context: Context, options: RefTeacherOptions) -> Prepared:
 
 
 def _states(model: Model, requests: Sequence[str], layer: int, batch_tokens: int) -> np.ndarray:
-    encoded = [encode_prompt(request, model.tokenizer) for request in requests]
+    encoded = [encode_request(request, model.tokenizer) for request in requests]
     examples = [Example(n, ids, np.arange(len(ids)) > 0) for n, ids in enumerate(encoded)]
     return read_states(model, examples, [layer], "last", batch_tokens)[0]
 
