@@ -80,7 +80,7 @@ def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tin
     answers, trained, real = ["base", "gone", "back"], [], defended.finetune
 
     def evaluate(model, settings):
-        report = SafetyReport(0.1, (0.0, 1.0), ("request",), ("answer",), (False,))
+        report = SafetyReport(0.1, (0.0, 1.0), ("request",), ("answer",), (False,), phrased=(False,))
         if answers.pop(0) == "gone":
             raise JudgeFailed("judge x: no answer in 5 attempts", report)
         return report
@@ -115,7 +115,7 @@ def test_a_trainer_may_be_mended_until_it_has_trained(tiny_folder, train, tmp_pa
     with pytest.raises(UserError, match="neither an adapter"):
         tune(train, tmp_path / "run", tiny_folder, trainer_command="true")
     answers = iter([0.1])
-    report = SafetyReport(0.1, (0.0, 1.0), ("request",), ("answer",), (False,))
+    report = SafetyReport(0.1, (0.0, 1.0), ("request",), ("answer",), (False,), phrased=(False,))
 
     def evaluate(*_):
         if next(answers, None):

@@ -69,7 +69,7 @@ class Examples(Sequence[Example]):
         if isinstance(at, slice):
             return [self[n] for n in range(len(self))[at]]
         length = self._lengths[at]
-        data = os.pread(self._file.fileno(), 5 * length, self._starts[at])
+        data = bytearray(os.pread(self._file.fileno(), 5 * length, self._starts[at]))  # torch takes what is writable
         mask = np.frombuffer(data, dtype=bool, offset=4 * length)
         return Example(self._rows[at], np.frombuffer(data, dtype=np.int32, count=length), mask)
 

@@ -21,6 +21,7 @@ from gradshield.defenses.base import no_hooks, no_prompt
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.train import train_defended
 from gradshield.evaluation.config import EvaluationSettings
+from gradshield.evaluation.measure import plain
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import find_task
 from gradshield.models.on_disk import EMBEDDED, EMBEDDED_BASE, disk_fingerprint
@@ -72,7 +73,7 @@ def run_tune(
             trials = Trials(out, source, layout, model, settings, training, tuning, measuring, trainer, train)
             goal = trials.goal
             run = _search if "search" in trials.defense.needs else _once
-            summary = trials.finish(run(trials, goal, tell), goal)
+            summary = plain(trials.finish(run(trials, goal, tell), goal))
             with writing(out):
                 report_trials(out, {**plan, "summary": summary})
                 write_run(out, {**plan, "summary": summary})
