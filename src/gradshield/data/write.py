@@ -28,7 +28,7 @@ from gradshield.data.rows import Row, Source, fingerprint, read_part
 from gradshield.data.sniff import SUFFIXES, plain_name, suffix
 
 VERDICTS = ("kept", "quarantined", "set aside")
-ROW_GROUP = 20_000_000  # bytes of rows held before they are written as a row group
+ROW_GROUP = 5_000_000  # bytes of rows held before they are written as a row group
 _SET_ASIDE = "set_aside.jsonl"
 _PIECE = 1 << 20
 
@@ -235,3 +235,5 @@ def _flush(held: list, writer: Any) -> None:
         table = pyarrow.Table.from_batches(held)
         writer.write_table(table.cast(writer.schema))
         held.clear()
+        del table
+        pyarrow.default_memory_pool().release_unused()  # or what large rows took stays taken
