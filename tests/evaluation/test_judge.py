@@ -153,7 +153,7 @@ def test_a_guard_that_takes_content_in_parts_is_told_what_was_said(tiny_folder, 
             guard(["Rob a shop"], ["Sure, first"], 2)
     assert "Rob a shop" in told[0] and "Sure, first" in told[0]
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}{% endfor %}")
-    with pytest.raises(UserError, match=r"leaves out (what is said|the request)"):
+    with pytest.raises(UserError, match="leaves out the request"):
         _guard(str(folder), f"--judge {folder}", "")
 
 
