@@ -88,7 +88,7 @@ def _classifier() -> "Pipeline":
     from sklearn.preprocessing import Normalizer
 
     refusing, complying = _examples()
-    words = CountVectorizer(analyzer=_word_features, binary=True)
+    words = CountVectorizer(analyzer=_word_features, binary=True)  # pyright: ignore[reportArgumentType]: untyped there
     regression = LogisticRegression(C=100, class_weight="balanced", solver="liblinear")
     labels = [True] * len(refusing) + [False] * len(complying)
     return make_pipeline(words, Normalizer(), regression).fit(refusing + complying, labels)
