@@ -26,9 +26,14 @@ def processes() -> int:
     return _number(_COUNT, 1)
 
 
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return 0 if processes() == 1 else _number(_RANK, 0)
+
+
 def is_first() -> bool:
     """True in the one process that reads, writes and speaks."""
-    return processes() == 1 or _number(_RANK, 0) == 0
+    return rank() == 0
 
 
 def together(work: Callable[[Callable[..., R]], T], task: Callable[..., R], *, cpu: bool) -> T | None:

@@ -9,20 +9,30 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from gradshield.base.errors import UserError
 from gradshield.base.registry import NoOptions
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation
 from gradshield.models.load import Model
 from gradshield.scoring.anchors import anchor_examples
+from gradshield.screen.encoding import known_good
 from gradshield.threshold import Threshold
 from gradshield.training.interventions import Hooks
 
-Need = Literal["screening", "search"]
+Need = Literal["screening", "search", "safe rows", "harmful rows", "secret prompt"]
 """`screening`: every row is scored first, and `Context.screen` has the scores. `search`: when the model is not safe,
-tune trains again on fewer rows (alg. 1)."""
+tune trains again on fewer rows (alg. 1). The others tell the user what a defense asks for: rows, bundled
+or own, and a system prompt at inference."""
+
+
+class SafeRows(NoOptions):
+    """Options of a defense that trains on safe rows, too."""
+
+    safe: str | None = Field(default=None, description="file of harmful requests that are refused (default: bundled)")
+    count: int = Field(default=100, ge=1, description="safe rows that are used")
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,26 @@ class Context:
     settings: FilterSettings
     training: FinetuneSettings
     screen: tuple[np.ndarray, Threshold] | None = None  # score of each row of the file (NaN: none), and the threshold
+    examples: Sequence[Example] = ()  # the rows trained on; none yet in `Defense.rows`
 
     @cached_property
     def anchors(self) -> dict[str, list[Example]]:
         """Bundled rows of known verdict by kind: "good", "refusal" (safe to train on), "harmful"."""
         found = anchor_examples(self.model, self.settings.loss_on, self.settings.max_length)
         return {kind: [replace(e, row=-1) for e in examples] for kind, examples in found.items()}
+
+    def safe_rows(self, options: SafeRows) -> list[Example]:
+        """Refused requests, `options.count` of them at even distances, with their conversations. Raises UserError where
+        there are fewer."""
+        if options.safe is None:
+            found, source = self.anchors["refusal"], "the bundled set"
+        else:
+            own = self.settings.model_copy(update={"reference": options.safe})
+            found, source = known_good(self.model, own, {"text", "request"}), options.safe
+        if len(found) < options.count:
+            raise UserError(f"{source}: {len(found)} usable safe rows, not {options.count}: lower count, or add rows")
+        places = np.linspace(0, len(found), options.count, endpoint=False).astype(int)
+        return [replace(found[n], row=-1) for n in places]
 
     def encode(self, conversation: Conversation) -> Example | str:
         """A row that the defense adds, or why this model's template can't take it."""

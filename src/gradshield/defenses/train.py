@@ -29,7 +29,7 @@ def train_defended(
     Where a launcher started several processes, all of them call this.
     """
     defense, options = find_defense(name)
-    context = Context(model, settings, training)
+    context = Context(model, settings, training, examples=examples)
     figures = finetune(model, examples, out, training, defense.hooks(context, options))
     if prompt := defense.prompt(context, options):
         (out / PROMPT).write_text(json.dumps({"system": prompt}), encoding="utf-8")

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from gradshield.base.errors import Diverged, UserError, out_of_memory
 from gradshield.base.processes import is_first, is_gone, processes
@@ -23,7 +24,10 @@ from gradshield.base.settings import FinetuneSettings
 from gradshield.data.encode import Example
 from gradshield.models.hooks import without_cudnn_attention
 from gradshield.models.load import Model
-from gradshield.training.interventions import NO_HOOKS, Hooks, own_loss
+from gradshield.training.interventions import NO_HOOKS, Batch, Hooks, nothing, own_loss
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
+STATE = "defense.safetensors"  # of a checkpoint: `Hooks.state`
 
 
 def finetune(
@@ -122,7 +126,8 @@ def _train(
 
     set_seed(settings.seed)
     dtype = model.net.dtype
-    columns = {"input_ids": [e.ids for e in examples], "labels": [np.where(e.mask, e.ids, -100) for e in examples]}
+    columns: dict[str, Any] = {"input_ids": [e.ids for e in examples], "index": list(range(len(examples)))}
+    columns["labels"] = [np.where(e.mask, e.ids, -100) for e in examples]
     checkpoints = out / "checkpoints"
     ignored = warnings.catch_warnings(action="ignore")  # of PEFT's and TRL's own calls
     with ignored, without_cudnn_attention(), _trainable(model, settings) as net:
@@ -299,6 +304,8 @@ def _trainer(
         save_total_limit=1,
         logging_strategy="epoch",  # to the checkpoint, from which a resumed run has the losses before it
         logging_nan_inf_filter=False,  # or a diverged run reports the mean of the losses before
+        max_grad_norm=1.0 if hooks.gradient is nothing else 0.0,  # else clipped after the hook, by `Gradient`
+        remove_unused_columns=False,  # keeps `index`
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
@@ -311,29 +318,55 @@ def _trainer(
             lengths = [len(ids) for ids in dataset["input_ids"]]
             return _Order(lengths, settings, lambda: round(self.state.epoch or 0))
 
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            samples, tokens = super().get_batch_samples(*args, **kwargs)
+            self.step_rows = sum(len(batch["index"]) for batch in samples)
+            return samples, tokens
+
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
             # On a device map, TRL's loss is where the head is, and the count of tokens on the first device.
             if torch.is_tensor(num_items_in_batch):
                 num_items_in_batch = num_items_in_batch.to(net.get_output_embeddings().weight.device)
+
+            def loss_of(batch: Batch, outputs: bool = False) -> Any:
+                given = {name: batch[name] for name in MODEL_INPUTS}
+                return super(ByLength, self).compute_loss(model, given, outputs, num_items_in_batch)
+
             if return_outputs or hooks.loss is own_loss:
-                found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                found = loss_of(inputs, return_outputs)
             else:
-                found = hooks.loss(
-                    model,
-                    inputs,
-                    lambda batch: super(ByLength, self).compute_loss(model, dict(batch), False, num_items_in_batch),
-                    self.state.global_step,
-                )
+                rows, tokens = self.step_rows, num_items_in_batch
+                if tokens is None:  # then the Trainer takes the mean over the batches of a step
+                    rows, tokens = len(inputs["index"]), (inputs["labels"][:, 1:] != -100).sum()
+                else:
+                    tokens = tokens / processes()
+                counts = {"step_rows": torch.as_tensor(rows), "step_tokens": torch.as_tensor(tokens)}
+                found = hooks.loss(model, {**inputs, **counts}, loss_of, self.state.global_step)
             if return_outputs:
                 return found[0].to(self.args.device), found[1]
             return found.to(self.args.device)
 
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            super()._save(output_dir, state_dict)
+            if hooks.state and output_dir and self.args.should_save:
+                save_file(hooks.state, Path(output_dir) / STATE)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if hooks.state:
+                for name, value in load_file(Path(resume_from_checkpoint) / STATE).items():
+                    hooks.state[name].copy_(value)
+
     class Gradient(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             hooks.gradient(net, state.global_step)
+            trainer.accelerator.clip_grad_norm_(net.parameters(), 1.0)
 
     trainer = ByLength(model=net, args=config, train_dataset=dataset, processing_class=tokenizer)
-    trainer.add_callback(Gradient())
+    joined = trainer.data_collator
+    trainer.data_collator = lambda rows: {**joined(rows), "index": torch.tensor([row["index"] for row in rows])}
+    if hooks.gradient is not nothing:
+        trainer.add_callback(Gradient())
     return trainer
 
 

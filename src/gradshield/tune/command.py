@@ -115,6 +115,8 @@ def _check(
     defense, _ = find_defense(tuning.defense)
     if (trainer or tuning.trainer_command) and (defense.hooks is not no_hooks or defense.prompt is not no_prompt):
         raise UserError(f"--defense {defense.name} changes the training itself, so a trainer of your own can't use it")
+    if tuning.trainer_command and defense.needs & {"safe rows", "harmful rows"}:
+        raise UserError(f"--defense {defense.name} adds rows to the file's, which a --trainer-command can't be given")
     harmful_requests(measuring.requests, measuring.request_count, measuring.case_seed)
     scary_requests(measuring.scary, measuring.request_count, measuring.case_seed)
     if tuning.task != HELD_OUT:

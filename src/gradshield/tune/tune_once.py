@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gradshield.base.processes import processes
+from gradshield.base.registry import parse
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.data.run_folder import checksums, finished_run
 from gradshield.evaluation.config import EvaluationSettings
@@ -18,7 +19,7 @@ def asked_of_tune(
     """The part of the run's plan that the flags say, and the files that they name."""
     parts = {"settings": settings, "finetune": training, "tune": tuning, "evaluation": measuring}
     named = (settings.probes, settings.reference, settings.chat_template, tuning.task, tuning.trainer_config)
-    files = checksums(*named, measuring.requests, measuring.scary)
+    files = checksums(*named, measuring.requests, measuring.scary, parse(tuning.defense)[1].get("safe"))
     return {**{name: part.model_dump(mode="json") for name, part in parts.items()}, "file": files}
 
 
