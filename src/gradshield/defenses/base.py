@@ -22,10 +22,11 @@ from gradshield.screen.encoding import known_good
 from gradshield.threshold import Threshold
 from gradshield.training.interventions import Hooks
 
-Need = Literal["screening", "search", "safe rows", "harmful rows", "secret prompt"]
+Need = Literal["screening", "search", "adapter", "safe rows", "harmful rows", "base model", "secret prompt"]
 """`screening`: every row is scored first, and `Context.screen` has the scores. `search`: when the model is not safe,
-tune trains again on fewer rows (alg. 1). The others tell the user what a defense asks for: rows, bundled
-or own, and a system prompt at inference."""
+tune trains again on fewer rows (alg. 1). `adapter`: it changes a trained LoRA adapter, so `--method full` is refused.
+The others tell the user what a defense asks for: rows, bundled or own; the model before its alignment, whose weights it
+compares; and a system prompt at inference."""
 
 
 class SafeRows(NoOptions):
@@ -80,6 +81,10 @@ def every_row(context: Context, options: Any, rows: Sequence[Example]) -> Sequen
     return rows
 
 
+def no_check(context: Context, options: Any) -> None:
+    """Works with every model and all settings."""
+
+
 def no_prompt(context: Context, options: Any) -> str:
     """Nothing is added at inference."""
     return ""
@@ -99,7 +104,18 @@ class Defense:
     hooks: Callable[[Context, Any], Hooks] = no_hooks
     prompt: Callable[[Context, Any], str] = no_prompt
     """A system prompt that the trained model is used with: it goes in front of the user's own."""
+    check: Callable[[Context, Any], None] = no_check
+    """Raises UserError for a model or settings that it can't work with, before anything is measured or trained."""
 
     def __post_init__(self) -> None:
         if unknown := self.needs - set(get_args(Need)):
             raise ValueError(f"defense {self.name}: unknown needs {sorted(unknown)}")
+
+
+def check_defense(defense: Defense, context: Context, options: Any) -> None:
+    """Raises UserError for a model or settings that the defense can't work with."""
+    if "adapter" in defense.needs and context.training.method != "lora":
+        raise UserError(f"--defense {defense.name} changes a LoRA adapter: use it with --method lora")
+    if "base model" in defense.needs and context.settings.quantize:
+        raise UserError(f"--defense {defense.name} compares weights, which are not quantised: leave out --quantize")
+    defense.check(context, options)

@@ -17,7 +17,7 @@ from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSetti
 from gradshield.data import open_source
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import TRIALS, begun, find_run, plan_of, write_run, writing
-from gradshield.defenses.base import no_hooks, no_prompt
+from gradshield.defenses.base import Context, check_defense, no_hooks, no_prompt
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.train import train_defended
 from gradshield.evaluation.config import EvaluationSettings
@@ -62,6 +62,8 @@ def run_tune(
         layout = find_layout(source, settings)
         model = loaded()
         check_method(model, training)
+        defense, options = find_defense(tuning.defense)
+        check_defense(defense, Context(model, settings, training), options)
         if not (trainer or tuning.trainer_command):
             check_place(model)
         asked = asked_of_tune(settings, training, tuning, measuring)

@@ -1,0 +1,164 @@
+"""Defenses that change the trained adapter: each follows from its paper's equation, and touches nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_examples, tiny_net, tiny_tokenizer
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings, FinetuneSettings
+from gradshield.data.encode import Example
+from gradshield.defenses.antidote import highest, zero_harmful
+from gradshield.defenses.base import Context, check_defense
+from gradshield.defenses.registry import find_defense
+from gradshield.defenses.safe_lora import projected
+from gradshield.defenses.train import train_defended
+from gradshield.models.load import load_model
+from gradshield.models.unaligned import unaligned_name
+from gradshield.scoring.inputs import input_norms
+from gradshield.training.lora import lora_layers
+
+TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder):
+    return load_model(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory) -> str:
+    """The tiny model before its alignment, which changed one projection of the first block by rank 1."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = tiny_tokenizer()
+    net = tiny_net(tokenizer)
+    for number, block in enumerate(net.model.layers):
+        if number == 0:
+            with torch.no_grad():
+                block.self_attn.q_proj.weight[3] -= 0.1
+    net.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def adapted(model, seed: int = 0):
+    """The model's network under an adapter of which neither factor is zero."""
+    torch.manual_seed(seed)
+    net = get_peft_model(model.net, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    with torch.no_grad():
+        for layer in lora_layers(net):
+            layer.b.weight.normal_()
+    return net
+
+
+def saved(model, out: Path, defense: str) -> dict[str, torch.Tensor]:
+    train_defended(model, random_examples(12, len(model.tokenizer)), out, TRAINING, FilterSettings(), defense)
+    return load_file(out / "adapter_model.safetensors")
+
+
+def test_what_lies_in_the_alignment_s_subspace_is_kept_and_what_is_orthogonal_to_it_vanishes():
+    torch.manual_seed(0)
+    u = torch.linalg.qr(torch.randn(12, 4)).Q
+    inside, outside, a = u[:, :1], u[:, 1:3], torch.randn(2, 7)
+    v = inside @ torch.nn.functional.normalize(torch.randn(1, 9))  # of norm 1
+    b = inside @ torch.randn(1, 2)
+    moved, cosine = projected(v, a, b)
+    assert torch.allclose(moved, b, atol=1e-6) and cosine == pytest.approx(1, abs=1e-6)
+    moved, _ = projected(v, a, outside @ torch.randn(2, 2))
+    assert moved.abs().max() < 1e-6
+    moved, cosine = projected(v, a, b + outside @ torch.randn(2, 2))  # of both, the part inside
+    assert torch.allclose(moved, b, atol=1e-6) and 0 < cosine < 1
+
+
+def test_the_projection_is_the_paper_s_formula():
+    torch.manual_seed(0)
+    v, a, b = torch.randn(8, 5), torch.randn(3, 5), torch.randn(8, 3)
+    c = v @ v.T / torch.linalg.matrix_norm(v)
+    delta = b @ a
+    moved, cosine = projected(v, a, b)
+    assert torch.allclose(moved @ a, c @ delta, atol=1e-4)
+    assert cosine == pytest.approx(float((c @ delta * delta).sum() / (c @ delta).norm() / delta.norm()), abs=1e-5)
+
+
+def test_tau_decides_which_layers_are_projected(model, base_folder, tmp_path):
+    plain = saved(model, tmp_path / "plain", "none")
+    none = saved(model, tmp_path / "low", f"safe-lora:base={base_folder},threshold=-1")
+    some = saved(model, tmp_path / "high", f"safe-lora:base={base_folder},threshold=1")
+    assert all(torch.equal(none[k], plain[k]) for k in plain)
+    changed = [k for k in plain if not torch.equal(some[k], plain[k])]
+    assert changed == ["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]  # all that was aligned
+    rows = some[changed[0]].abs().sum(1)
+    assert rows[3] > 0 and rows.sum() == pytest.approx(float(rows[3]), rel=1e-4)  # V is in row 3 alone
+
+
+def test_the_base_is_found_by_itself_or_must_be_named(tiny_folder, base_folder, model, tmp_path):
+    assert unaligned_name(model, "named") == "named"
+    saved(model, tmp_path / "adapter", "none")
+    assert unaligned_name(load_model(tiny_folder, adapter=str(tmp_path / "adapter"))) == tiny_folder
+    defense, options = find_defense("safe-lora")
+    with pytest.raises(UserError, match="before its alignment is not known; name it by the option base="):
+        check_defense(defense, Context(model, FilterSettings(), TRAINING), options)
+    with pytest.raises(UserError, match="has the same weights"):
+        saved(model, tmp_path / "same", f"safe-lora:base={tiny_folder}")
+
+
+@pytest.mark.parametrize("name", ["safe-lora", "antidote"])
+def test_a_defense_of_the_adapter_refuses_what_has_none(model, name):
+    defense, options = find_defense(name)
+    full = FinetuneSettings(method="full")
+    with pytest.raises(UserError, match="use it with --method lora"):
+        check_defense(defense, Context(model, FilterSettings(), full), options)
+
+
+def test_norms_of_inputs_leave_out_the_padding(model):
+    examples = random_examples(9, len(model.tokenizer))
+    module = [model.layers[1].mlp.down_proj]
+    total = torch.zeros(64)
+    handle = module[0].register_forward_pre_hook(lambda _m, args: total.add_(args[0][0].square().sum(0)))
+    for example in examples:
+        model.net(torch.from_numpy(example.ids)[None].long())
+    handle.remove()
+    for batch_tokens in (1, 200, 2048):
+        (norms,) = input_norms(model, module, examples, batch_tokens)
+        assert torch.allclose(norms, total.sqrt(), rtol=1e-4)
+
+
+def test_the_share_of_highest_score_is_masked():
+    scores = torch.tensor([[1.0, 9.0, 2.0], [8.0, 3.0, 7.0]])
+    assert highest(scores, 0.5).tolist() == [[False, True, False], [True, False, True]]
+    assert int(highest(scores, 0.4).sum()) == 2 and not highest(scores, 0.1).any() and highest(scores, 1).all()
+
+
+def test_antidote_zeroes_the_planted_weights_and_the_given_share_of_each_matrix(tiny_folder):
+    model = load_model(tiny_folder)
+    tokens = np.arange(2, 40, dtype=np.int32)
+    harmful = [Example(0, tokens, np.arange(38) > 10)]
+    net = adapted(model)
+    planted = next(lora_layers(net))
+    # Wanda's score is |W| · ‖x‖: a large weight at a weak input loses to a medium one at the strongest
+    (norms,) = input_norms(model, [planted.a], harmful, 2048)
+    weakest, strongest = int(norms.argmin()), int(norms.argmax())
+    with torch.no_grad():
+        planted.a.weight.fill_(1e-3)
+        planted.a.weight[:, weakest] = 0.5 * float(norms[strongest] / norms[weakest])
+        planted.a.weight[:, strongest] = 1.0
+    before = {layer.name: (layer.a.weight.clone(), layer.b.weight.clone()) for layer in lora_layers(net)}
+    with torch.no_grad():
+        zero_harmful(model, net, harmful, 1 / 32, 2048)  # one of 32 inputs
+    assert (planted.a.weight == 0).nonzero()[:, 1].tolist() == [strongest] * 4
+    for layer in lora_layers(net):
+        for now, old in zip((layer.a.weight, layer.b.weight), before[layer.name]):
+            zeroed = now == 0
+            assert int(zeroed.sum()) == now.numel() // 32 and torch.equal(now[~zeroed], old[~zeroed])
+    net.unload()
+
+
+def test_antidote_is_wanda_on_the_bundled_harmful_rows(model, tmp_path):
+    plain, cured = saved(model, tmp_path / "plain", "none"), saved(model, tmp_path / "cured", "antidote:share=0.25")
+    for name, weight in cured.items():
+        changed = weight != plain[name]
+        assert int(changed.sum()) == weight.numel() // 4 and not weight[changed].any()
