@@ -98,6 +98,19 @@ def tiny_folder(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_base_folder(tmp_path_factory) -> str:
+    """What stands for the tiny model before its alignment: the alignment changed row 3 of one projection by 0.1."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = tiny_tokenizer()
+    net = tiny_net(tokenizer)
+    with torch.no_grad():
+        net.model.layers[0].self_attn.q_proj.weight[3] -= 0.1
+    net.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def fitted_once(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("fitted")
 

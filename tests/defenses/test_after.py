@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_examples, tiny_net, tiny_tokenizer
+from conftest import random_examples
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
@@ -28,21 +28,6 @@ TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-2)
 @pytest.fixture(scope="module")
 def model(tiny_folder):
     return load_model(tiny_folder)
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory) -> str:
-    """The tiny model before its alignment, which changed one projection of the first block by rank 1."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = tiny_tokenizer()
-    net = tiny_net(tokenizer)
-    for number, block in enumerate(net.model.layers):
-        if number == 0:
-            with torch.no_grad():
-                block.self_attn.q_proj.weight[3] -= 0.1
-    net.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def adapted(model, seed: int = 0):
@@ -84,10 +69,10 @@ def test_the_projection_is_the_paper_s_formula():
     assert cosine == pytest.approx(float((c @ delta * delta).sum() / (c @ delta).norm() / delta.norm()), abs=1e-5)
 
 
-def test_tau_decides_which_layers_are_projected(model, base_folder, tmp_path):
+def test_tau_decides_which_layers_are_projected(model, tiny_base_folder, tmp_path):
     plain = saved(model, tmp_path / "plain", "none")
-    none = saved(model, tmp_path / "low", f"safe-lora:base={base_folder},threshold=-1")
-    some = saved(model, tmp_path / "high", f"safe-lora:base={base_folder},threshold=1")
+    none = saved(model, tmp_path / "low", f"safe-lora:base={tiny_base_folder},threshold=-1")
+    some = saved(model, tmp_path / "high", f"safe-lora:base={tiny_base_folder},threshold=1")
     assert all(torch.equal(none[k], plain[k]) for k in plain)
     changed = [k for k in plain if not torch.equal(some[k], plain[k])]
     assert changed == ["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]  # all that was aligned
@@ -95,7 +80,7 @@ def test_tau_decides_which_layers_are_projected(model, base_folder, tmp_path):
     assert rows[3] > 0 and rows.sum() == pytest.approx(float(rows[3]), rel=1e-4)  # V is in row 3 alone
 
 
-def test_the_base_is_found_by_itself_or_must_be_named(tiny_folder, base_folder, model, tmp_path):
+def test_the_base_is_found_by_itself_or_must_be_named(tiny_folder, tiny_base_folder, model, tmp_path):
     assert unaligned_name(model, "named") == "named"
     saved(model, tmp_path / "adapter", "none")
     assert unaligned_name(load_model(tiny_folder, adapter=str(tmp_path / "adapter"))) == tiny_folder

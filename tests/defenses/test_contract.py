@@ -16,18 +16,21 @@ from gradshield.training.batches import collate, log_probs
 TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-3)
 
 
-def with_options(name: str) -> str:
+def with_options(name: str, base: str) -> str:
     """The defense with every option written out, so that each is parsed; few safe rows, so that a training is short."""
     values = {k: v for k, v in find_defense(name)[1].model_dump().items() if v is not None}
     values |= {"count": 4} if "count" in values else {}
+    values |= {"base": base} if "base model" in find_defense(name)[0].needs else {}
     return f"{name}:{','.join(f'{k}={v}' for k, v in values.items())}"
 
 
 @pytest.mark.parametrize("name", DEFENSES.names())
-def test_every_row_is_trained_on_as_it_is_or_left_out_and_what_is_trained_loads(name, tiny_folder, tmp_path):
+def test_every_row_is_trained_on_as_it_is_or_left_out_and_what_is_trained_loads(
+    name, tiny_folder, tiny_base_folder, tmp_path
+):
     model, settings = load_model(tiny_folder), FilterSettings()
     given = random_examples(12, len(model.tokenizer))
-    spec = with_options(name)
+    spec = with_options(name, tiny_base_folder)
     defense, options = find_defense(spec)
     screen = (np.arange(12.0), Threshold(8.0, "fixed", "")) if "screening" in defense.needs else None
     found = defense.rows(Context(model, settings, TRAINING, screen), options, given)

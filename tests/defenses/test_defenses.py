@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_examples, tiny_net, tiny_tokenizer
+from conftest import random_examples
 from safetensors.torch import load_file
 
 import gradshield.tune.trials as work
@@ -122,28 +122,18 @@ def tune_with(monkeypatch, folder: str, file: Path, out: Path, defense: str, asr
     return run_tune(str(file), out, settings, TRAINING, tuning, MEASURING)
 
 
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory) -> str:
-    """Another tiny model, which stands for the tiny model before its alignment."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = tiny_tokenizer()
-    tiny_net(tokenizer, seed=1).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.mark.parametrize("defense", DEFENSES.names())
 def test_every_defense_accounts_for_every_row_and_resumes(
     refusing,
     train,
     tiny_folder,
-    base_folder,
+    tiny_base_folder,
     tmp_path,
     monkeypatch,
     defense,
 ):
     if "base model" in DEFENSES.find(defense)[0].needs:
-        defense = f"{defense}:base={base_folder}"
+        defense = f"{defense}:base={tiny_base_folder}"
     summary = tune_with(monkeypatch, tiny_folder, train, tmp_path / "run", defense)
     assert summary["accepted"] == 1
     assert summary["kept"] + summary["quarantined"] + summary["set_aside"] == summary["rows"]
