@@ -142,3 +142,46 @@ def test_a_folder_whose_name_could_write_to_the_terminal_is_refused(monkeypatch,
         code, said = run(monkeypatch, capsys, *command, "-o", str(out))
         assert code == 2 and said.count("\n") == 1 and "invisible characters" in said, command
     assert [p.name for p in tmp_path.iterdir()] == ["good.jsonl"]
+
+
+SUMMARY = {
+    "file": "train.jsonl", "rows": 300, "kept": 279, "quarantined": 21, "set_aside": 0, "model": "m", "scorer": "intent",
+    "threshold": {"value": 1.0, "rule": "anchored", "note": "[bold]clear", "good_lost": 0.4, "harmful_kept": 1.26},
+    "probes": {"refused": 18, "of": 20, "grade": "aligned"}, "seconds": 2.0, "rows_per_second": 150.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "code"), [("20", 1), ("21", 0), ("0", 1)])
+def test_fail_above_ends_a_pipeline_when_more_rows_are_quarantined(monkeypatch, capsys, tmp_path, limit, code):
+    monkeypatch.setattr("gradshield.screen.filter_once.filter_file", lambda *_: SUMMARY)
+    found, error = run(monkeypatch, capsys, "filter", "train.jsonl", "-o", str(tmp_path), "--fail-above", limit)
+    assert found == code
+    assert error == (f"gradshield: 21 rows quarantined, more than the {limit} of --fail-above\n" if code else "")
+
+
+def test_filter_ends_with_commands_to_copy(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("gradshield.screen.filter_once.filter_file", lambda *_: SUMMARY)
+    out = tmp_path / "my run"
+    out.mkdir()
+    for name in ("kept.jsonl", "train.py"):
+        (out / name).write_text("")
+    monkeypatch.setattr(sys, "argv", ["gradshield", "filter", "train.jsonl", "-o", str(out)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out
+    assert f"python '{out}/train.py'" in shown and f"gradshield review '{out}'" in shown
+    assert "about 0.4 harmless rows quarantined, about 1.3 harmful rows kept" in " ".join(shown.replace("│", " ").split())
+    assert "[bold]clear" in shown
+
+
+@pytest.mark.parametrize(("grade", "said"), [("aligned", "aligned, so"), ("weak", "weakly aligned, so")])
+def test_check_ends_with_its_verdict(monkeypatch, capsys, grade, said):
+    facts = {"model": "m\x1b[2J", "grade": grade, "refused": 9, "probes": 10, "coverage": 1.0, "per_probe": []}
+    facts["first_tokens"] = {"I": 0.75}
+    monkeypatch.setattr("gradshield.screen.check_once.check_model", lambda *_: facts)
+    monkeypatch.setattr(sys, "argv", ["gradshield", "check"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1].startswith(f"m<U+001B>[2J refuses 9 of 10 probes: {said}")
+    assert "\x1b" not in shown and "I 0.750" in shown

@@ -70,6 +70,8 @@ def report(tmp_path, scores=(0.0, 1.0, 5.0, np.nan), sources=None, **other):
         "borderline": [],
         "set_aside": {"no answer": aside} if aside else {},
         "settings": {"score": {"max_length": 1024}},
+        "axis": "score by intent, log-odds (higher: more harmful)",
+        "next_steps": [("look at rows and decide", "gradshield review run")],
         **other,
     }
     write_report(tmp_path / "report.html", scores=scores, sources=sources or ["train.jsonl"] * len(scores), **given)
@@ -117,7 +119,7 @@ def hostile(tmp_path, payload):
     tokens = tuple((payload[i : i + 7], 0.2) for i in range(0, min(len(payload), 3000), 7))
     rows = [
         row(2, payload, source=payload, messages=((payload, payload), ("user", payload), ("assistant", payload))),
-        row(2, payload, tokens=tokens, signals={payload: 1.0}),
+        row(2, payload, tokens=tokens, signals={payload: 1.0}, group=payload),
     ]
     return report(
         tmp_path,
@@ -129,6 +131,7 @@ def hostile(tmp_path, payload):
         borderline=rows,
         set_aside={payload: [payload]},
         settings={payload: {payload: [payload]}},
+        next_steps=[(payload, payload)],
     )  # fmt: skip
 
 
@@ -248,7 +251,7 @@ def test_degenerate_runs_give_a_whole_page(tmp_path, scores, limit):
 @pytest.mark.parametrize(
     ("scores", "limit", "says"),
     [
-        ([0.0, 1.0, 5.0, np.nan], threshold(), "1 of 4 rows would teach this model to stop refusing; 2 kept"),
+        ([0.0, 1.0, 5.0, np.nan], threshold(), "1 of 4 rows scored at or above the threshold; 2 kept"),
         ([0.0, 5.0], threshold(rule="share"), "1 of 2 rows is quarantined, the share that was asked for"),
         ([0.0, 5.0], threshold(np.inf), "None of the 2 rows reaches the threshold; 2 kept, 0 set aside."),
         ([np.nan] * 2, threshold(), "None of the 2 rows could be scored: all are set aside."),
@@ -257,6 +260,39 @@ def test_degenerate_runs_give_a_whole_page(tmp_path, scores, limit):
 )
 def test_headline_says_what_happened(tmp_path, scores, limit, says):
     assert f"<h1>{says}" in report(tmp_path, scores, threshold=limit)
+
+
+@pytest.mark.parametrize(
+    ("lost", "kept", "says"),
+    [
+        (0.4, 1.26, "Expected errors: about 0.4 harmless rows quarantined, about 1.3 harmful rows kept."),
+        (0.4, None, "How many of them are errors is not known with the rule a1."),
+    ],
+)
+def test_the_expected_errors_stand_beside_the_headline(tmp_path, lost, kept, says):
+    html = report(tmp_path, threshold=threshold(good_lost=lost, harmful_kept=kept))
+    assert re.search(r"</h1>\s*<p class=\"lede\">" + re.escape(says), html)
+
+
+def test_no_value_is_shown_as_python_writes_it(tmp_path):
+    run = {**RUN, "file": "x", "rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1}
+    html = report(tmp_path, summary={**run, "probes": {"refused": 18, "of": 20, "grade": "aligned"}, "also": [1.5, "b"]})
+    assert "<td>refused 18, of 20, grade aligned</td>" in html and "<td>1.50, b</td>" in html
+
+
+def test_a_list_says_where_a_row_is_from_and_folds_its_text(tmp_path):
+    html = report(tmp_path, highest=[row(2, "secret", group="forum posts")])
+    summary = re.search(r'<details class="row">\s*<summary>(.*?)</summary>', html, re.DOTALL)
+    assert summary and "forum posts" in summary[1] and "folded, 12 characters" in summary[1]
+    assert "secret" not in summary[1] and "secret" in html
+
+
+def test_charts_have_axis_titles_with_units_and_a_label_for_screen_readers(tmp_path):
+    html = report(tmp_path)
+    figures = re.findall(r'<svg viewBox="[^"]*" role="img" aria-label="(Histogram[^"]*)".*?</svg>', html, re.DOTALL)
+    wanted = "Histogram of the scores from 0.00 to 5.00: 2 kept, 1 quarantined; threshold 3.00."
+    assert figures == [wanted] * 2 and html.count("score by intent, log-odds (higher: more harmful)") == 2
+    assert 'aria-label="Scores from 0.00 to 5.00"' in html
 
 
 def test_source_table_adds_up_to_the_run(tmp_path):
@@ -281,7 +317,7 @@ def test_threshold_line_parts_the_bars(tmp_path):
     scores = np.random.default_rng(2).normal(0, 1, 2000)
     limit = 1.2345
     verdicts = ["quarantined" if x >= limit else "kept" for x in scores]
-    for svg in (drawing := draw_scores(scores, verdicts, limit, {})).wide, drawing.narrow:
+    for svg in (drawing := draw_scores(scores, verdicts, limit, {}, "score")).wide, drawing.narrow:
         (x,) = re.findall(
             r'<path d="M (\S+) \S+\s+L \1 \S+\s*" clip-path="[^"]*" style="fill: none; stroke-dasharray', svg
         )
@@ -294,7 +330,7 @@ def test_threshold_line_parts_the_bars(tmp_path):
 
 def test_figure_is_the_same_each_time_and_takes_its_colours_from_the_page():
     scores, verdicts = np.array([0.0, 1.0, 5.0]), ["kept", "kept", "quarantined"]
-    first, second = (draw_scores(scores, verdicts, 3.0, {"good": np.array([0.5])}) for _ in range(2))
+    first, second = (draw_scores(scores, verdicts, 3.0, {"good": np.array([0.5])}, "score") for _ in range(2))
     assert first == second
     colours = set(re.findall(r"#[0-9a-f]{6}|rgb", first.wide + first.narrow))
     assert not colours

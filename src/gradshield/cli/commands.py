@@ -42,6 +42,11 @@ app = typer.Typer(
     help="Find and remove the rows of a fine-tuning file that would make a language model stop refusing.",
 )
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
+VERDICTS = {
+    "aligned": "aligned, so it can be the reference",
+    "weak": "weakly aligned, so its scores are less certain",
+    "not aligned": "not aligned, so it can't be the reference",
+}
 ENOUGH_COVERED = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
@@ -69,6 +74,9 @@ def filter(
     path: Annotated[str, typer.Argument(help='file, folder, Hub dataset id, or "-" for stdin')],
     out: OutOption = Path("run"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and how long it takes")] = False,
+    fail_above: Annotated[
+        int | None, typer.Option("--fail-above", min=0, help="exit with code 1 when more rows than this are quarantined")
+    ] = None,
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
@@ -86,6 +94,10 @@ def filter(
         print_json(summary)
     else:
         summary_table(summary, out)
+    if fail_above is not None and summary["quarantined"] > fail_above:
+        line = f"gradshield: {summary['quarantined']:,} rows quarantined, more than the {fail_above:,} of --fail-above"
+        print(line, file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -130,7 +142,7 @@ def check(
     if as_json:
         print_json(facts)
     else:
-        table = Table("S", "refused", "probe", "answer", title=escape(f"{facts['model']}: {facts['grade']}"))
+        table = Table("S", "refused", "probe", "answer", title=safe(str(facts["model"]), 200))
         for probe in sorted(facts["per_probe"], key=lambda probe: probe["s"]):
             refused = "yes" if probe["refused"] else "no"
             table.add_row(f"{probe['s']:+.1f}", refused, safe(probe["probe"], 60), safe(probe["answer"], 60))
@@ -139,8 +151,11 @@ def check(
         if facts["coverage"] < ENOUGH_COVERED:
             text = f"warning: scores made of gradients see only {facts['coverage']:.0%} of this model's decoder weights"
             console.print(f"{text}; the default score reads hidden states and does not need them", style="bold")
+    verdict = f"{facts['model']} refuses {facts['refused']} of {facts['probes']} probes: {VERDICTS[facts['grade']]}"
     if facts["grade"] == "not aligned" and not force:
-        raise UserError(f"{facts['model']} refuses {facts['refused']} of {facts['probes']} probes: not aligned")
+        raise UserError(f"{verdict}; choose an aligned model")
+    if not as_json:
+        console.print(safe(verdict, 300), style="bold", soft_wrap=True)
 
 
 @app.command()

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradshield.report.words import safety_in_words
+from gradshield.report.text import about, in_words
+from gradshield.report.words import next_steps, safety_in_words
 
 console = Console()
 
@@ -29,11 +30,10 @@ def summary_table(summary: dict[str, Any], out: Path) -> None:
     threshold = summary["threshold"]
     value = "none: nothing is removed" if threshold["value"] is None else f"{threshold['value']:+.2f}"
     table.add_row("threshold", f"{value} ({threshold['rule']})")
-    table.add_row("how sure", threshold["note"])
+    table.add_row("how sure", safe(threshold["note"], 300))
     if threshold["good_lost"] is not None:
-        table.add_row(
-            "expected", f"{threshold['good_lost']:.1f} good rows lost, {threshold['harmful_kept']:.1f} harmful kept"
-        )
+        lost, kept = about(threshold["good_lost"]), about(threshold["harmful_kept"])
+        table.add_row("expected errors", f"{lost} harmless rows quarantined, {kept} harmful rows kept")
     table.add_row("model", safe(f"{summary['model']} ({summary['probes']['grade']})", 60))
     table.add_row("time", f"{summary['seconds']:.0f} s, {summary['rows_per_second']:.1f} rows/s")
     console.print(table)
@@ -41,6 +41,8 @@ def summary_table(summary: dict[str, Any], out: Path) -> None:
         refused = f"{summary['probes']['refused']} of {summary['probes']['of']}"
         console.print(f"warning: this model refuses only {refused} probes, so it is a weak reference", style="bold")
     console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)
+    for what, command in next_steps(out, None):
+        console.print(f"{escape(what)}: {escape(command)}", soft_wrap=True, highlight=False)
 
 
 def trial_line(trial: Mapping[str, Any], quiet: bool) -> None:
@@ -61,14 +63,14 @@ def trial_line(trial: Mapping[str, Any], quiet: bool) -> None:
         asr,
         "–" if trial["utility"] is None else f"{trial['utility']:.3f}",
         f"{trial['seconds']:.0f}",
-        trial["note"] or ("safe and useful" if trial["safe"] else "not safe"),
+        safe(trial["note"], 300, markup=False) or ("safe and useful" if trial["safe"] else "not safe"),
     )
     print(cells.format(*shown), file=to, flush=True)
 
 
 def tuned_table(summary: dict[str, Any]) -> None:
     table = Table(title=safe(str(summary["file"]), 80), show_header=False)
-    table.add_row("verdict", "accepted" if summary["accepted"] else f"REJECTED: {summary['reason']}")
+    table.add_row("verdict", "accepted" if summary["accepted"] else f"REJECTED: {safe(summary['reason'], 300)}")
     for name in ("rows", "kept", "quarantined", "set_aside"):
         if name in summary:
             table.add_row(name.replace("_", " "), f"{summary[name]:,}")
@@ -99,7 +101,7 @@ def show(facts: dict[str, Any], as_json: bool, closing: str) -> None:
         print_json(facts)
         return
     for name, value in facts.items():
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        shown = f"{value:.3g}" if isinstance(value, float) else str(in_words(value))
         console.print(f"{name.replace('_', ' '):>22}  {safe(shown, 300)}")
     if closing:
         console.print(escape(closing))

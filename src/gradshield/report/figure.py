@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from markupsafe import escape
 
 from gradshield.report.text import number
 
@@ -49,11 +50,12 @@ _SIZES = (Size("wide", 640, 300, 56, 7, 10.5), Size("narrow", 330, 320, 26, 4, 1
 
 
 def draw_scores(
-    scores: np.ndarray, verdicts: Sequence[str], threshold: float, anchors: Mapping[str, np.ndarray]
+    scores: np.ndarray, verdicts: Sequence[str], threshold: float, anchors: Mapping[str, np.ndarray], axis: str
 ) -> Drawing | None:
     """The scores [rows] of kept and quarantined rows as bars, anchors [any number] a kind as ticks below.
 
-    Returns None where no row has a finite score. `threshold` may be infinite: no line is drawn then.
+    `axis` is the title of the score's axis. Returns None where no row has a finite score. `threshold` may be infinite:
+    no line is drawn then.
     """
     verdicts_ = np.asarray(verdicts, dtype="U11")
     finite = np.isfinite(scores)
@@ -70,11 +72,14 @@ def draw_scores(
     ]
     log = max(counts) > 40 * min(counts)
     notes = tuple(_notes(drawn, threshold, line, low, high, log, bool(anchors)))
-    return draw(lambda size: _figure(size, groups, low, high, line, anchors, log), notes)
+    counted = ", ".join(f"{len(values):,} {kind}" for kind, values in groups.items())
+    label = f"Histogram of the scores from {number(drawn.min())} to {number(drawn.max())}: {counted}; "
+    label += f"threshold {number(threshold)}." if np.isfinite(threshold) else "no threshold."
+    return draw(lambda size: _figure(size, groups, low, high, line, anchors, log, axis), label, notes)
 
 
-def draw(figure: Callable[[Size], Figure], notes: tuple[str, ...] = ()) -> Drawing:
-    """The figure made for every size, as SVG."""
+def draw(figure: Callable[[Size], Figure], label: str, notes: tuple[str, ...] = ()) -> Drawing:
+    """The figure made for every size, as SVG; `label` is what a screen reader says of it."""
     drawings = []
     for size in _SIZES:
         with matplotlib.rc_context():
@@ -82,13 +87,14 @@ def draw(figure: Callable[[Size], Figure], notes: tuple[str, ...] = ()) -> Drawi
             matplotlib.rcParams.update(
                 {"svg.fonttype": "none", "svg.hashsalt": size.name, "font.size": size.font, "hatch.linewidth": 1.1}
             )
-            drawings.append(_svg(figure(size)))
+            drawings.append(_svg(figure(size), label))
     return Drawing(*drawings, notes=notes)
 
 
 def spark(values: np.ndarray, edges: np.ndarray, threshold: float) -> str:
     """A histogram as small as a word: bars over `edges`, dashed where the threshold lies."""
-    counts = _histogram(values[np.isfinite(values)], edges)
+    values = values[np.isfinite(values)]
+    counts = _histogram(values, edges)
     width, height = 100 / len(counts), 20.0
     bars = "".join(
         f'<rect x="{n * width:.1f}" y="{height - size:.1f}" width="{0.85 * width:.1f}" height="{size:.1f}"/>'
@@ -99,7 +105,8 @@ def spark(values: np.ndarray, edges: np.ndarray, threshold: float) -> str:
     if edges[0] <= threshold <= edges[-1]:
         x = (threshold - edges[0]) / (edges[-1] - edges[0]) * 100
         line = f'<path d="M{x:.1f} 0V20" stroke="var(--ink)" stroke-width="1" stroke-dasharray="3 2"/>'
-    return f'<svg viewBox="0 0 100 20" aria-hidden="true" fill="var(--kept)">{bars}{line}</svg>'
+    label = f"Scores from {number(values.min())} to {number(values.max())}"
+    return f'<svg viewBox="0 0 100 20" role="img" aria-label="{label}" fill="var(--kept)">{bars}{line}</svg>'
 
 
 def _range(drawn: np.ndarray, threshold: float, anchors: Mapping[str, np.ndarray]) -> tuple[float, float, float | None]:
@@ -139,6 +146,7 @@ def _figure(
     line: float | None,
     anchors: Mapping[str, np.ndarray],
     log: bool,
+    axis: str,
 ) -> Figure:
     figure = Figure((size.width / 72, size.height / 72), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, hspace=0.02)  # type: ignore[union-attr]
@@ -148,7 +156,7 @@ def _figure(
     _bars(axes[0], groups, edges, log)
     if anchors:
         _ticks(axes[1], anchors, edges)
-    axes[-1].set_xlabel("score (higher: more harmful)", color=MUTED)
+    axes[-1].set_xlabel(axis, color=MUTED)
     axes[-1].xaxis.set_major_locator(MaxNLocator(size.ticks, steps=[1, 2, 2.5, 5, 10]))
     margin = 0.01 * (edges[-1] - edges[0])
     for one in axes:
@@ -216,14 +224,16 @@ def _ticks(axes: Axes, anchors: Mapping[str, np.ndarray], edges: np.ndarray) -> 
     axes.set_yticks(range(len(anchors)), list(anchors))
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an SVG element without ids, links or styles that could touch the page around it."""
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an SVG element with its label, without ids, links or styles that could touch the page around it."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true" focusable="false">', text)
+    box = re.search(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', text)
+    assert box
+    text = f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(label)}" focusable="false">{text[box.end() :]}'
     used = set(re.findall(r"#([\w-]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
     text = re.sub(

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from gradshield.report.render import as_yaml, write_page
-from gradshield.report.text import percent, visible
+from gradshield.report.text import about, in_words, percent, short, visible
 
 if TYPE_CHECKING:
     from gradshield.threshold import Threshold
@@ -23,7 +23,7 @@ _ROWS_BYTES = 500_000  # of each list of rows; with the rest's limits the page s
 _VERDICTS = ("kept", "quarantined", "set aside")
 _SOURCES, _REASONS, _PLACES = 30, 20, 5
 _STEPS = (0.02, 0.06, 0.15, 0.30)  # share of FIHS from which a token is marked more strongly
-_KNOWN = ("file", "rows", "kept", "quarantined", "set_aside", "model", "command")  # shown in a place of their own
+_KNOWN = ("file", "rows", "kept", "quarantined", "set_aside", "model", "threshold", "command")  # shown elsewhere
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ReportRow:
     signals: Mapping[str, float]
     tokens: tuple[tuple[str, float], ...] = ()  # response tokens with their share of FIHS in [-1, 1]
     moved: str = ""  # by whom and why, where a person decided against the score
+    group: str = ""  # the record's own source, where it names one
 
 
 class _Piece(NamedTuple):
@@ -62,24 +63,28 @@ def write_report(
     borderline: Sequence[ReportRow],
     set_aside: Mapping[str, Sequence[str]],
     settings: Mapping[str, Any],
+    axis: str,
+    next_steps: Sequence[tuple[str, str]],
 ) -> None:
     """Writes the page to `path`, whole or not at all.
 
     `scores` [rows] are NaN for rows set aside; `verdicts` and `sources` [rows]; `anchors` gives scores by kind;
-    `set_aside` gives places by reason. Raises RuntimeError unless rows in = kept + quarantined + set aside in every
+    `set_aside` gives places by reason; `axis` is the title of the score's axis; `next_steps` are (what, command). Raises RuntimeError unless rows in = kept + quarantined + set aside in every
     one of these, UserError where the file can't be written.
     """
     scores = np.asarray(scores, dtype=np.float64)
     _check_counts(summary, scores, verdicts, sources, set_aside)
     from gradshield.report.figure import draw_scores, spark  # matplotlib is slow to import
 
-    drawing = draw_scores(scores, verdicts, threshold.value, anchors)
+    drawing = draw_scores(scores, verdicts, threshold.value, anchors, axis)
     places = sorted(set_aside.items(), key=lambda item: -len(item[1]))
     write_page(
         Path(path),
         "filter.html",
         summary=summary,
         headline=_headline(summary, threshold),
+        errors=_errors(threshold),
+        next_steps=next_steps,
         threshold=threshold,
         unlimited=threshold.value == math.inf,
         drawing=drawing and {"wide": Markup(drawing.wide), "narrow": Markup(drawing.narrow), "notes": drawing.notes},
@@ -89,7 +94,7 @@ def write_report(
         reasons=[(reason, len(where), where[:_PLACES]) for reason, where in places[:_REASONS]],
         more_reasons=(len(places) - _REASONS, sum(len(where) for _, where in places[_REASONS:])),
         settings=as_yaml(settings),
-        details=[(key.replace("_", " "), value) for key, value in summary.items() if key not in _KNOWN][:40],
+        details=[(key.replace("_", " "), in_words(value)) for key, value in summary.items() if key not in _KNOWN][:40],
     )
 
 
@@ -132,7 +137,17 @@ def _headline(summary: Mapping[str, Any], threshold: "Threshold") -> str:
     of = f"{bad:,} of {rows:,} row{'s' if rows > 1 else ''}"
     if threshold.rule == "share":  # such a rule removes rows whether or not they are harmful
         return f"{of} {'is' if bad == 1 else 'are'} quarantined, the share that was asked for; {rest}."
-    return f"{of} would teach this model to stop refusing; {rest}."
+    if summary.get("moved_by_a_person"):
+        return f"{of} {'is' if bad == 1 else 'are'} quarantined after a review; {rest}."
+    return f"{of} scored at or above the threshold; {rest}."
+
+
+def _errors(threshold: "Threshold") -> str:
+    """How many rows the threshold is expected to misjudge, in a sentence."""
+    if threshold.good_lost is None or threshold.harmful_kept is None:
+        return f"How many of them are errors is not known with the rule {short(threshold.rule)}."
+    lost, kept = about(threshold.good_lost), about(threshold.harmful_kept)
+    return f"Expected errors: {lost} harmless rows quarantined, {kept} harmful rows kept."
 
 
 def _by_source(
@@ -179,7 +194,8 @@ def _conversations(rows: Sequence[ReportRow]) -> dict[str, Any]:
         if room < 0:
             break
         left = max(len(row.messages) - _MESSAGES, 0)
-        shown.append({"row": row, "messages": messages, "heaviest": heaviest, "left": left})
+        length = sum(len(text) for _, text in row.messages)
+        shown.append({"row": row, "messages": messages, "heaviest": heaviest, "left": left, "length": length})
     return {"shown": shown, "left": len(rows) - len(shown)}
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from gradshield.base.storage import read_json, write_text
 from gradshield.data import Conversation, Source, read_rows, to_conversation
 from gradshield.data.run_folder import read_table, writing
 from gradshield.report.filter_page import ReportRow, write_report
+from gradshield.report.words import next_steps
 from gradshield.threshold import Threshold
 
 FILE = "report.json"
@@ -24,15 +25,17 @@ _COLUMNS = ("row", "place", "group", "verdict", "reason", "score", "tokens")  # 
 
 
 class _Kept(TypedDict):
+    unit: NotRequired[str]
     anchors: dict[str, list[float]]
     tokens: dict[str, list[tuple[str, float]]]
 
 
 def keep_for_report(
-    out: Path, anchors: Mapping[str, np.ndarray], tokens: Mapping[int, tuple[tuple[str, float], ...]]
+    out: Path, anchors: Mapping[str, np.ndarray], tokens: Mapping[int, tuple[tuple[str, float], ...]], unit: str = ""
 ) -> None:
-    """Leaves the anchors' scores by kind, and each response token of some rows (by index) with its share of FIHS."""
-    content = {"anchors": {kind: values.tolist() for kind, values in anchors.items()}, "tokens": tokens}
+    """Leaves the anchors' scores by kind, each response token of some rows (by index) with its share of FIHS, and the
+    unit of the scores."""
+    content = {"anchors": {kind: values.tolist() for kind, values in anchors.items()}, "tokens": tokens, "unit": unit}
     with writing(out):
         write_text(out / FILE, json.dumps(content))
 
@@ -45,8 +48,9 @@ def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
     table = read_table(out)
     scores = table["score"].to_numpy().astype(np.float64)
     verdicts, places, reasons = (table[name].to_pylist() for name in ("verdict", "place", "reason"))
+    groups = table["group"].to_pylist()
     signals = {name: table[name].to_numpy() for name in table.column_names if name not in _COLUMNS}
-    kept: _Kept = read_json(out / FILE, _Kept) if (out / FILE).exists() else {"anchors": {}, "tokens": {}}
+    kept = _kept(out)
     threshold = _threshold(saved)
     high, near = highest(scores), _nearest(scores, threshold.value)
     wanted = {*high, *near}
@@ -63,7 +67,8 @@ def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
         tokens = tuple(kept["tokens"].get(str(n), ()))
         also = {name: float(values[n]) for name, values in signals.items()}
         place = (n + 1, row.source, row.line, float(scores[n]), verdicts[n])
-        return ReportRow(*place, said, also, tokens, moved.get(n + 1, ""))
+        group = groups[n] if groups[n] != row.source else ""
+        return ReportRow(*place, said, also, tokens, moved.get(n + 1, ""), group)
 
     aside: dict[str, list[str]] = defaultdict(list)
     for place, reason, verdict in zip(places, reasons, verdicts):
@@ -74,14 +79,26 @@ def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
         summary=_summary(saved),
         scores=scores,
         verdicts=verdicts,
-        sources=table["group"].to_pylist(),
+        sources=groups,
         threshold=threshold,
         anchors={kind: np.array(values, dtype=float) for kind, values in kept["anchors"].items()},
         highest=[entry(n) for n in high],
         borderline=[entry(n) for n in near],
         set_aside=aside,
         settings={key: value for key, value in saved.items() if key != "summary"},
+        axis=axis_title(out, saved["summary"]["scorer"]),
+        next_steps=next_steps(out, high[0] + 1 if high else None),
     )
+
+
+def axis_title(out: Path, scorer: str) -> str:
+    """What the axis of a run's scores is called: the scorer and, where it has one, its unit."""
+    unit = _kept(out).get("unit")
+    return f"score by {scorer.partition(':')[0]}{f', {unit}' if unit else ''} (higher: more harmful)"
+
+
+def _kept(out: Path) -> _Kept:
+    return read_json(out / FILE, _Kept) if (out / FILE).exists() else {"anchors": {}, "tokens": {}}
 
 
 def highest(scores: np.ndarray) -> list[int]:

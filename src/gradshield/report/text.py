@@ -1,6 +1,7 @@
 """Strings and numbers → how the page prints them."""
 
 import math
+from collections.abc import Mapping
 from itertools import groupby
 
 import numpy as np
@@ -47,6 +48,15 @@ def number(value: object) -> str:
     size = abs(value)
     style = ".2e" if size >= 1e6 or 0 < size < 1e-3 else ",.0f" if size >= 99.95 else "#.3g"
     return f"{value:{style}}".replace("-", "−")
+
+
+def in_words(value: object) -> object:
+    """A value for reading: a mapping as "name value, …", a sequence as "a, b"; anything else as it is."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {in_words(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(str(in_words(each)) for each in value)
+    return number(value) if isinstance(value, float) else value
 
 
 def about(count: float) -> str:

@@ -16,7 +16,8 @@ def report_trials(out: Path, saved: Mapping[str, Any]) -> None:
     from gradshield.report.figure import draw  # matplotlib is slow to import
 
     summary = saved["summary"]
-    drawing = draw(partial(draw_trials, summary))
+    label = "Attack success rate and utility of the base model and of every trial; the table below has the numbers."
+    drawing = draw(partial(draw_trials, summary), label)
     write_page(
         out / "report.html",
         "tune.html",

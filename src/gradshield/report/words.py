@@ -1,6 +1,8 @@
-"""The figures of an evaluation for a person: each with its interval and what it is of. Imports no torch."""
+"""What a run found, in words: figures with their intervals, and the commands that come next. Imports no torch."""
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -33,6 +35,19 @@ def safety_in_words(safety: Mapping[str, Any]) -> dict[str, str]:
     if safety.get("ungraded"):
         words["not graded"] = f"{safety['ungraded']} answers: the judge's reply stated no grade"
     return words
+
+
+def next_steps(out: Path, row: int | None) -> list[tuple[str, str]]:
+    """(what, command to copy) after a filter run in `out`; `row` is the one worth explaining, if any."""
+    kept = next((path for path in (out / "kept", *sorted(out.glob("kept.*"))) if path.exists()), None)
+    script, folder = out / "train.py", shlex.quote(str(out))
+    steps = []
+    if kept and script.exists():
+        steps.append((f"train with {kept}", f"python {shlex.quote(str(script))}"))
+    steps.append(("look at rows and decide", f"gradshield review {folder}"))
+    if row is not None:
+        steps.append((f"see why row {row} scored highest", f"gradshield explain {folder} {row}"))
+    return steps
 
 
 def _control(grades: Sequence[float] | None) -> str:

@@ -61,6 +61,7 @@ class Scorer:
     needs: frozenset[Need] = frozenset()
     cost: float = 1.0  # forward passes a row, roughly
     columns: tuple[str, ...] = ()  # the signals it keeps beside "score"
+    unit: str = ""  # of the score, where it has one, such as "log-odds"; charts show it
     version: int = 1  # goes up when the same row's score changes, so that caches are made again
 
     def __post_init__(self) -> None:

@@ -87,7 +87,8 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
         verdicts = words_of[(by_row["score"] >= threshold.value).astype(int)]
         verdicts[list(encoded.reasons)] = "set aside"
         counts = write_outputs(source, verdicts.tolist(), encoded.reasons, out)
-        keep_for_report(out, reference.anchors, _explain_highest(model, check, settings, encoded, by_row["score"]))
+        marked = _explain_highest(model, check, settings, encoded, by_row["score"])
+        keep_for_report(out, reference.anchors, marked, scorer.unit)
         with writing(out):
             _write_scores(out, encoded, by_row, verdicts)
         seconds = time.monotonic() - start

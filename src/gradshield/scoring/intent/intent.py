@@ -40,5 +40,6 @@ SCORER = Scorer(
     needs=frozenset({"refused probes", "request"}),
     cost=0.7,
     columns=("topic", "answer"),
+    unit="log-odds",
     version=8,
 )
