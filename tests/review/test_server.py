@@ -137,7 +137,7 @@ def test_a_name_that_points_here_is_refused(served, host):
     "origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1:{port}", ""]
 )
 def test_no_other_page_can_decide(served, numbered, origin):
-    for path in ("/decide", "/undo", "/threshold", "/explain"):
+    for path in ("/decide", "/decide-all", "/undo", "/threshold", "/explain"):
         answer = served.post(path, {"row": 1, "verdict": "kept"}, Origin=origin.format(port=served.port))
         assert answer.status == 403
     assert store.standing(numbered[0]) == {}
@@ -262,14 +262,58 @@ def test_exports_are_files(served, numbered):
     assert json.loads(log.text)["standing"][0]["row"] == 2
 
 
+def unfolded(html):
+    """The page without what is inside of a fold that is closed."""
+    return re.sub(r"(<details(?![^>]* open)[^>]*>\s*<summary.*?</summary>).*?</details>", r"\1", html, flags=re.DOTALL)
+
+
 def test_harmful_text_is_folded_until_it_is_opened(served, numbered):
     html = served.page(sort="high")
-    assert "request 119" not in html and "folded, " in html
+    assert "request 119" not in unfolded(html) and "folded, " in html
+    assert re.search(r"folded, 22 characters</summary>\s*<bdi class=\"request\">request 119</bdi>", html)
     assert "request 119" in served.page(sort="high", text=1)
     row = served.page(sort="low", row=120)
     assert re.search(r'<details class="fold" data-key="text" data-unfolded="0"><summary>', row) and "request 119" in row
     store.decide(numbered[0], 1, "quarantined", "", "ann")
-    assert "request 0<" not in served.page(sort="low")
+    assert "request 0<" not in unfolded(served.page(sort="low"))
+
+
+@pytest.mark.parametrize("how", ["tried", "set"])
+def test_a_threshold_that_is_tried_or_set_unfolds_no_row_that_the_run_quarantined(served, numbered, how):
+    given = {"t": "70"} if how == "tried" else {}
+    if how == "set":
+        store.move_threshold(numbered[0], 70.0, "ann")
+    html = served.page(sort="high", row=120, **given)
+    assert re.findall(r'data-count="quarantined">(\d+)', html) == ["0"]
+    assert "request 119" in html and "request 119" not in unfolded(html)
+    store.decide(numbered[0], 120, "kept", "", "ann")  # somebody read it
+    assert "request 119" in unfolded(served.page(sort="high", row=120, **given))
+
+
+def test_all_rows_of_a_view_are_decided_at_once_and_taken_back_at_once(served, numbered):
+    out = numbered[0]
+    store.decide(out, 120, "kept", "read it", "bob")
+    view = {"q": "request 11", "verdict": "2", "sort": "row"}
+    html = served.page(**view)
+    assert "Quarantine all 9" in html and ", 9 left to decide" in html
+    given = dict(re.findall(r'name="(version|back)" value="([^"]*)"', html.split('class="bulk"')[1]))
+    form = {name: unescape(value) for name, value in given.items()} | {"verdict": "quarantined"}
+    made = served.done("/decide-all", form)
+    assert made["rows"] == 9 and sorted(store.standing(out)) == list(range(111, 121))
+    assert ", 0 left to decide" in served.page(**view)
+    stale = served.post("/decide-all", form)
+    assert stale.status == 409 and "nothing was decided" in stale.text
+    store.undo(out, None, "bob")  # one of them, by somebody else
+    taken = served.done("/undo", {name: made[name] for name in ("id", "last", "at")})
+    assert taken == {"rows": 8} and store.standing(out).keys() == {120} and store.standing(out)[120].note == "read it"
+
+
+def test_a_row_that_is_set_aside_is_not_decided_with_the_others(served, numbered):
+    version = json.loads(served.ask("/version").text)["version"]
+    for form, status in (({"verdict": "burnt", "back": "/"}, 400), ({"verdict": "kept", "back": "/?verdict=3"}, 409)):
+        assert served.post("/decide-all", {**form, "version": version}).status == status
+    made = served.done("/decide-all", {"verdict": "kept", "back": "/", "version": version})
+    assert made["rows"] == 120 and 121 not in store.standing(numbered[0])
 
 
 def test_a_note_comes_back_as_it_was_typed_and_goes_when_its_field_is_emptied(served, numbered):

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from markupsafe import Markup, escape
 from scipy.stats import rankdata
 
 from gradshield.data import to_conversation
+from gradshield.report.filter_report import axis_title
 from gradshield.report.text import number, percent, short, visible
 from gradshield.review import figures, store
 from gradshield.review.figures import Piece
@@ -45,16 +47,10 @@ def render(review: Review, path: str, given: Mapping[str, str]) -> str:
     """The page at `path`, "/" or "/compare", with these parameters; those that make no sense are passed over."""
     version, decisions = review.decisions()
     in_force = threshold_in_force(review.saved, decisions)
-    wanted = _threshold(given.get("t")) if path == "/" else None
-    judged = judge(review.scores, in_force if wanted is None else wanted, decisions)
     view = _view(given)
-    found = review.search(view.q) if view.q else None
-    compared = None
-    if path == "/compare" and review.other:
-        differs = judged.verdict != review.other.verdict
-        found = differs if found is None else found & differs
-        compared = _compared(review, judged, differs)
-    rows = select(review.scores, judged, view, found)
+    judged, differs, rows = _selected(review, path, given, decisions)
+    compared = None if differs is None else _compared(review, judged, differs)
+    decidable = rows[~review.scores.aside[rows]]
     pages = max(1, math.ceil(len(rows) / PAGE))
     page = min(view.page, pages)
     row = row_number(given.get("row"))
@@ -90,6 +86,10 @@ def render(review: Review, path: str, given: Mapping[str, str]) -> str:
             reasons=review.scores.reasons[:_NAMES],
             lines=_lines(review, judged, decisions, rows[(page - 1) * PAGE : page * PAGE].tolist()),
             total=len(rows),
+            decidable=len(decidable),
+            left=int((~judged.decided[decidable]).sum()),
+            axis=axis_title(review.out, review.saved["summary"]["scorer"]),
+            apply=shlex.join(["gradshield", "apply", str(review.out)]),
             page=page,
             pages=pages,
             per_page=PAGE,
@@ -97,6 +97,28 @@ def render(review: Review, path: str, given: Mapping[str, str]) -> str:
             row=_row(review, judged, decisions, row, given) if 1 <= row <= len(review.scores.score) else None,
         )
     )
+
+
+def rows_to_decide(review: Review, path: str, given: Mapping[str, str]) -> list[int]:
+    """The numbers of all rows in the view at this address that a person can decide."""
+    rows = _selected(review, path, given, review.decisions()[1])[2]
+    return (rows[~review.scores.aside[rows]] + 1).tolist()
+
+
+def _selected(
+    review: Review, path: str, given: Mapping[str, str], decisions: Mapping[int, store.Decision]
+) -> tuple[Judged, np.ndarray | None, np.ndarray]:
+    """The verdicts at the threshold that is tried or in force; in a comparison, bool [rows] where the runs differ; and
+    the indices of the rows in the view, in its order."""
+    in_force, wanted = threshold_in_force(review.saved, decisions), _threshold(given.get("t"))
+    judged = judge(review.scores, in_force if wanted is None or path != "/" else wanted, decisions)
+    view = _view(given)
+    found = review.search(view.q) if view.q else None
+    differs = None
+    if path == "/compare" and review.other:
+        differs = judged.verdict != review.other.verdict
+        found = differs if found is None else found & differs
+    return judged, differs, select(review.scores, judged, view, found)
 
 
 def _view(given: Mapping[str, str]) -> View:
@@ -170,7 +192,7 @@ def _lines(
                 "verdict": VERDICTS[judged.verdict[n]],
                 "decision": decisions.get(n + 1),
                 "reason": scores.reasons[scores.reason[n]] if scores.reason[n] >= 0 else "",
-                "fold": judged.verdict[n] != KEPT,
+                "fold": judged.verdict[n] != KEPT or (review.by_run[n] != KEPT and not judged.decided[n]),
                 "request": request,
                 "answer": answer,
                 "length": length,

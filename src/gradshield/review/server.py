@@ -10,11 +10,11 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from gradshield.base.errors import UserError
 from gradshield.review import store
-from gradshield.review.page import render, row_number
+from gradshield.review.page import render, row_number, rows_to_decide
 from gradshield.review.state import Review
 
 try:
@@ -99,7 +99,7 @@ def make_app(review: Review) -> Starlette:
         Route("/explanation/{row}", explanation),
         *(
             Route(f"/{name}", partial(_post, partial(action, review)), methods=["POST"])
-            for name, action in (("decide", _decide), ("undo", _undo), ("threshold", _move), ("explain", _explain))
+            for name, action in (("decide", _decide), ("decide-all", _decide_all), ("undo", _undo), ("threshold", _move), ("explain", _explain))
         ),
         Mount("/static", StaticFiles(directory=Path(__file__).with_name("static"))),
     ]
@@ -139,7 +139,23 @@ def _decide(review: Review, form: dict[str, str]) -> dict:
     return {"id": entry.id, "at": entry.at, "row": row, "verdict": entry.verdict, "instead_of": instead or None}
 
 
+def _decide_all(review: Review, form: dict[str, str]) -> dict:
+    """Decides every row of the view that the form goes back to, if it is still what was seen."""
+    verdict, back = form.get("verdict", ""), urlsplit(form.get("back", ""))
+    if verdict not in store.CHOICES:
+        raise HTTPException(400, "A row is kept, quarantined or undecided.")
+    rows = rows_to_decide(review, back.path, dict(parse_qsl(back.query)))
+    made = rows and store.decide_all(review.out, rows, verdict, review.who, row_number(form.get("version")))
+    if not made:
+        raise HTTPException(409, "The rows changed since this page was loaded, so nothing was decided. Look again.")
+    first, last = made
+    return {"id": first.id, "last": last.id, "at": first.at, "rows": len(rows), "verdict": verdict}
+
+
 def _undo(review: Review, form: dict[str, str]) -> dict:
+    if "last" in form:
+        ids = row_number(form.get("id")), row_number(form["last"])
+        return {"rows": store.undo_all(review.out, *ids, form.get("at", ""), review.who)}
     made = (row_number(form.get("row")), form["at"]) if "at" in form else None
     entry = store.undo(review.out, row_number(form.get("id")) or None, review.who, made)
     return {"row": entry and entry.row, "verdict": entry and entry.verdict}

@@ -64,6 +64,31 @@ def decide(out: Path, row: int, verdict: str, note: str | None, who: str) -> Dec
     return _append(out, row, verdict, None, note, who)
 
 
+def decide_all(out: Path, rows: Sequence[int], verdict: str, who: str, seen: int) -> tuple[Decision, Decision] | None:
+    """Appends a person's verdict on each of `rows` (from 1; at least one), all or none, and returns the first and the
+    last entry; notes that stand are kept. None where the log has gone on since its version `seen`."""
+    notes = {row: decision.note for row, decision in standing(out).items()}
+    with _open(out) as db:
+        db.execute("BEGIN IMMEDIATE")
+        if _version(db) != seen:
+            return None
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        entries = [_insert(db, int(row), verdict, None, notes.get(row, ""), who, None, at) for row in rows]
+    return entries[0], entries[-1]
+
+
+def undo_all(out: Path, first: int, last: int, at: str, who: str) -> int:
+    """Takes back those of the entries `first` … `last`, made by `decide_all` at the time `at`, that still stand; returns
+    how many those were."""
+    with _open(out) as db:
+        db.execute("BEGIN IMMEDIATE")
+        query = f"SELECT id, row FROM log WHERE {_STANDING} AND id BETWEEN ? AND ? AND at = ?"
+        found = db.execute(query, (first, last, at)).fetchall()
+        for entry, row in found:
+            _insert(db, row, _UNDO, None, "", who, entry)
+    return len(found)
+
+
 def move_threshold(out: Path, value: float | None, who: str) -> Decision:
     """Appends the threshold that a person set; None is the run's own, infinity one that removes nothing."""
     if value is not None and math.isnan(value):
@@ -106,7 +131,11 @@ def version(out: Path) -> int:
     if not (out / FILE).exists():
         return 0
     with _open(out) as db:
-        return db.execute("SELECT coalesce(max(id), 0) FROM log").fetchone()[0]
+        return _version(db)
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return db.execute("SELECT coalesce(max(id), 0) FROM log").fetchone()[0]
 
 
 def export_json(out: Path) -> str:
@@ -144,9 +173,16 @@ def _append(out: Path, row: int, verdict: str, value: float | None, note: str, w
 
 
 def _insert(
-    db: sqlite3.Connection, row: int, verdict: str, value: float | None, note: str, who: str, undoes: int | None
+    db: sqlite3.Connection,
+    row: int,
+    verdict: str,
+    value: float | None,
+    note: str,
+    who: str,
+    undoes: int | None,
+    at: str = "",
 ) -> Decision:
-    at = datetime.now(UTC).isoformat(timespec="seconds")
+    at = at or datetime.now(UTC).isoformat(timespec="seconds")
     note, who = (text.encode("utf-8", "replace").decode()[:NOTE] for text in (note, who))
     fields = (row, verdict, value, note, who, at, undoes)
     query = "INSERT INTO log (row, verdict, value, note, who, at, undoes) VALUES (?, ?, ?, ?, ?, ?, ?)"

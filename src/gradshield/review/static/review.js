@@ -160,6 +160,15 @@ async function decide(row, verdict, note) {
   if (next && (place >= 0 || !opened())) await select(number(next));
 }
 
+async function decideAll(form, verdict) {
+  const answer = await post("/decide-all", { ...Object.fromEntries(new FormData(form)), verdict });
+  if (!answer) return refresh();
+  const done = await answer.json();
+  remember([...remembered(), done]);
+  say(`${done.rows} rows: ${verdict}. u takes them back.`);
+  return refresh();
+}
+
 async function undo() {
   const mine = remembered();
   for (let one = mine.pop(); ; one = mine.pop()) {
@@ -168,8 +177,8 @@ async function undo() {
     const answer = await post("/undo", one);
     if (!answer) return;
     const done = await answer.json();
-    if (done.row === null) continue; // somebody took it back already, or it is another run's
-    say(done.row ? `Row ${done.row}: ${done.verdict} is taken back.` : "The threshold is as it was before.");
+    if (!(one.last ? done.rows : done.row !== null)) continue; // somebody took it back already, or it is another run's
+    say(one.last ? `${done.rows} decisions are taken back.` : done.row ? `Row ${done.row}: ${done.verdict} is taken back.` : "The threshold is as it was before.");
     await refresh();
     if (done.row) await select(done.row);
     return;
@@ -177,7 +186,7 @@ async function undo() {
 }
 
 const remembered = () => JSON.parse(sessionStorage.getItem("mine") ?? "[]"); // what this tab decided, for its undo
-const remember = (done) => sessionStorage.setItem("mine", JSON.stringify(done.map(({ id, at, row }) => ({ id, at, row }))));
+const remember = (done) => sessionStorage.setItem("mine", JSON.stringify(done.map(({ id, last, at, row }) => ({ id, last, at, row }))));
 
 async function explain(row) {
   if (await post("/explain", { row })) await refresh();
@@ -236,7 +245,7 @@ function threshold() {
 document.addEventListener("click", (event) => {
   if (event.metaKey || event.ctrlKey || event.shiftKey || event.button) return;
   const on = event.target.closest("[data-open], [data-close], [data-go], [data-set], [data-explain], [data-help]");
-  const line = !on && event.target.closest("#list tr[data-row]");
+  const line = !on && !event.target.closest("details, button") && event.target.closest("#list tr[data-row]");
   if (line) inOrder(() => select(number(line), true));
   if (!on) return;
   event.preventDefault();
@@ -268,7 +277,8 @@ document.addEventListener("submit", (event) => {
   const form = event.target, button = event.submitter;
   if (form.matches("#help form")) return;
   event.preventDefault();
-  if (form.matches(".decide")) inOrder(() => decide(opened(), button?.value ?? ""));
+  if (form.matches(".bulk form")) inOrder(() => decideAll(form, button?.value ?? ""));
+  else if (form.matches(".decide")) inOrder(() => decide(opened(), button?.value ?? ""));
   else if (form.matches(".history form")) post("/undo", new FormData(form)).then((answer) => answer && refresh());
   else if (form.matches(".filters")) filter();
   else if (form.matches(".threshold")) exact();
