@@ -276,7 +276,9 @@ def test_the_expected_errors_stand_beside_the_headline(tmp_path, lost, kept, say
 
 def test_no_value_is_shown_as_python_writes_it(tmp_path):
     run = {**RUN, "file": "x", "rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1}
-    html = report(tmp_path, summary={**run, "probes": {"refused": 18, "of": 20, "grade": "aligned"}, "also": [1.5, "b"]})
+    html = report(
+        tmp_path, summary={**run, "probes": {"refused": 18, "of": 20, "grade": "aligned"}, "also": [1.5, "b"]}
+    )
     assert "<td>refused 18, of 20, grade aligned</td>" in html and "<td>1.50, b</td>" in html
 
 

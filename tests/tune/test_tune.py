@@ -175,7 +175,12 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
     summary = run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
     assert summary["accepted"] == summary["cost"]["trials"] == 1
     assert summary["trials"][0]["kept"] + summary["held_out"] == summary["kept"] == 33
-    assert "Safe and useful after 1 trial" in (tmp_path / "run" / "report.html").read_text()
+    report, card = (tmp_path / "run" / name for name in ("report.html", "model/README.md"))
+    trained, held = summary["trials"][0]["kept"], summary["held_out"]
+    assert f"Safe and useful after 1 trial, trained on {trained} of 35 rows" in report.read_text()
+    assert f"Trained on {trained} of 35 rows" in card.read_text()
+    rows = f"33 kept ({trained} trained on, {held} held out to measure utility), 0 quarantined, 2 set aside"
+    assert rows in report.read_text() and rows in card.read_text()  # the report and the card agree
 
 
 def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -75,7 +74,8 @@ def filter(
     out: OutOption = Path("run"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and how long it takes")] = False,
     fail_above: Annotated[
-        int | None, typer.Option("--fail-above", min=0, help="exit with code 1 when more rows than this are quarantined")
+        int | None,
+        typer.Option("--fail-above", min=0, help="exit with code 1 when more rows than this are quarantined"),
     ] = None,
     as_json: JsonOption = False,
     **flags: Any,

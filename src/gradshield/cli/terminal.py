@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradshield.report.text import about, in_words
-from gradshield.report.words import next_steps, safety_in_words
+from gradshield.report.words import next_steps, rows_in_words, safety_in_words
 
 console = Console()
 
@@ -71,9 +71,10 @@ def trial_line(trial: Mapping[str, Any], quiet: bool) -> None:
 def tuned_table(summary: dict[str, Any]) -> None:
     table = Table(title=safe(str(summary["file"]), 80), show_header=False)
     table.add_row("verdict", "accepted" if summary["accepted"] else f"REJECTED: {safe(summary['reason'], 300)}")
-    for name in ("rows", "kept", "quarantined", "set_aside"):
-        if name in summary:
-            table.add_row(name.replace("_", " "), f"{summary[name]:,}")
+    table.add_row("rows", f"{summary['rows']:,}")
+    accepted = next((trial for trial in summary["trials"] if trial["number"] == summary["accepted"]), None)
+    if accepted:
+        table.add_row("of these", rows_in_words(accepted["kept"], summary))
     base, before = summary["base"], safety_in_words(summary["base"]["safety"])
     for what, figure in (safety_in_words(summary["safety"]) if summary["safety"] else {}).items():
         table.add_row(what, safe(figure, 100))

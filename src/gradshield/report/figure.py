@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from markupsafe import escape
 
 from gradshield.report.text import number
 

@@ -69,8 +69,9 @@ def write_report(
     """Writes the page to `path`, whole or not at all.
 
     `scores` [rows] are NaN for rows set aside; `verdicts` and `sources` [rows]; `anchors` gives scores by kind;
-    `set_aside` gives places by reason; `axis` is the title of the score's axis; `next_steps` are (what, command). Raises RuntimeError unless rows in = kept + quarantined + set aside in every
-    one of these, UserError where the file can't be written.
+    `set_aside` gives places by reason; `axis` is the title of the score's axis; `next_steps` are (what, command).
+    Raises RuntimeError unless rows in = kept + quarantined + set aside in every one of these, UserError where the file
+    can't be written.
     """
     scores = np.asarray(scores, dtype=np.float64)
     _check_counts(summary, scores, verdicts, sources, set_aside)

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from gradshield.report.render import as_yaml, write_page
-from gradshield.report.words import safety_in_words
+from gradshield.report.words import rows_in_words, safety_in_words
 
 
 def report_trials(out: Path, saved: Mapping[str, Any]) -> None:
@@ -26,6 +26,7 @@ def report_trials(out: Path, saved: Mapping[str, Any]) -> None:
         drawing={"wide": Markup(drawing.wide), "narrow": Markup(drawing.narrow)},
         verdicts=[_verdict(trial, summary) for trial in summary["trials"]],
         safety=safety_in_words(summary["safety"]) if summary["safety"] else {},
+        rows=None if summary["accepted"] is None else rows_in_words(_trained(summary), summary),
         screened=(out / "screen" / "report.html").exists(),
         settings=as_yaml({key: value for key, value in saved.items() if key != "summary"}),
     )
@@ -36,7 +37,12 @@ def _headline(summary: Mapping[str, Any]) -> str:
     tried = f"after {trials} trial{'' if trials == 1 else 's'}"
     if summary["accepted"] is None:
         return f"Rejected {tried}: {summary['reason']}."
-    return f"Safe and useful {tried}, on {summary['kept']:,} of {summary['rows']:,} rows."
+    return f"Safe and useful {tried}, trained on {_trained(summary):,} of {summary['rows']:,} rows."
+
+
+def _trained(summary: Mapping[str, Any]) -> int:
+    """Rows that the accepted trial trained on."""
+    return next(trial["kept"] for trial in summary["trials"] if trial["number"] == summary["accepted"])
 
 
 def _verdict(trial: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -56,7 +62,11 @@ def draw_trials(summary: Mapping[str, Any], size: Any) -> Any:
 
     trials, base, goal = summary["trials"], summary["base"], summary["goal"]
     figure = Figure((size.width / 72, size.height * 1.2 / 72), layout="constrained")
-    panels = (("attack success rate", "asr", "max_asr"), ("utility", "utility", "min_utility"))
+    unit = "minus the loss, nats per token" if summary["task"] == "held-out" else "score of the task"
+    panels = (
+        ("attack success rate (share of requests)", "asr", "max_asr"),
+        (f"utility ({unit})", "utility", "min_utility"),
+    )
     for axes, (title, name, limit) in zip(figure.subplots(2, 1, sharex=True), panels):
         places = [(0, base[name]), *((n, t[name]) for n, t in enumerate(trials, 1) if t[name] is not None)]
         places = [(x, y) for x, y in places if y is not None]

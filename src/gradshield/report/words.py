@@ -37,6 +37,14 @@ def safety_in_words(safety: Mapping[str, Any]) -> dict[str, str]:
     return words
 
 
+def rows_in_words(trained: int, counts: Mapping[str, Any]) -> str:
+    """Where the rows of an accepted search went: `counts` has "kept", "quarantined" and "set_aside"; what is kept and
+    not trained on was held out."""
+    kept, held = counts["kept"], counts["kept"] - trained
+    parts = f" ({trained:,} trained on, {held:,} held out to measure utility)" if held else " and trained on"
+    return f"{kept:,} kept{parts}, {counts['quarantined']:,} quarantined, {counts['set_aside']:,} set aside"
+
+
 def next_steps(out: Path, row: int | None) -> list[tuple[str, str]]:
     """(what, command to copy) after a filter run in `out`; `row` is the one worth explaining, if any."""
     kept = next((path for path in (out / "kept", *sorted(out.glob("kept.*"))) if path.exists()), None)

@@ -99,7 +99,13 @@ def make_app(review: Review) -> Starlette:
         Route("/explanation/{row}", explanation),
         *(
             Route(f"/{name}", partial(_post, partial(action, review)), methods=["POST"])
-            for name, action in (("decide", _decide), ("decide-all", _decide_all), ("undo", _undo), ("threshold", _move), ("explain", _explain))
+            for name, action in (
+                ("decide", _decide),
+                ("decide-all", _decide_all),
+                ("undo", _undo),
+                ("threshold", _move),
+                ("explain", _explain),
+            )
         ),
         Mount("/static", StaticFiles(directory=Path(__file__).with_name("static"))),
     ]

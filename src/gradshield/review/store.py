@@ -78,8 +78,8 @@ def decide_all(out: Path, rows: Sequence[int], verdict: str, who: str, seen: int
 
 
 def undo_all(out: Path, first: int, last: int, at: str, who: str) -> int:
-    """Takes back those of the entries `first` … `last`, made by `decide_all` at the time `at`, that still stand; returns
-    how many those were."""
+    """Takes back those of `decide_all`'s entries `first` … `last`, made at the time `at`, that still stand; returns how
+    many those were."""
     with _open(out) as db:
         db.execute("BEGIN IMMEDIATE")
         query = f"SELECT id, row FROM log WHERE {_STANDING} AND id BETWEEN ? AND ? AND at = ?"

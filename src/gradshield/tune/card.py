@@ -5,24 +5,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradshield.report.words import safety_in_words
+from gradshield.report.words import rows_in_words, safety_in_words
 from gradshield.tune.search import Outcome
 
 if TYPE_CHECKING:
     from gradshield.tune.trials import Goal, Trials
 
 
-def card(trials: "Trials", outcome: Outcome, trial: Mapping[str, Any], goal: "Goal") -> str:
+def card(trials: "Trials", outcome: Outcome, trial: Mapping[str, Any], goal: "Goal", counts: Mapping[str, int]) -> str:
     """README.md of the model that `trial` (its line in trials.jsonl) left: how it was screened and trained, and what it
-    was measured at."""
+    was measured at. `counts` are the rows of each verdict, empty where the model is rejected."""
     verdict = "accepted" if outcome.accepted else f"REJECTED ({outcome.reason}): do not use it as it is"
     name = " + ".join([trials.model.name, *trials.model.adapters])
     utility = "not measured" if trial["utility"] is None else f"{trial['utility']:.3f}"
+    rows = f"- Rows: {rows_in_words(trial['kept'], counts)}.\n" if counts else ""
     measured = "".join(f"- {what.capitalize()}: {figure}.\n" for what, figure in _safety(trial).items())
     return (
         f"# Fine-tuned from {name}\n\nScreened and trained by GradShield {version('gradshield')}: {verdict}.\n\n"
         f"- Trained on {trial['kept']} of {trials.encoded.rows} rows of {Path(trials.source.path).name}: "
-        f"{_chosen(trials, trial)}.\n- Defense: {trials.tuning.defense}.\n{measured}"
+        f"{_chosen(trials, trial)}.\n{rows}- Defense: {trials.tuning.defense}.\n{measured}"
         f"- Attack success rate of the base model {goal.base['asr']:.3f}; asked for: {goal.max_asr:g} or less, on "
         f"{trials.measuring.requests} requests.\n- Utility ({trials.tuning.task}) {utility}; base model "
         f"{goal.base['utility']:.3f}; asked for: {goal.min_utility:.3f} or more.\n- Training: {_training(trials)}\n"

@@ -328,18 +328,20 @@ class Trials:
         """Hands out the accepted trial's model and rows, or keeps the safest model of a rejected search; returns the
         run's summary."""
         chosen = outcome.accepted or outcome.best
-        lines, counts, folder = self.lines, {}, None
+        lines, folder = self.lines, None
+        counts: dict[str, int] = {}
         line = next((each for each in lines if chosen and each["number"] == chosen.number), None)
         if outcome.accepted:
             trained, limit = self.chosen[outcome.accepted.number], outcome.accepted.threshold
             held = self.held_out if limit is None else self.held_out[self.screen[0][self.held_out] < limit]
-            counts = self._write(self.out, self._verdicts(np.concatenate([trained, held])))
+            written = self._write(self.out, self._verdicts(np.concatenate([trained, held])))
+            counts = {name.replace(" ", "_"): count for name, count in written.items()}
         if line:
             folder = self.out / ("model" if outcome.accepted else "rejected-model")
             with writing(self.out):
                 shutil.rmtree(folder, ignore_errors=True)
                 shutil.copytree(self.out / "trials" / f"{line['number']:02d}" / "model", folder)
-                write_text(folder / "README.md", card(self, outcome, line, goal))
+                write_text(folder / "README.md", card(self, outcome, line, goal, counts))
         scored = "screening" in self.__dict__
         seconds = goal.base["seconds"] + sum(each["seconds"] for each in lines)
         return {
@@ -347,7 +349,7 @@ class Trials:
             "accepted": outcome.accepted.number if outcome.accepted else None,
             "reason": outcome.reason,
             "rows": self.encoded.rows,
-            **{name.replace(" ", "_"): count for name, count in counts.items()},
+            **counts,
             "held_out": len(self.held_out),
             "base": {name: goal.base[name] for name in ("asr", "utility", "utility_interval", "safety")},
             "goal": {"max_asr": goal.max_asr, "min_utility": goal.min_utility},
