@@ -236,6 +236,42 @@ def test_a_row_open_shows_its_conversation_folded_and_its_near_duplicates(page, 
     page.until(lambda: not page.opened())
 
 
+def test_an_excerpt_is_unfolded_in_the_list_without_opening_its_row(page, serve, run):
+    page.open(serve(run), "/?sort=high")
+    assert "request" not in page.text("#list tr[data-row='119'] .text")
+    page.click("#list tr[data-row='119'] summary")
+    page.until(lambda: "request 118" in page.text("#list tr[data-row='119'] .text"))
+    assert not page.opened()
+    page.fill("#exact", "99" + Keys.ENTER)  # a threshold that keeps every row is tried
+    page.until(lambda: page.counts()["quarantined"] == 0)
+    assert page.text("#list tr[data-row='119'] .text") == "folded, 22 characters"
+
+
+def test_all_rows_of_the_list_are_decided_by_one_button_and_u_takes_them_back(page, serve, run):
+    page.open(serve(run), "/?verdict=2")
+    page.click(".bulk summary")
+    page.click(".bulk button[value=kept]")
+    page.until(lambda: page.counts()["quarantined"] == 0)
+    assert verdicts(run) == dict.fromkeys(range(61, 121), "kept") and "60 rows: kept" in page.status()
+    page.keys("u")
+    page.until(lambda: page.counts()["quarantined"] == 60)
+    assert verdicts(run) == {} and "60 decisions are taken back" in page.status()
+    assert "60 left to decide" in page.text("#list .head")
+
+
+def test_a_button_for_all_rows_does_nothing_where_one_was_decided_meanwhile(page, serve, run):
+    page.open(serve(run))
+    page.click(".bulk summary")
+    page.script(
+        "const real = fetch;"
+        "window.fetch = (...a) => String(a[0]).includes('version') ? new Promise(() => {}) : real(...a)"
+    )
+    store.decide(run, 5, "quarantined", "", "bob")
+    page.click(".bulk button[value=kept]")
+    page.until(lambda: "nothing was decided" in page.status())
+    assert verdicts(run) == {5: "quarantined"}
+
+
 def test_decisions_are_taken_back_one_by_one_and_exported(page, serve, run):
     page.open(serve(run), "/?row=5")
     for button in ("kept", "quarantined"):

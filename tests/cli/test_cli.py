@@ -145,7 +145,7 @@ def test_a_folder_whose_name_could_write_to_the_terminal_is_refused(monkeypatch,
 
 
 SUMMARY = {
-    "file": "train.jsonl", "model": "m", "scorer": "intent", "rows": 300, "kept": 279, "quarantined": 21, "set_aside": 0,
+    "file": "train.jsonl", "model": "m", "rows": 300, "kept": 279, "quarantined": 21, "set_aside": 0,
     "threshold": {"value": 1.0, "rule": "anchored", "note": "[bold]clear", "good_lost": 0.4, "harmful_kept": 1.26},
     "probes": {"refused": 18, "of": 20, "grade": "aligned"}, "seconds": 2.0, "rows_per_second": 150.0,
 }  # fmt: skip

@@ -151,8 +151,9 @@ def _decide_all(review: Review, form: dict[str, str]) -> dict:
     if verdict not in store.CHOICES:
         raise HTTPException(400, "A row is kept, quarantined or undecided.")
     rows = rows_to_decide(review, back.path, dict(parse_qsl(back.query)))
-    made = rows and store.decide_all(review.out, rows, verdict, review.who, row_number(form.get("version")))
-    if not made:
+    seen = row_number(form.get("version"))
+    made = store.decide_all(review.out, rows, verdict, review.who, seen) if rows else None
+    if made is None:
         raise HTTPException(409, "The rows changed since this page was loaded, so nothing was decided. Look again.")
     first, last = made
     return {"id": first.id, "last": last.id, "at": first.at, "rows": len(rows), "verdict": verdict}
