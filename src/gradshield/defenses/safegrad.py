@@ -1,0 +1,93 @@
+"""`safegrad`: take out of the user's gradient what goes against the gradient of safety.
+
+Source: Yi et al., Gradient Surgery for Safe LLM Fine-Tuning (2508.07172), eqs. 3 to 6. At every step, over all trained
+weights at once:
+
+    g_safe = ∇ KL(π_ref(·|x) ‖ π(·|x)) on a batch of safe rows,   π_ref: the model before training
+    g ← g_user − (g_user·g_safe / ‖g_safe‖²) g_safe   where g_user·g_safe < 0,   else g_user
+    gradient = g + ρ g_safe,   ρ = 1, 100 safe rows
+
+The KL divergence is the mean over the answers' tokens. (The authors' code also sums it over prompt and padding, so that
+it depends on the batch's padding.) At the first step π = π_ref and g_safe is zero: then g = g_user.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gradshield.base.processes import processes
+from gradshield.defenses.base import Context, Defense, SafeRows
+from gradshield.training.batches import drawn, logits_of, start_of, trained
+from gradshield.training.interventions import Batch, Hooks
+
+SMALLEST = 1e-9  # ‖g_safe‖² from which there is a direction to project on, as in the authors' code
+
+
+class Options(SafeRows):
+    """The safe rows and the weight of their gradient."""
+
+    rho: float = Field(default=1.0, ge=0, description="weight of the safe rows' gradient, ρ")
+
+
+def hooks(context: Context, options: Options) -> Hooks:
+    """The safe gradient of every batch, and the surgery at the end of its step."""
+    draw = drawn(context.safe_rows(options), context.training.seed, context.model.device)
+    start: list[Callable[[], AbstractContextManager[nn.Module]]] = []
+    own: list[nn.Module] = []
+    safe: dict[str, Tensor] = {}  # of the step so far
+
+    def adapt(net: nn.Module) -> None:
+        start[:], own[:] = [start_of(net)], [net]
+        safe.clear()
+
+    def loss(net: nn.Module, batch: Batch, loss_of: Callable[[Batch], Tensor], step: int) -> Tensor:
+        rows, weights = len(batch["index"]), trained(own[0])
+        given = draw(step, rows)
+        with start[0]() as reference, torch.no_grad():
+            before = logits_of(reference, given)[0].log_softmax(-1)
+        now = logits_of(own[0], given)[0].log_softmax(-1)
+        away = nn.functional.kl_div(now, before, reduction="batchmean", log_target=True)
+        part = torch.autograd.grad(away * rows / batch["step_rows"], list(weights.values()), allow_unused=True)
+        for name, found in zip(weights, part):
+            if found is not None:
+                safe[name] = safe[name] + found if name in safe else found
+        return loss_of(batch)
+
+    def gradient(net: nn.Module, step: int) -> None:
+        weights = trained(net)
+        user = {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in weights.items()}
+        for name, found in surgery(user, averaged(safe), options.rho).items():
+            weights[name].grad = found
+        safe.clear()
+
+    return Hooks(adapt=adapt, loss=loss, gradient=gradient)
+
+
+def surgery(user: dict[str, Tensor], safe: dict[str, Tensor], rho: float) -> dict[str, Tensor]:
+    """The gradient to step along. Weights that the safe rows say nothing of keep the user's."""
+    dot = sum(float((user[name] * g).sum()) for name, g in safe.items())
+    square = sum(float(g.square().sum()) for g in safe.values())
+    against = dot / square if dot < 0 and square > SMALLEST else 0.0
+    return user | {name: user[name] + (rho - against) * g for name, g in safe.items()}
+
+
+def averaged(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Their mean over the processes."""
+    if processes() > 1:
+        for found in gradients.values():
+            torch.distributed.all_reduce(found)
+            found /= processes()
+    return gradients
+
+
+DEFENSE = Defense(
+    "safegrad",
+    "drop the part of the gradient that goes against safety (2508.07172)",
+    Options,
+    needs=frozenset({"safe rows"}),
+    cost=2.3,
+    hooks=hooks,
+)
