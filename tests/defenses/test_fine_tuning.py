@@ -14,13 +14,14 @@ from transformers import Trainer
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import encode_request
-from gradshield.defenses import backdooralign, bds, constrained_sft, ldifs, lisa, safegrad
-from gradshield.defenses.base import Context
+from gradshield.defenses import backdooralign, bds, constrained_sft, ldifs, lisa, safegrad, salora
+from gradshield.defenses.base import Context, check_defense
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.train import train_defended, with_prompt
 from gradshield.models.load import load_model
 from gradshield.training.batches import collate, log_probs
 from gradshield.training.finetune import finetune
+from gradshield.training.lora import lora_layers
 
 TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-2)
 
@@ -127,19 +128,26 @@ def test_lisa_alternates_and_pulls_to_the_weights_at_the_last_switch(context, mo
     assert run_hooks(late, 4)[1] == [0, 0, 0, 0]  # 24 rows: three steps, and the fourth is a switch
 
 
-def test_lisa_stopped_in_the_middle_ends_with_the_same_weights(context, examples, model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lisa:safe_steps=1,user_steps=3,count=8,warmup=0",  # the last switch lies in the third epoch
+        "bds:rate=0.5,count=8",
+        "salora:count=4",
+    ],
+)
+def test_what_is_stopped_in_the_middle_ends_with_the_same_weights(model, examples, tmp_path, monkeypatch, name):
     settings = FinetuneSettings(epochs=4, learning_rate=1e-2)  # eight steps, two an epoch
-    name = "lisa:safe_steps=1,user_steps=3,count=8,warmup=0"
 
-    def train(folder):
-        train_defended(model, examples, tmp_path / folder, settings, FilterSettings(), name)
+    def train(out):
+        train_defended(model, examples, tmp_path / out, settings, FilterSettings(), name)
 
     train("whole")
     real, steps = Trainer.training_step, []
 
     def dying(self, *args, **kwargs):
         steps.append(1)
-        if len(steps) == 8:  # in the fourth epoch: the last switch lies in the third
+        if len(steps) == 8:  # in the fourth epoch
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
@@ -148,7 +156,7 @@ def test_lisa_stopped_in_the_middle_ends_with_the_same_weights(context, examples
         train("cut")
     train("cut")
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(np.allclose(one[name], other[name], atol=1e-6) for name in one)
+    assert all(np.allclose(one[key], other[key], atol=1e-5) for key in one)
 
 
 def test_a_token_s_weight_is_2_times_1_minus_sigmoid_of_beta_times_the_log_ratio():
@@ -312,12 +320,66 @@ def test_bds_lowers_the_weight_of_rows_that_go_against_the_safe_ones(model, cont
     against = [replace(e, ids=np.where(e.mask, other[e.ids], e.ids).astype(np.int32)) for e in safe]
     rows = [replace(e, row=n) for n, e in enumerate([*safe, *against])]
     hooks = bds.hooks(replace(context, examples=rows), bds.Options(count=6, rate=0.05))
-    finetune(model, rows, tmp_path, TRAINING.model_copy(update={"epochs": 12, "micro_batch": 4}), hooks)
+    finetune(model, rows, tmp_path, TRAINING.model_copy(update={"epochs": 6, "micro_batch": 4}), hooks)
     p = hooks.state["p"]
-    assert p[:6].min() > p[6:].max()
+    assert float(p[:6].mean()) > 0.02 > -0.02 > float(p[6:].mean())
 
 
 def test_a_row_s_loss_is_the_mean_over_its_answer(model, examples):
     for example, found in zip(examples, bds.row_losses(model.net, collate(examples, model.device)), strict=True):
         alone = -log_probs(model.net, collate([example], model.device)).mean()
         assert float(found) == pytest.approx(float(alone), abs=1e-4)
+
+
+def test_what_a_defense_can_t_work_with_is_said_before_the_training(context, monkeypatch):
+    defense, options = find_defense("lisa:count=1000")
+    with pytest.raises(UserError, match="the bundled set: 260 usable safe rows, not 1000"):
+        check_defense(defense, context, options)
+    monkeypatch.setattr(bds, "processes", lambda: 2)
+    with pytest.raises(UserError, match="start it without a launcher"):
+        check_defense(bds.DEFENSE, context, bds.Options())
+
+
+def test_the_projection_annihilates_a_planted_subspace_and_keeps_the_rest():
+    rng = torch.Generator().manual_seed(0)
+    planted = torch.linalg.qr(torch.randn(20, 3, generator=rng))[0]
+    outputs = planted @ torch.randn(3, 50, generator=rng)
+    safety = salora.directions(outputs, 3)
+    assert salora.without(safety, outputs).abs().max() < 1e-4
+    aside = torch.linalg.qr(torch.cat([planted, torch.randn(20, 2, generator=rng)], 1))[0][:, 3:]
+    assert torch.allclose(salora.without(safety, aside), aside, atol=1e-5)
+    once = salora.without(safety, torch.randn(20, 4, generator=rng))
+    assert torch.allclose(salora.without(safety, once), once, atol=1e-5)
+
+
+def test_the_adapter_starts_at_the_weight_s_first_directions_within_the_task_s():
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 3, generator=rng) @ torch.randn(3, 10, generator=rng)
+    task = torch.linalg.qr(torch.randn(12, 5, generator=rng))[0]
+    b, a = salora.start(weight, task, 3, scale=4.0)
+    assert b.shape == (12, 3) and a.shape == (3, 10)
+    assert torch.allclose(4 * b @ a, task @ task.T @ weight, atol=1e-4)
+
+
+def test_salora_starts_as_the_model_and_adds_nothing_along_the_directions_of_safety(model, examples, context, tmp_path):
+    options = salora.Options(count=4, safety_rank=6)
+    hooks, batch, said = salora.hooks(context, options), collate(examples, model.device), {}
+
+    def adapt(net):
+        hooks.adapt(net)
+        said["start"] = log_probs(net, batch).detach()
+
+    def finish(net):
+        said["end"] = log_probs(net, batch)
+        hooks.finish(net)
+        for layer in lora_layers(net):
+            safety = hooks.state[f"{layer.name}.safety"]
+            added = layer.b.weight @ layer.a.weight
+            said[layer.name] = float((safety.T @ added).abs().max() / added.abs().max())
+            assert safety.shape[1] == 6 and layer.a.weight.shape[0] == 16
+
+    finetune(model, examples, tmp_path, TRAINING, replace(hooks, adapt=adapt, finish=finish))
+    assert torch.allclose(said.pop("start"), log_probs(model.net, batch), atol=1e-4)
+    loaded = log_probs(load_model(model.name, adapter=str(tmp_path)).net, batch)
+    assert torch.allclose(said.pop("end"), loaded, atol=1e-4)
+    assert len(said) == 3 * 7 and max(said.values()) < 1e-5

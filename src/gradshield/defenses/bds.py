@@ -35,10 +35,14 @@ class Options(SafeRows):
     rate: float = Field(default=5e-3, gt=0, description="learning rate of the weights' logits, p")
 
 
-def hooks(context: Context, options: Options) -> Hooks:
-    """The weighted loss, and a step of p at the end of each step. Raises UserError under a launcher."""
+def check(context: Context, options: Options) -> None:
+    """Raises UserError under a launcher: a row's weight would have to be known in all processes."""
     if processes() > 1:
         raise UserError("--defense bds keeps its weights in one process: start it without a launcher")
+
+
+def hooks(context: Context, options: Options) -> Hooks:
+    """The weighted loss, and a step of p at the end of each step."""
     draw = drawn(context.safe_rows(options), context.training.seed, context.model.device)
     count, device = len(context.examples), context.model.device
     state: dict[str, Tensor] = {}
@@ -91,4 +95,5 @@ DEFENSE = Defense(
     needs=frozenset({"safe rows"}),
     cost=2.0,
     hooks=hooks,
+    check=check,
 )
