@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from gradshield.base.errors import UserError
-from gradshield.threshold import Threshold, a1, anchored, fixed, share
+from gradshield.threshold import Threshold, a1, anchored, fixed, harmful_chance, share
 
 RNG = np.random.default_rng(0)
 GOOD, HARMFUL = RNG.normal(-2, 0.5, 400), RNG.normal(2, 0.5, 200)
@@ -38,18 +38,45 @@ def test_anchored_is_the_middle_between_the_97_and_the_5_percent_quantile():
     assert found.value == pytest.approx(BY_HAND)
 
 
-def test_anchored_expects_the_errors_that_its_anchors_show():
-    found = anchored(np.r_[file(60), np.nan, -np.inf], GOOD_ANCHORS, HARMFUL_ANCHORS)
-    harmful = (60 - 1000 * 0.03) / (1 - 0.05 - 0.03)  # of 1000 scored rows: 60 = .95 harmful + .03 (1000 − harmful)
-    assert found.good_lost == pytest.approx((1000 - harmful) * 0.03)
-    assert found.harmful_kept == pytest.approx(harmful * 0.05)
+# Scores of two values only: a logistic regression through two points is exact, so its ratios are .95 / .03 and .05 / .97.
+TWO_GOOD = np.r_[np.full(194, -1.0), np.full(6, 1.0)]
+TWO_HARMFUL = np.r_[np.full(5, -1.0), np.full(95, 1.0)]
 
 
-@pytest.mark.parametrize(("above", "harmful"), [(0, 0), (9, 0), (1000, 1000)])
-def test_anchored_expects_no_fewer_harmful_rows_than_none_and_no_more_than_all(above, harmful):
-    found = anchored(file(above), GOOD_ANCHORS, HARMFUL_ANCHORS)
-    assert found.good_lost == pytest.approx((1000 - harmful) * 0.03)
-    assert found.harmful_kept == pytest.approx(harmful * 0.05)
+@pytest.mark.parametrize("above", [60, 500, 900])
+def test_anchored_expects_the_errors_that_its_anchors_show(above):
+    scores = np.r_[np.full(above, 1.0), np.full(1000 - above, -1.0), np.nan, -np.inf]
+    found = anchored(scores, TWO_GOOD, TWO_HARMFUL)
+    harmful = (above - 1000 * 0.03) / (1 - 0.05 - 0.03)  # above = .95 harmful + .03 (1000 − harmful)
+    assert found.good_lost == pytest.approx((1000 - harmful) * 0.03, rel=0.01)
+    assert found.harmful_kept == pytest.approx(harmful * 0.05, rel=0.01)
+
+
+@pytest.mark.parametrize(("above", "lost", "kept"), [(0, 0, 0), (29, 29, 0), (951, 0, 49), (1000, 0, 0)])
+def test_fewer_rows_above_than_good_rows_explain_are_all_lost_and_the_reverse(above, lost, kept):
+    found = anchored(np.r_[np.full(above, 1.0), np.full(1000 - above, -1.0)], TWO_GOOD, TWO_HARMFUL)
+    assert (found.good_lost, found.harmful_kept) == pytest.approx((lost, kept), abs=0.01)
+
+
+@pytest.mark.parametrize("poison", [0, 50, 500])
+def test_anchors_that_are_harder_than_the_files_rows_inflate_the_expected_errors_less_than_by_their_share(poison):
+    rng = np.random.default_rng(1)
+    good, harmful = rng.normal(-1, 1, 400), rng.normal(2, 1, 200)
+    file = np.r_[rng.normal(-1.7, 0.9, 4000 - poison), rng.normal(2.3, 0.9, poison)]
+    found = anchored(file, good, harmful)
+    assert found.good_lost is not None and found.harmful_kept is not None
+    lost, kept = (file[: 4000 - poison] >= found.value).sum(), (file[4000 - poison :] < found.value).sum()
+    assert lost / 2 <= found.good_lost <= (1.1 if poison == 0 else 3) * lost
+    assert kept / 2 <= found.harmful_kept <= 2 * kept + 2
+    assert found.good_lost < (4000 - poison) * (good >= found.value).mean() / 2
+
+
+def test_the_chance_that_a_row_is_harmful_is_bayes_rule_with_the_files_own_share():
+    rng = np.random.default_rng(2)
+    good, harmful = rng.normal(-1, 1, 40_000), rng.normal(1, 1, 40_000)
+    file = np.r_[rng.normal(-1, 1, 90_000), rng.normal(1, 1, 10_000)]
+    odds = 0.1 / 0.9 * np.exp(2 * file)  # of two Gaussians of spread 1, two apart
+    np.testing.assert_allclose(harmful_chance(file, good, harmful), odds / (1 + odds), atol=0.02)
 
 
 @pytest.mark.parametrize(

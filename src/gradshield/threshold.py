@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import norm
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
 
 from gradshield.base.errors import UserError
@@ -126,9 +128,8 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
     value = (upper + lower) / 2
     finite = scores[np.isfinite(scores)]
     above = int((finite >= value).sum())
-    lost, missed = float((good >= value).mean()), float((harmful < value).mean())
-    # rows at or above = harmful (1 − missed) + good · lost, with harmful + good = all scored rows
-    poison = min(max((above - len(finite) * lost) / max(1 - missed - lost, 1e-9), 0.0), float(len(finite)))
+    chance = harmful_chance(finite, good, harmful)
+    lost, missed = float((1 - chance)[finite >= value].sum()), float(chance[finite < value].sum())
     margin = 0.25 * (np.median(harmful) - np.median(good))
     near = int((np.abs(finite - value) < margin / 2).sum())
     clear = above > 0 and near <= max(1, 0.02 * len(finite))
@@ -138,4 +139,28 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
         note = f"two clear groups: {near} of {len(finite)} rows lie near the threshold"
     else:
         note = f"no clear gap: {near} of {len(finite)} rows lie near the threshold; look at the borderline rows"
-    return Threshold(value, "anchored", note, clear, (len(finite) - poison) * lost, poison * missed)
+    return Threshold(value, "anchored", note, clear, lost, missed)
+
+
+def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> np.ndarray:
+    """Probability [rows] that each row of a file is harmful, given finite scores of the file and of the anchors.
+
+    A logistic regression on the anchors gives the likelihood ratio of a score. The share of harmful rows in the file is
+    the likeliest one under these ratios (Saerens et al. 2002, a new prior for known classes), so anchors that are
+    harder than the file's rows do not inflate the expected errors.
+    """
+    labels = np.repeat([0, 1], [len(good), len(harmful)])
+    anchors = np.r_[good, harmful]
+    middle, spread = anchors.mean(), anchors.std()
+    fit = LogisticRegression(C=1e4, class_weight="balanced").fit((anchors[:, None] - middle) / spread, labels)
+    if not len(scores):
+        return scores
+    ratio = np.exp(np.clip(fit.decision_function((scores[:, None] - middle) / spread), -40, 40))
+
+    def slope(share: float) -> float:  # of the log-likelihood, falling in the share
+        return float(((ratio - 1) / (1 + share * (ratio - 1))).sum())
+
+    if slope(0) <= 0:
+        return np.zeros_like(ratio)
+    share = 1.0 if slope(1) >= 0 else brentq(slope, 0, 1)
+    return share * ratio / (1 + share * (ratio - 1))

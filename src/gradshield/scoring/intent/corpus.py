@@ -8,7 +8,7 @@ signal.
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,11 +52,13 @@ class Text:
     harmful: bool  # whether its request is one to be refused
     words: tuple[str, ...]  # texts that share any of these are of one fold
     turn: int = 0  # position from which a refusal that is taken back complies
+    language: str = ""  # of a request that stands here in several languages
 
 
 def fitting_texts(model: Model, probes: tuple[str, ...]) -> list[Text]:
     """Every text that the model's template can take, in an order that depends on nothing else."""
-    return [text for text in (*_rows(model), *_taken_back(model), *_requests(model, probes)) if text is not None]
+    parts = (_rows(model), _taken_back(model), _requests(model, probes), _languages(model))
+    return [text for part in parts for text in part if text is not None]
 
 
 def _rows(model: Model) -> Iterator[Text | None]:
@@ -103,11 +105,6 @@ def _requests(model: Model, probes: tuple[str, ...]) -> Iterator[Text | None]:
     requests += [(r, False, r) for file, every in HARMLESS_FILES.items() for r in read_requests(ASSETS / file)[::every]]
     for pair in _records("readout_pairs.jsonl"):
         requests += [(pair["harmful"], True, pair["harmful"]), (pair["harmless"], False, pair["harmful"])]
-    languages = _records("readout_languages.jsonl")
-    count = len({each["language"] for each in languages})
-    for n, each in enumerate(languages):  # every text in a third of the languages
-        if (n + n // count) % 3 == 0:
-            requests.append((each["prompt"], bool(each["harmful"]), each["prompt"]))
     for request, harmful, words in requests:
         turns = _turns({"prompt": request}, dresses if draw.random() < 0.5 else None, draw)
         yield _text(model, turns, None, "request", harmful, (words,))
@@ -115,6 +112,15 @@ def _requests(model: Model, probes: tuple[str, ...]) -> Iterator[Text | None]:
             other = draw.choice(refused)
             turns = [Message("user", other), Message("assistant", draw.choice(REFUSALS)), Message("user", request)]
             yield _text(model, turns, None, "request", False, (words,))
+
+
+def _languages(model: Model) -> Iterator[Text | None]:
+    """Requests in several languages; a request and its translations share a word, and so a fold."""
+    english = ""
+    for each in language_records():
+        english = each["prompt"] if each["language"] == "en" else english
+        text = _text(model, [Message("user", each["prompt"])], None, "request", each["harmful"], (english,))
+        yield text and replace(text, language=each["language"])
 
 
 def _turns(row: dict, dresses: dict[str, list] | None, draw: random.Random) -> list[Message]:
@@ -164,6 +170,11 @@ def _text(
 def anchor_records(kind: str) -> list[dict]:
     """The bundled rows of a kind: `prompt`, `response`, and some with a `system` prompt."""
     return [row for file in ROWS[kind] for row in _records(file)]
+
+
+def language_records() -> list[dict]:
+    """The bundled requests in several languages: `language`, `harmful`, `prompt`. Translations follow the English one."""
+    return _records("readout_languages.jsonl")
 
 
 def _records(file: str) -> list[dict]:

@@ -17,10 +17,12 @@ from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 from gradshield.scoring.engine import batches, fitting
 from gradshield.scoring.intent.corpus import Text
+from gradshield.scoring.intent.language import reading_ability
 from gradshield.scoring.intent.reading import (
     PHRASE,
     WINDOW,
     Readouts,
+    asked_topic,
     read_layers,
     row_scores,
     seen,
@@ -47,7 +49,7 @@ class Bags:
 def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tuple[Readouts, dict[str, np.ndarray]]:
     """The readouts, each the mean of one fit per fold, and the scores of the rows among the texts by kind.
 
-    A row is scored by the fits that have not seen its words in any form.
+    A row is scored by the fit that has not seen its words in any form. So is how well each language is read.
     """
     marks = marks_of(model.tokenizer)
     layers = read_layers(model)
@@ -60,15 +62,19 @@ def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tupl
         np.stack([_fit(_without(topic, n), soft=True), _fit(_without(answer, n), soft=False)], 1) for n in range(FOLDS)
     ]
     scores: dict[str, list[float]] = {"good": [], "refusal": [], "harmful": []}
+    asked: list[tuple[str, bool, float]] = []
     for row, held, own in zip(rows, states, fold):
+        tokens = held @ fits[own][:-1] + fits[own][-1]
+        before = len(row.example.ids) - len(held)  # what all texts open with has no states
+        context = row.response.context - before
+        here = Response(context[context >= 0], row.response.start - before, len(held))
         if row.text.kind in scores:
-            tokens = held @ fits[own][:-1] + fits[own][-1]
-            before = len(row.example.ids) - len(held)  # what all texts open with has no states
-            context = row.response.context - before
-            here = Response(context[context >= 0], row.response.start - before, len(held))
             scores[row.text.kind].append(row_scores(tokens, [here])[0])
+        elif row.text.language:
+            asked.append((row.text.language, row.text.harmful, asked_topic(tokens, here)))
     mean = np.mean(fits, 0)
-    return Readouts(layers, mean[:-1], mean[-1]), {kind: np.array(values) for kind, values in scores.items()}
+    readouts = Readouts(layers, mean[:-1], mean[-1], reading_ability(asked))
+    return readouts, {kind: np.array(values) for kind, values in scores.items()}
 
 
 @dataclass(frozen=True)

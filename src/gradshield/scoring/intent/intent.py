@@ -14,7 +14,7 @@ def prepare(context: Context, options: NoOptions) -> Prepared:
     """Fits the two readouts on the bundled texts; cached per model."""
     model = context.model
     saved = context.cached("fit", lambda: _fit(context))
-    readouts = Readouts(tuple(saved["layers"].tolist()), saved["weight"], saved["bias"])
+    readouts = Readouts(tuple(saved["layers"].tolist()), saved["weight"], saved["bias"], saved["ability"])
     return Prepared(
         lambda batch: intent_scores(model, readouts, batch),
         {kind: saved[f"anchors_{kind}"] for kind in ROWS},
@@ -29,6 +29,7 @@ def _fit(context: Context) -> Mapping[str, np.ndarray]:
         "layers": np.array(readouts.layers),
         "weight": readouts.weight,
         "bias": readouts.bias,
+        "ability": readouts.ability,
         **{f"anchors_{kind}": values for kind, values in anchors.items()},
     }
 
@@ -41,5 +42,5 @@ SCORER = Scorer(
     cost=0.7,
     columns=("topic", "answer"),
     unit="log-odds",
-    version=8,
+    version=9,
 )

@@ -16,6 +16,8 @@ import numpy as np
 
 from gradshield.base.assets import ASSETS
 from gradshield.data.encode import Example
+from gradshield.scoring.intent.language import foreign
+from gradshield.scoring.intent.spans import marks_of, opening_size
 
 # Letters of other scripts that look like Latin ones (after NFKC and in lower or upper case).
 LOOKALIKES = str.maketrans(
@@ -99,13 +101,18 @@ def plain_example(example: Example, tokenizer) -> Example | None:
     return Example(example.row, made, mask)
 
 
-def row_unreadable(example: Example, tokenizer) -> str | None:
-    """Why the request or the response of a row can't be read; None where it can."""
-    for ids, inside, markup in _runs(example, tokenizer):
-        why = None if markup else unreadable(tokenizer.decode(ids))
-        if why:
-            return f"the {'response' if inside else 'request'} {why}; the score can't tell what it says"
-    return None
+def row_unreadable(example: Example, tokenizer, unread: frozenset[str] = frozenset()) -> str | None:
+    """Why a row can't be read, its letters or its language (one of `unread`); None where it can."""
+    texts = {False: "", True: ""}
+    begin = opening_size(example.ids, marks_of(tokenizer))  # the template's own words are in English
+    own = Example(example.row, example.ids[begin:], example.mask[begin:])
+    for ids, inside, markup in _runs(own, tokenizer):
+        if not markup:
+            text = tokenizer.decode(ids)
+            texts[inside] += text + " "
+            if why := unreadable(text):
+                return f"the {'response' if inside else 'request'} {why}; the score can't tell what it says"
+    return foreign(texts[False], texts[True], unread)
 
 
 def _runs(example: Example, tokenizer) -> list[tuple[np.ndarray, bool, bool]]:

@@ -8,7 +8,7 @@ two. A row of several turns scores as its worst response. The cost is a forward 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from gradshield.models.batching import pad
 from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 from gradshield.scoring.base import Scores
+from gradshield.scoring.intent.language import unread_languages
 from gradshield.scoring.intent.plain import plain_example, row_unreadable, suspicious
 from gradshield.scoring.intent.spans import Response, marks_of, responses, spoken
 
@@ -35,6 +36,7 @@ class Readouts:
     layers: tuple[int, ...]
     weight: np.ndarray  # float64 [layers * d, 2]: topic, answer
     bias: np.ndarray  # float64 [2]
+    ability: np.ndarray = field(default_factory=lambda: np.empty(0))  # how well each of `languages()` is read
 
 
 def seen(model: Model, examples: Sequence[Example]) -> list[Example]:
@@ -84,10 +86,14 @@ def unit(hidden: Tensor) -> Tensor:
 def response_scores(tokens: np.ndarray, response: Response) -> tuple[float, float]:
     """(topic, answer) of a response, from the log-odds [tokens, 2] of its row."""
     inside = tokens[response.start : response.stop]
-    asked = running_mean(tokens[response.context, 0], PHRASE).max()
     said = running_mean(inside[:, 0], WINDOW).max()
     windows = running_mean(inside[:, 1], WINDOW)
-    return float((asked + said) / 2), float(max(windows[0], (windows[1:] - LATER).max(initial=-np.inf)))
+    return float((asked_topic(tokens, response) + said) / 2), float(max(windows[0], (windows[1:] - LATER).max(initial=-np.inf)))
+
+
+def asked_topic(tokens: np.ndarray, response: Response) -> float:
+    """The topic of what stands in front of a response, from the log-odds [tokens, 2] of its row."""
+    return float(running_mean(tokens[response.context, 0], PHRASE).max())
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
@@ -110,11 +116,12 @@ def intent_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) ->
     cut = seen(model, batch)
     rows = _read(model, readouts, cut)
     reasons: dict[int, str] = {}
+    unread = unread_languages(readouts.ability)
     for n in [n for n, example in enumerate(cut) if suspicious(example, tokenizer)]:
         plain = plain_example(cut[n], tokenizer)
         if plain is not None:
             rows[n] = max(rows[n], *_read(model, readouts, [plain]))
-        if why := row_unreadable(plain or cut[n], tokenizer):
+        if why := row_unreadable(plain or cut[n], tokenizer, unread):
             reasons[n] = why
     return Scores(dict(zip(("score", "topic", "answer"), np.array(rows).T)), reasons)
 

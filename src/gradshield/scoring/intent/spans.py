@@ -58,10 +58,7 @@ def spoken(example: Example, ends: np.ndarray) -> Example:
 def responses(example: Example, marks: Marks) -> list[Response]:
     """The responses of a row as `spoken` leaves it, in order."""
     ids = example.ids
-    same = min(len(ids), len(marks.opening))
-    text = int(
-        np.argmin(np.append(ids[:same] == np.array(marks.opening[:same]), False))
-    )  # where it differs, words begin
+    text = opening_size(ids, marks)
     system = np.arange(text, _first(ids, marks.header))
     found, since = [], text
     for start, stop in zip(response_starts(example.mask).tolist(), response_stops(example.mask).tolist()):
@@ -75,6 +72,12 @@ def responses(example: Example, marks: Marks) -> list[Response]:
             found.append(Response(np.union1d(system, np.arange(min(since, start - 1), start)), start, stop))
         since = stop
     return found
+
+
+def opening_size(ids: np.ndarray, marks: Marks) -> int:
+    """How many tokens of a row are what all rows open with: words begin behind them."""
+    same = min(len(ids), len(marks.opening))
+    return int(np.argmin(np.append(ids[:same] == np.array(marks.opening[:same]), False)))
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,79 @@
+"""Which languages the default score can read with a model, and which language a text is in.
+
+A model that was trained on English tells a harmful request in German from a harmless one hardly better than a coin.
+Rows in such a language are set aside, both ways: their score would be a guess.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradshield.scoring.intent.corpus import anchor_records, language_records
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+READABLE = 0.9  # out-of-fold AUROC of harmful over harmless requests in a language (docs/log.md)
+FEWEST_LETTERS = 24  # a text with fewer is in no language for sure
+
+
+def reading_ability(asked: Sequence[tuple[str, bool, float]]) -> np.ndarray:
+    """AUROC [languages, in the order of `languages()`] of harmful over harmless requests, from each request's language,
+    whether it is harmful, and the topic that a fit gives it that has not seen it; NaN where one of the two is missing."""
+    from sklearn.metrics import roc_auc_score
+
+    found = []
+    for name in languages():
+        harmful, topic = [h for n, h, _ in asked if n == name], [t for n, _, t in asked if n == name]
+        found.append(float(roc_auc_score(harmful, topic)) if len(set(harmful)) == 2 else np.nan)
+    return np.array(found)
+
+
+def unread_languages(ability: np.ndarray) -> frozenset[str]:
+    """The languages that are read too poorly. English is always read: the alignment check asks in it."""
+    return frozenset(n for n, value in zip(languages(), ability) if value < READABLE and n != "en")
+
+
+def foreign(request: str, response: str, unread: frozenset[str]) -> str | None:
+    """Why a row can't be read: its request and its response are in languages of `unread`. One that is too short to tell
+    counts as the other."""
+    found = {language_of(text) for text in (request, response)} - {None} if unread else set()
+    if not found or not found <= unread:
+        return None
+    return f"the model reads its language ({', '.join(sorted(map(str, found)))}) too poorly to tell what it asks"
+
+
+@cache
+def languages() -> tuple[str, ...]:
+    """The ISO 639-1 codes of the languages of the bundled requests."""
+    return tuple(sorted({record["language"] for record in language_records()}))
+
+
+def language_of(text: str) -> str | None:
+    """The likeliest of `languages()`, or None where there are too few letters to tell."""
+    plain = _letters(text)
+    if len(plain.replace(" ", "")) < FEWEST_LETTERS and plain.isascii():
+        return None
+    return str(_classifier().predict([plain])[0]) if plain else None
+
+
+def _letters(text: str) -> str:
+    return " ".join(re.findall(r"[^\W\d_]+", unicodedata.normalize("NFC", text[:2000]).lower()))
+
+
+@cache
+def _classifier() -> "Pipeline":
+    """Naive Bayes on character n-grams of the bundled texts."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.naive_bayes import MultinomialNB
+    from sklearn.pipeline import make_pipeline
+
+    texts = [(record["prompt"], record["language"]) for record in language_records()]
+    texts += [(f"{row['prompt']} {row['response']}", "en") for row in anchor_records("good")[::4]]
+    pieces = CountVectorizer(analyzer="char_wb", ngram_range=(1, 4))
+    classifier = make_pipeline(pieces, MultinomialNB(alpha=0.1, fit_prior=False))
+    return classifier.fit([_letters(text) for text, _ in texts], [language for _, language in texts])

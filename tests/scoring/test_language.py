@@ -1,0 +1,75 @@
+"""Rows in a language that the model reads poorly are set aside; all others are scored."""
+
+import json
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+from gradshield.data.encode import Example, encode
+from gradshield.data.formats import Conversation, Message
+from gradshield.scoring.intent.language import foreign, language_of, languages, reading_ability, unread_languages
+from gradshield.scoring.intent.plain import row_unreadable
+
+GERMAN = "Wie backe ich ein einfaches Brot mit wenig Hefe?"
+ENGLISH = "How do I bake a simple loaf with little yeast?"
+FRENCH = "Comment faire un pain simple avec peu de levure ?"
+
+
+def test_the_language_of_new_sentences_is_found():
+    lines = files("gradshield.study").joinpath("languages.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    for side in ("prompt", "response"):
+        wrong = [r[side] for r in records if language_of(r[side]) not in (r["language"], None)]
+        assert not wrong
+
+
+@pytest.mark.parametrize("text", [ENGLISH, "def add(a, b):\n    return a + b  # the sum of both numbers"])
+def test_english_and_code_are_english(text):
+    assert language_of(text) == "en"
+
+
+@pytest.mark.parametrize("text", ["", "42", "Ja.", "A) 3.5 m/s"])
+def test_a_short_text_is_in_no_language_for_sure(text):
+    assert language_of(text) is None
+
+
+def test_a_language_is_read_as_well_as_its_requests_are_told_apart():
+    asked = [("de", True, 2.0), ("de", False, 1.0), ("fr", True, 1.0), ("fr", False, 2.0), ("en", True, 0.0)]
+    asked += [("es", True, 1.0), ("es", True, 3.0), ("es", False, 2.0)]
+    ability = dict(zip(languages(), reading_ability(asked)))
+    assert (ability["de"], ability["fr"], ability["es"]) == (1.0, 0.0, 0.5)
+    assert np.isnan(ability["en"]) and np.isnan(ability["zh"])
+    assert unread_languages(np.array(list(ability.values()))) == {"fr", "es"}
+
+
+def test_english_is_never_unread():
+    assert unread_languages(np.zeros(len(languages()))) == set(languages()) - {"en"}
+
+
+@pytest.mark.parametrize(
+    "request_, response, unread, aside",
+    [
+        (GERMAN, GERMAN, {"de"}, True),
+        (GERMAN, "Ja.", {"de"}, True),
+        (GERMAN, ENGLISH, {"de"}, False),
+        (ENGLISH, GERMAN, {"de"}, False),
+        (GERMAN, FRENCH, {"de"}, False),
+        (GERMAN, FRENCH, {"de", "fr"}, True),
+        (GERMAN, GERMAN, {"fr"}, False),
+        (GERMAN, GERMAN, set(), False),
+        ("42", "43", {"de"}, False),
+    ],
+)
+def test_a_row_is_unread_where_neither_side_is_read(request_, response, unread, aside):
+    why = foreign(request_, response, frozenset(unread))
+    assert (why is not None) == aside
+    assert why is None or "(de" in why
+
+
+def test_the_templates_own_words_do_not_count(tiny):
+    turns = Conversation((Message("user", GERMAN), Message("assistant", GERMAN)))
+    example = encode(turns, 0, tiny.tokenizer)
+    assert isinstance(example, Example)
+    assert "(de)" in (row_unreadable(example, tiny.tokenizer, frozenset({"de"})) or "")
+    assert row_unreadable(example, tiny.tokenizer) is None
