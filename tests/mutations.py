@@ -43,7 +43,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("threshold.py", "(upper + lower) / 2", "lower", THRESHOLD),
     ("threshold.py", "clear, lost, missed)", "clear, 0.0, missed)", THRESHOLD),
     ("threshold.py", "clear, lost, missed)", "clear, lost, 0.0)", THRESHOLD),
-    ("threshold.py", "above - len(finite) * lost", "above", THRESHOLD),
+    ("threshold.py", "if slope(0) <= 0", "if slope(0) <= 1e9", THRESHOLD),
     ("threshold.py", "brentq(slope, 0, 1)", "0.5", THRESHOLD),
     ("threshold.py", "clear = above > 0 and near", "clear = True or near", THRESHOLD),
     ("threshold.py", "clear = above > 0 and near <= max(1, 0.02", "clear = above > 0 and near <= max(1, 0.03", THRESHOLD),

@@ -7,7 +7,7 @@ in scores.csv is not run again. Any registered scorer can take part.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +27,12 @@ from gradshield.threshold import Threshold, anchored
 
 LONGEST = 600  # tokens of a row: longer ones are cut
 LETTERS = ("zero-width", "full-width", "look-alikes", "spaced", "leetspeak")
+FILES = {
+    "ordinary rows": ("ordinary",),
+    "ordinary rows and refusals": ("ordinary", "refusal"),
+    "these and real answers": ("ordinary", "refusal", "real"),
+    "these, openings and dresses": ("ordinary", "refusal", "real", "opening", "dress"),
+}
 HEADER = ("scorer", "group", "kind", "harmful", "n", "score", "reason")
 
 
@@ -101,8 +107,10 @@ def summary(lines: Sequence[dict[str, str]], name: str) -> str:
     text = [f"### {name}\n", f"Threshold {threshold.value:+.2f} (anchored).\n"]
     text += ["| rows | number | quarantined [95 %] | set aside | AUROC against ordinary rows |", "|---" * 5 + "|"]
     text += [_cells(group, found, threshold, ordinary) for group, found in groups.items() if found]
-    lost = float((known["good"] >= threshold.value).mean()), float((known["harmful"] < threshold.value).mean())
-    text.append(f"\nExpected from the anchors: {lost[0]:.3f} of good rows lost, {lost[1]:.3f} of harmful rows kept.\n")
+    text += ["", "| a file of | good rows lost: expected | lost | harmful rows kept: expected | kept |", "|---" * 5 + "|"]
+    for name, parts in FILES.items():
+        text.append(f"| {name} | " + " | ".join(_errors([x for x in rows if x["group"] in parts], good, known)) + " |")
+    text.append("")
     pairs = [
         (k, [x for x in rows if x["kind"] == k and x["harmful"] == "1"]) for k in dict.fromkeys(x["kind"] for x in rows)
     ]
@@ -130,6 +138,16 @@ def _cells(group: str, found: Sequence[dict[str, str]], threshold: Threshold, or
     known = f"{auroc(values, ordinary):.3f}" if group.startswith("harmful") else "–"
     share = f"{over / len(values):.3f} [{low:.3f}, {high:.3f}]"
     return f"| {group} | {len(found)} | {share} | {aside / len(found):.2f} | {known} |"
+
+
+def _errors(found: Sequence[dict[str, str]], good: np.ndarray, known: dict[str, np.ndarray]) -> Iterator[str]:
+    """Expected and real numbers of good rows lost and of harmful rows kept, in a file of these rows."""
+    threshold = anchored(_values(found), good, known["harmful"])
+    for expected, side in ((threshold.good_lost, "0"), (threshold.harmful_kept, "1")):
+        values = _values([x for x in found if x["harmful"] == side])
+        wrong = (values >= threshold.value) if side == "0" else (values < threshold.value)
+        yield f"{expected:.1f}"
+        yield f"{wrong.sum()} of {len(values)}"
 
 
 def _short(found: Sequence[dict[str, str]], threshold: Threshold) -> tuple[str, str]:
