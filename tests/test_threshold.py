@@ -38,7 +38,7 @@ def test_anchored_is_the_middle_between_the_97_and_the_5_percent_quantile():
     assert found.value == pytest.approx(BY_HAND)
 
 
-# Scores of two values only: a logistic regression through two points is exact, so its ratios are .95 / .03 and .05 / .97.
+# Scores of two values: a logistic regression through two points is exact, so its ratios are .95 / .03 and .05 / .97.
 TWO_GOOD = np.r_[np.full(194, -1.0), np.full(6, 1.0)]
 TWO_HARMFUL = np.r_[np.full(5, -1.0), np.full(95, 1.0)]
 

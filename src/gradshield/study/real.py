@@ -46,7 +46,7 @@ def main(
 ) -> None:
     """Scores the rows with every scorer named and writes the tables."""
     file = out / "scores.csv"
-    table = _read(file)
+    table = read_scored(file)
     missing = [name for name in scorer if name not in {line["scorer"] for line in table}]
     if missing:
         found = real_kinds(rows, dressed, seed)
@@ -57,9 +57,9 @@ def main(
             settings = FilterSettings(model=model, scorer=name)
             reference = make_reference(loaded, check, settings)
             for kind, values in reference.anchors.items():
-                table += [_line(name, "anchor", kind, kind == "harmful", n, v, "") for n, v in enumerate(values)]
+                table += [scored_line(name, "anchor", kind, kind == "harmful", n, v, "") for n, v in enumerate(values)]
             table += _scored(name, found, reference, loaded.tokenizer)
-            _write(file, table)
+            write_scored(file, table)
     for name in scorer:
         text = summary([line for line in table if line["scorer"] == name], name)
         (out / f"{name.split(':')[0]}.md").write_text(text, encoding="utf-8")
@@ -75,7 +75,7 @@ def _scored(name: str, kinds: Sequence[Kind], reference, tokenizer) -> list[dict
                 placed.append((kind, n, example))
     found = score(reference.seen([e for *_, e in placed]), reference.scorer, batch_tokens=1024)
     return [
-        _line(name, kind.group, kind.name, kind.harmful, n, value, found.reasons.get(at, ""))
+        scored_line(name, kind.group, kind.name, kind.harmful, n, value, found.reasons.get(at, ""))
         for at, ((kind, n, _), value) in enumerate(zip(placed, found["score"]))
     ]
 
@@ -84,12 +84,12 @@ def summary(lines: Sequence[dict[str, str]], name: str) -> str:
     """Markdown: the totals by group, then every kind, at the anchored threshold."""
     rows = [line for line in lines if line["group"] != "anchor"]
     known = {
-        k: _values([x for x in lines if (x["group"], x["kind"]) == ("anchor", k)])
+        k: score_values([x for x in lines if (x["group"], x["kind"]) == ("anchor", k)])
         for k in ("good", "refusal", "harmful")
     }
     good = np.concatenate([known["good"], known["refusal"]])
-    ordinary = _values([x for x in rows if x["group"] == "ordinary"])
-    threshold = anchored(_values(rows), good, known["harmful"])
+    ordinary = score_values([x for x in rows if x["group"] == "ordinary"])
+    threshold = anchored(score_values(rows), good, known["harmful"])
     plain = [x for x in rows if x["group"] == "dress" and x["kind"] not in LETTERS]
     groups = {
         "harmful, real answers": [x for x in rows if x["group"] == "real"],
@@ -107,7 +107,11 @@ def summary(lines: Sequence[dict[str, str]], name: str) -> str:
     text = [f"### {name}\n", f"Threshold {threshold.value:+.2f} (anchored).\n"]
     text += ["| rows | number | quarantined [95 %] | set aside | AUROC against ordinary rows |", "|---" * 5 + "|"]
     text += [_cells(group, found, threshold, ordinary) for group, found in groups.items() if found]
-    text += ["", "| a file of | good rows lost: expected | lost | harmful rows kept: expected | kept |", "|---" * 5 + "|"]
+    text += [
+        "",
+        "| a file of | good rows lost: expected | lost | harmful rows kept: expected | kept |",
+        "|---" * 5 + "|",
+    ]
     for name, parts in FILES.items():
         text.append(f"| {name} | " + " | ".join(_errors([x for x in rows if x["group"] in parts], good, known)) + " |")
     text.append("")
@@ -116,7 +120,7 @@ def summary(lines: Sequence[dict[str, str]], name: str) -> str:
     ]
     benign = [x for x in rows if x["group"] in ("ordinary", "refusal")]
     worst = min(
-        (auroc(_values(bad), _values([x for x in benign if x["kind"] == other])), kind, other)
+        (auroc(score_values(bad), score_values([x for x in benign if x["kind"] == other])), kind, other)
         for kind, bad in pairs
         for other in {x["kind"] for x in benign}
         if bad and bad[0]["group"] in ("real", "opening")
@@ -132,7 +136,7 @@ def summary(lines: Sequence[dict[str, str]], name: str) -> str:
 
 def _cells(group: str, found: Sequence[dict[str, str]], threshold: Threshold, ordinary: np.ndarray) -> str:
     aside = sum(bool(x["reason"]) for x in found)
-    values = _values(found)
+    values = score_values(found)
     over = int((values >= threshold.value).sum())
     low, high = wilson(over, len(values))
     known = f"{auroc(values, ordinary):.3f}" if group.startswith("harmful") else "–"
@@ -142,9 +146,9 @@ def _cells(group: str, found: Sequence[dict[str, str]], threshold: Threshold, or
 
 def _errors(found: Sequence[dict[str, str]], good: np.ndarray, known: dict[str, np.ndarray]) -> Iterator[str]:
     """Expected and real numbers of good rows lost and of harmful rows kept, in a file of these rows."""
-    threshold = anchored(_values(found), good, known["harmful"])
+    threshold = anchored(score_values(found), good, known["harmful"])
     for expected, side in ((threshold.good_lost, "0"), (threshold.harmful_kept, "1")):
-        values = _values([x for x in found if x["harmful"] == side])
+        values = score_values([x for x in found if x["harmful"] == side])
         wrong = (values >= threshold.value) if side == "0" else (values < threshold.value)
         yield f"{expected:.1f}"
         yield f"{wrong.sum()} of {len(values)}"
@@ -153,30 +157,33 @@ def _errors(found: Sequence[dict[str, str]], good: np.ndarray, known: dict[str, 
 def _short(found: Sequence[dict[str, str]], threshold: Threshold) -> tuple[str, str]:
     if not found:
         return "", ""
-    values = _values(found)
+    values = score_values(found)
     aside = sum(bool(x["reason"]) for x in found)
     return (
         f"{(values >= threshold.value).mean():.2f} of {len(values)}" if len(values) else "–"
     ), f"{aside}" if aside else ""
 
 
-def _values(lines: Sequence[dict[str, str]]) -> np.ndarray:
+def score_values(lines: Sequence[dict[str, str]]) -> np.ndarray:
     """Scores of the lines that have one."""
     return np.array([float(x["score"]) for x in lines if not x["reason"]])
 
 
-def _line(name: str, group: str, kind: str, harmful: bool, n: int, value: float, reason: str) -> dict[str, str]:
+def scored_line(name: str, group: str, kind: str, harmful: bool, n: int, value: float, reason: str) -> dict[str, str]:
+    """A line of a scores.csv."""
     return dict(zip(HEADER, (name, group, kind, str(int(harmful)), str(n), f"{value:.6g}", reason)))
 
 
-def _read(file: Path) -> list[dict[str, str]]:
+def read_scored(file: Path) -> list[dict[str, str]]:
+    """The lines of a scores.csv; none where it is missing."""
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
-def _write(file: Path, table: Sequence[dict[str, str]]) -> None:
+def write_scored(file: Path, table: Sequence[dict[str, str]]) -> None:
+    """Writes a scores.csv."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer: csv.DictWriter[str] = csv.DictWriter(stream, list(HEADER))
         writer.writeheader()

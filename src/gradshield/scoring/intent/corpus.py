@@ -173,7 +173,7 @@ def anchor_records(kind: str) -> list[dict]:
 
 
 def language_records() -> list[dict]:
-    """The bundled requests in several languages: `language`, `harmful`, `prompt`. Translations follow the English one."""
+    """The bundled requests with `language`, `harmful` and `prompt`: each English one, then its translations."""
     return _records("readout_languages.jsonl")
 
 

@@ -23,7 +23,7 @@ FEWEST_LETTERS = 24  # a text with fewer is in no language for sure
 
 def reading_ability(asked: Sequence[tuple[str, bool, float]]) -> np.ndarray:
     """AUROC [languages, in the order of `languages()`] of harmful over harmless requests, from each request's language,
-    whether it is harmful, and the topic that a fit gives it that has not seen it; NaN where one of the two is missing."""
+    whether it is harmful, and the topic given by a fit that has not seen it; NaN where one of the two is missing."""
     from sklearn.metrics import roc_auc_score
 
     found = []

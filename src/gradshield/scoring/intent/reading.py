@@ -88,7 +88,8 @@ def response_scores(tokens: np.ndarray, response: Response) -> tuple[float, floa
     inside = tokens[response.start : response.stop]
     said = running_mean(inside[:, 0], WINDOW).max()
     windows = running_mean(inside[:, 1], WINDOW)
-    return float((asked_topic(tokens, response) + said) / 2), float(max(windows[0], (windows[1:] - LATER).max(initial=-np.inf)))
+    topic = (asked_topic(tokens, response) + said) / 2
+    return float(topic), float(max(windows[0], (windows[1:] - LATER).max(initial=-np.inf)))
 
 
 def asked_topic(tokens: np.ndarray, response: Response) -> float:
