@@ -295,12 +295,12 @@ def test_all_rows_of_a_view_are_decided_at_once_and_taken_back_at_once(served, n
     store.decide(out, 120, "kept", "read it", "bob")
     view = {"q": "request 11", "verdict": "2", "sort": "row"}
     html = served.page(**view)
-    assert "Quarantine all 9" in html and ", 9 left to decide" in html
+    assert "Quarantine all 9" in html and ">9 left to decide<" in html
     given = dict(re.findall(r'name="(version|back)" value="([^"]*)"', html.split('class="bulk"')[1]))
     form = {name: unescape(value) for name, value in given.items()} | {"verdict": "quarantined"}
     made = served.done("/decide-all", form)
     assert made["rows"] == 9 and sorted(store.standing(out)) == list(range(111, 121))
-    assert ", 0 left to decide" in served.page(**view)
+    assert ">0 left to decide<" in served.page(**view)
     stale = served.post("/decide-all", form)
     assert stale.status == 409 and "nothing was decided" in stale.text
     store.undo(out, None, "bob")  # one of them, by somebody else
