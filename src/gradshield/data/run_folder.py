@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "scores.partial"  # finished batches, while a run is under way
 TRIALS = "trials.jsonl"  # finished trials of tune
+ROWS = "rows.jsonl"  # the rows, where they were given in memory
 
 
 class _Input(TypedDict):
@@ -123,8 +124,7 @@ def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> 
         above = next(p for p in (out, *out.absolute().parents) if p.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):  # else it would come out after long work only
             raise UserError(f"{out}: {above} is no folder that can be written to; choose another -o")
-        if not begun and out.exists() and (not out.is_dir() or any(p.name != ".run.yaml" for p in out.iterdir())):
-            raise UserError(f"{out}: not empty and not a run; choose another folder with -o")
+        refuse_other_files(out)
         refuse_links(out)
     if not begun:
         return None
@@ -142,6 +142,15 @@ def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> 
     if summary is not None and not isinstance(summary, dict):
         raise UserError(f"{file}: damaged (summary); delete {out} to start again, or choose another -o")
     return summary
+
+
+def refuse_other_files(out: Path) -> None:
+    """Raises UserError for a folder that is neither a run's nor empty."""
+    own = (".run.yaml", ROWS, f".{ROWS}")  # left by a kill at the start
+    if (out / "run.yaml").exists() or not out.exists():
+        return
+    if not out.is_dir() or any(path.name not in own for path in out.iterdir()):
+        raise UserError(f"{out}: not empty and not a run; choose another folder with -o")
 
 
 @contextmanager

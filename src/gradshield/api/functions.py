@@ -1,0 +1,137 @@
+"""`screen`, `tune`, `evaluate`, `check` and `explain` with plain arguments. Heavy imports happen inside."""
+
+import os
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from gradshield.api.given import Rows, path_of
+from gradshield.api.run import Run
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
+from gradshield.evaluation.config import EvaluationSettings
+
+if TYPE_CHECKING:
+    from gradshield.screen.explain import Explanation
+    from gradshield.tune.trials import Finetune
+
+PathLike = str | os.PathLike[str]
+
+
+def screen(rows: Rows, *settings: FilterSettings | PathLike, out: PathLike = "run", **named: Any) -> Run:
+    """Keeps the rows that are safe to train on and quarantines the rest, in the run folder `out`.
+
+    `rows` is a path, a Hub dataset id, a `datasets.Dataset`, a pandas DataFrame or a list of dicts. Settings are given
+    by name, such as `model="Qwen/Qwen2.5-7B-Instruct"`, as `FilterSettings`, or both (a name wins); a bare text is the
+    model.
+    `help(FilterSettings)` lists them. Calling it again resumes an interrupted run and returns a finished one at once.
+    Raises UserError for anything the caller can fix.
+    """
+    from gradshield.screen.filter_once import filter_file
+
+    (chosen,) = _chosen((FilterSettings,), settings, named)
+    filter_file(path_of(rows, Path(out)), Path(out), chosen)
+    return Run(out)
+
+
+def tune(
+    rows: Rows,
+    *settings: FilterSettings | FinetuneSettings | TuneSettings | EvaluationSettings | PathLike,
+    out: PathLike = "tune-run",
+    train_with: "Finetune | None" = None,
+    tell: Callable[[Mapping[str, Any]], None] = lambda trial: None,
+    **named: Any,
+) -> Run:
+    """Fine-tunes on the rows that leave the model safe and useful, in the run folder `out` (algorithm 1).
+
+    Takes rows and settings as `screen` does; the settings are those of FilterSettings, FinetuneSettings, TuneSettings
+    and EvaluationSettings. `train_with(examples, folder)` replaces the fine-tuning, and `tell` gets each trial as it
+    ends. The run's `summary["accepted"]` is the trial whose model is in `paths["model"]`, or None: rejected.
+    """
+    from gradshield.tune.command import run_tune
+    from gradshield.tune.tune_once import tune_file
+
+    chosen = _chosen((FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings), settings, named)
+    path = path_of(rows, Path(out))
+    if train_with:
+        run_tune(path, Path(out), *chosen, trainer=train_with, tell=tell)
+    else:
+        tune_file(path, Path(out), *chosen, tell)
+    return Run(out)
+
+
+def evaluate(
+    *settings: EvaluationSettings | RowSettings | PathLike,
+    out: PathLike = "eval-run",
+    safety: bool = True,
+    task: str | None = None,
+    rows: Rows | None = None,
+    **named: Any,
+) -> dict[str, Any]:
+    """Measures how safe a model is and, given a `task` or held-out `rows`, how useful; answers are kept in `out`.
+
+    Returns the figures with their intervals, as eval.yaml holds them. Settings are those of RowSettings (the model, and
+    how rows are read) and EvaluationSettings.
+    """
+    from gradshield.evaluation.eval_once import evaluate_model
+
+    measuring, reading = _chosen((EvaluationSettings, RowSettings), settings, named)
+    path = None if rows is None else path_of(rows, Path(out))
+    return evaluate_model(Path(out), measuring, reading, safety=safety, task=task, rows=path)
+
+
+def check(*settings: ModelSettings | PathLike, probes: PathLike | None = None, **named: Any) -> dict[str, Any]:
+    """Is this model aligned enough to be the reference? `grade` is "aligned", "weak" or "not aligned".
+
+    Settings are those of ModelSettings; `probes` is a file of harmful requests, the bundled ones by default.
+    """
+    from gradshield.screen.check_once import check_model
+
+    (chosen,) = _chosen((ModelSettings,), settings, named)
+    return check_model(chosen, None if probes is None else os.fspath(probes))
+
+
+def explain(run: Run | PathLike, row: int) -> "Explanation":
+    """Why row number `row` (from 1) of a run of `screen` scored as it did: signals, tokens, modules, nearest probes."""
+    from gradshield.screen.explain import explain as explain_row
+
+    return explain_row(run.folder if isinstance(run, Run) else Path(run), row)
+
+
+def _chosen(
+    kinds: tuple[type[BaseModel], ...], given: tuple[BaseModel | PathLike, ...], named: Mapping[str, Any]
+) -> list[Any]:
+    """Settings of each kind: those given, with the named fields put in. Raises UserError naming what is wrong."""
+    fields = {name for kind in kinds for name in kind.model_fields}
+    for name in named.keys() - fields:
+        meant = get_close_matches(name, fields, 1)
+        raise UserError(
+            f"unknown setting {name!r}; {f'did you mean {meant[0]!r}?' if meant else 'see help(FilterSettings)'}"
+        )
+    for each in given:
+        if isinstance(each, str | os.PathLike):
+            named = {"model": each, **named}
+        elif type(each) not in kinds:
+            raise UserError(f"{type(each).__name__} is no setting of this function; it takes {_names(kinds)}")
+    found = []
+    for kind in kinds:
+        base = next((each for each in given if type(each) is kind), kind())
+        values = dict(base)
+        try:
+            found.append(kind(**values | {name: _text(v) for name, v in named.items() if name in kind.model_fields}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}") from None
+    return found
+
+
+def _names(kinds: tuple[type[BaseModel], ...]) -> str:
+    return ", ".join(kind.__name__ for kind in kinds)
+
+
+def _text(value: Any) -> Any:
+    """Paths may be given as such; settings hold text."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

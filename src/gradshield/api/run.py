@@ -1,0 +1,97 @@
+"""A run folder as an object: its rows by verdict, their scores, and the paths."""
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradshield.base.errors import UserError
+from gradshield.base.storage import read_yaml, refuse_links
+from gradshield.data import open_source, read_rows
+from gradshield.data.run_folder import read_table
+from gradshield.report.text import number, visible
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+VERDICTS = ("kept", "quarantined", "set_aside")
+_FILES = {"scores": "scores.parquet", "report": "report.html", "train": "train.py", "model": "model"}
+
+
+class Run:
+    """A finished run of `screen` or `tune`, as its folder holds it.
+
+    `summary` is what the command found; after a review was applied, its counts are the review's. `kept` and
+    `quarantined` are the rows as dicts, `set_aside` dicts of source, line, reason and raw row, `scores` a table with a
+    line for each row of the input. All are read from the folder on first use.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Raises UserError where the folder holds no finished run, or is damaged."""
+        self.folder = Path(folder)
+        if not (self.folder / "run.yaml").is_file():
+            raise UserError(f"{self.folder}: no run.yaml in it, so not a run folder")
+        refuse_links(self.folder)
+        self.saved = read_yaml(self.folder / "run.yaml")
+        if not isinstance(self.saved.get("summary"), dict):
+            raise UserError(f"{self.folder}: the run is not finished; start it again to resume it")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        review = self.saved.get("review", {})
+        return {**self.saved["summary"], **{name: review[name] for name in VERDICTS if name in review}}
+
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        """The files that are there: kept, quarantined, set_aside, scores, report, train (a script) and model (tune)."""
+        found = {name: self._rows_file(name) for name in VERDICTS}
+        found |= {name: self.folder / file for name, file in _FILES.items()}
+        if "accepted" in self.summary:  # a search, whose scores are those of its screening
+            found["scores"] = self.folder / "screen" / _FILES["scores"]
+        return {name: path for name, path in found.items() if path and path.exists()}
+
+    @cached_property
+    def kept(self) -> list[dict[str, Any]]:
+        return self._rows("kept")
+
+    @cached_property
+    def quarantined(self) -> list[dict[str, Any]]:
+        return self._rows("quarantined")
+
+    @cached_property
+    def set_aside(self) -> list[dict[str, Any]]:
+        file = self.paths.get("set_aside")
+        return [json.loads(line) for line in file.read_bytes().splitlines()] if file else []
+
+    @cached_property
+    def scores(self) -> "DataFrame":
+        """scores.parquet: row (from 1), place, group, verdict, reason, score and the scorer's signals."""
+        if "scores" not in self.paths:
+            raise UserError(f"{self.folder}: no row was scored")
+        return read_table(self.paths["scores"].parent).to_pandas()
+
+    def _rows_file(self, verdict: str) -> Path | None:
+        found = [self.folder / verdict, *sorted(self.folder.glob(f"{verdict}.*"))]
+        return next((path for path in found if path.exists()), None)
+
+    def _rows(self, verdict: str) -> list[dict[str, Any]]:
+        path, given = self.paths.get(verdict), self.saved["input"]["format"]
+        if path is None or not any(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path])):
+            return []
+        source = open_source(path, "jsonl" if given == "hub" else given)
+        return [row.record for row in read_rows(source) if row.record is not None]
+
+    def __repr__(self) -> str:
+        summary, lines = self.summary, [f"Run({str(self.folder)!r})"]
+        for name in ("rows", *VERDICTS):
+            path = f"  {self.paths[name]}" if name in self.paths else ""
+            lines.append(f"  {name.replace('_', ' '):<12}{number(summary.get(name, 'none')):>9}{path}")
+        if "accepted" in summary:
+            verdict = "rejected" if summary["accepted"] is None else f"trial {summary['accepted']} accepted"
+            lines.append(f"  {'search':<12}{verdict}: {summary['reason']}")
+        else:
+            value, rule = summary["threshold"]["value"], summary["threshold"]["rule"]
+            lines.append(f"  {'threshold':<12}{number(value) if value is not None else 'none':>9}  {rule}")
+        lines += [f"  {name:<12}{'':>9}  {self.paths[name]}" for name in _FILES if name in self.paths]
+        return visible("\n".join(lines))
