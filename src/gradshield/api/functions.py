@@ -54,12 +54,13 @@ def tune(
     from gradshield.tune.command import run_tune
     from gradshield.tune.tune_once import tune_file
 
-    chosen = _chosen((FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings), settings, named)
+    kinds = (FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
+    screening, training, tuning, measuring = _chosen(kinds, settings, named)
     path = path_of(rows, Path(out))
     if train_with:
-        run_tune(path, Path(out), *chosen, trainer=train_with, tell=tell)
+        run_tune(path, Path(out), screening, training, tuning, measuring, trainer=train_with, tell=tell)
     else:
-        tune_file(path, Path(out), *chosen, tell)
+        tune_file(path, Path(out), screening, training, tuning, measuring, tell)
     return Run(out)
 
 
@@ -118,8 +119,8 @@ def _chosen(
             raise UserError(f"{type(each).__name__} is no setting of this function; it takes {_names(kinds)}")
     found = []
     for kind in kinds:
-        base = next((each for each in given if type(each) is kind), kind())
-        values = dict(base)
+        base = next((each for each in given if isinstance(each, kind) and type(each) is kind), kind())
+        values = {name: getattr(base, name) for name in kind.model_fields}
         try:
             found.append(kind(**values | {name: _text(v) for name, v in named.items() if name in kind.model_fields}))
         except ValidationError as error:
