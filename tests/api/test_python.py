@@ -136,6 +136,7 @@ def test_the_names_are_few_described_and_light():
     assert not found.returncode, found.stderr
     assert found.stdout.split()[:-1] == sorted(gradshield.__all__)
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", found.stdout.split()[-1])
+    assert (Path(gradshield.__file__).parent / "py.typed").is_file()  # type checkers read the annotations
     for name in gradshield.__all__:
         each = getattr(gradshield, name)
         if name.endswith("Settings"):

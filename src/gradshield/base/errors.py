@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Raised for anything the user can mend; the command line prints it on one line and exits with code 2."""
+    """Raised for anything the user can fix; the command line prints it on one line and exits with code 2."""
 
 
 class Diverged(UserError):

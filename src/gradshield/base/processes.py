@@ -81,7 +81,7 @@ def _tell(told: Any, group: Any) -> Any:
     try:
         dist.broadcast_object_list(box, src=0, group=group, device=torch.device("cpu"))
     except RuntimeError as error:  # its connection was closed
-        raise UserError("another process of this command ended; start it again and it goes on where it was") from error
+        raise UserError("another process of this command ended; start it again to resume") from error
     return box[0]
 
 

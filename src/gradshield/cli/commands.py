@@ -56,7 +56,7 @@ ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harm
 
 
 @app.callback(invoke_without_command=True)
-def every(
+def show_version(
     version: Annotated[bool, typer.Option("--version", help="say the version and stop", is_eager=True)] = False,
 ) -> None:
     if version:

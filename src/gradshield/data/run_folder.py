@@ -190,7 +190,7 @@ def writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or " ".join(str(error).split())
-        raise UserError(f"{out}: can't be written ({why}); mend that and run it again, or choose another -o") from error
+        raise UserError(f"{out}: can't be written ({why}); fix that and run it again, or choose another -o") from error
 
 
 def write_run(out: Path, content: Mapping[str, Any]) -> None:
@@ -241,7 +241,7 @@ def source_of_run(saved: Mapping[str, Any]) -> Source:
         given["path"], given["format"] if given["format"] != "hub" else None, saved["settings"]["split"]
     )
     if source.sha256 != given["sha256"]:
-        raise UserError(f"{given['path']}: not the file of this run any more (its checksum differs)")
+        raise UserError(f"{given['path']}: changed since this run (its checksum differs); filter it again")
     return source
 
 

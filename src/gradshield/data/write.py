@@ -59,7 +59,7 @@ def write_outputs(
                 os.replace(Path(temporary, name), folder / name)
     except OSError as error:  # what goes wrong in reading is a UserError already
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "disk full; free some space" if full else f"can't be written ({error.strerror or error}); mend that"
+        why = "disk full; free some space" if full else f"can't be written ({error.strerror or error}); fix that"
         raise UserError(f"{folder}: {why}, or choose another output folder") from None
     return counts
 

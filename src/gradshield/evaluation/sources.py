@@ -85,7 +85,7 @@ def read_as(name: str, read: Callable[[dict[str, Any]], T], record: Any) -> T:
         return read(record)
     except (LookupError, TypeError, AttributeError, StopIteration):
         has = ", ".join(map(str, record))[:80] if isinstance(record, dict) else type(record).__name__
-        raise UserError(f"{name}: a record has not the columns that this set has ({has}); get it anew") from None
+        raise UserError(f"{name}: unexpected columns (expected: {has}); download it again") from None
 
 
 def choose(items: Sequence[T], count: int, seed: int) -> list[T]:
@@ -103,7 +103,7 @@ def records(source: Source) -> list[dict[str, Any]]:
         try:
             return [json.loads(line) for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         except (OSError, ValueError) as error:
-            raise UserError(f"{file}: can't be read as JSON lines ({error}); get it anew") from None
+            raise UserError(f"{file}: can't be read as JSON lines ({error}); download it again") from None
     import datasets
 
     try:

@@ -231,4 +231,4 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {device}: not to be had here ({first_line(error, 100)})") from None
+        raise UserError(f"--device {device}: not available here ({first_line(error, 100)})") from None

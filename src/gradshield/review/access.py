@@ -22,7 +22,7 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-store",
 }
-# The cookie is strict, so it is sent only with what the page itself asks for: a page that goes on by itself does, while
+# The cookie is strict, so it is sent only with what the page itself asks for: a page that redirects itself does, while
 # a redirect would still count as the request of whoever followed the link.
 _ENTER = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>GradShield</title>'

@@ -208,4 +208,4 @@ def _open(out: Path) -> Iterator[sqlite3.Connection]:
             with db:
                 yield db
     except sqlite3.Error as error:
-        raise UserError(f"{out / FILE}: can't be used ({error}); mend the disk or move the file away") from error
+        raise UserError(f"{out / FILE}: can't be used ({error}); check the disk, or move the file away") from error

@@ -40,7 +40,7 @@ def open_texts(out: Path, saved: Mapping[str, Any]) -> None:
             if db.execute("SELECT * FROM about").fetchone() == about:
                 return
     except sqlite3.Error:
-        pass  # not there, or not whole: it is made anew
+        pass  # not there, or not whole: it is made again
     rows = rows_of_run(saved)
     temporary = out / f".{FILE}"
     with alone(out), writing(out):

@@ -43,7 +43,7 @@ def find_layout(source: Source, settings: RowSettings) -> str:
     if first is None:
         raise UserError(f"{source.path}: holds no rows")
     if not records:
-        raise UserError(f"{first.source}:{first.line}: {first.problem} (nor is any other row usable); mend it")
+        raise UserError(f"{first.source}:{first.line}: {first.problem} (no other row is usable either); fix the file")
     layout = detect_layout(records, settings.columns)
     if layout is None:
         names = ", ".join(sorted({name for record in records for name in record})[:12])

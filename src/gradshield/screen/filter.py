@@ -45,8 +45,8 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     """Filters `path` into the run folder `out` and returns the summary that run.yaml ends with.
 
     `path` may be opened already, as a stream can be only once, and `model` is the settings' model where it is loaded.
-    Killed at any moment, the same call goes on where it was; done, it returns the summary at once.
-    Raises UserError for anything the user can mend, before anything is lost.
+    Safe to interrupt: calling it again resumes the run. A finished run returns its summary at once.
+    Raises UserError for anything the user can fix, before anything is lost.
     """
     from gradshield.report import keep_for_report, report_run  # matplotlib is slow to import
 
@@ -184,7 +184,7 @@ def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
     if check.grade == "not aligned" and not settings.force:
         raise UserError(
             f"{model.name} refuses only {sum(check.refused)} of {len(check.refused)} probes, so it can't tell what "
-            "breaks alignment: use an aligned model (gradshield check shows more; --force goes on)"
+            "breaks alignment: use an aligned model (gradshield check shows more; --force continues anyway)"
         )
     return check
 

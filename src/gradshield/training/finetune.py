@@ -60,7 +60,7 @@ def finetune(
                 if count == 1 or not is_gone(error):
                     raise
                 why = " ".join(str(error).split())[:160]
-                raise UserError(f"another process of the training ended ({why}); the same command goes on") from error
+                raise UserError(f"another process of the training ended ({why}); start it again to resume") from error
             longest = max(len(e.ids) for e in examples)
             if micro == 1:
                 raise UserError(

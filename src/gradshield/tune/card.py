@@ -44,7 +44,7 @@ def _chosen(trials: "Trials", trial: Mapping[str, Any]) -> str:
 
 def _training(trials: "Trials") -> str:
     if trials.trainer:
-        return "by a trainer of the user's own"
+        return "by the user's own trainer"
     if trials.tuning.trainer_command:
         config = f" (config: {trials.tuning.trainer_config})" if trials.tuning.trainer_config else ""
         return f"`{trials.tuning.trainer_command}`{config}"
