@@ -25,7 +25,7 @@ def write_page(path: Path, template: str, **context: Any) -> None:
     try:
         write_text(path, page)
     except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror}); free some space, or make the folder writable") from None
+        raise UserError(f"{path}: can't be written ({error.strerror}); free some space or change the folder") from None
 
 
 def as_yaml(settings: Mapping[str, Any]) -> str:

@@ -136,7 +136,7 @@ async def _post(action: Callable[[dict[str, str]], dict], request: Request) -> R
 def _decide(review: Review, form: dict[str, str]) -> dict:
     row = _row(review, form.get("row"))
     if review.scores.aside[row - 1]:
-        raise HTTPException(409, f"Row {row} is set aside: it has no score, so it can't be decided. Fix it in the file.")
+        raise HTTPException(409, f"Row {row} is set aside: without a score it can't be decided. Fix it in the file.")
     if form.get("verdict") not in store.CHOICES:
         raise HTTPException(400, "A row is kept, quarantined or undecided.")
     before = review.decisions()[1].get(row)

@@ -1,6 +1,6 @@
 """Scores, a threshold and decisions → the verdict of every row; and which rows a page of the table shows.
 
-A run of 100,000 rows is a handful of arrays, so any view is computed in milliseconds and nothing has to be kept up to date.
+A run of 100,000 rows is a handful of arrays, so any view takes milliseconds and nothing has to be kept up to date.
 """
 
 from collections.abc import Mapping
