@@ -24,6 +24,7 @@ from gradshield.models.load import load_model
 from gradshield.training.finetune import finetune
 from gradshield.training.interventions import Hooks
 from gradshield.tune.command import run_tune
+from gradshield.tune.tune_once import asked_of_tune
 
 pytestmark = pytest.mark.usefixtures("refusing")
 TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-2)
@@ -200,3 +201,19 @@ def test_a_trainer_of_one_s_own_can_t_have_hooks(tiny_folder, train, tmp_path, m
     tuning = TuneSettings(defense="inside", trainer_command="true {data}")
     with pytest.raises(UserError, match="changes the training itself"):
         run_tune(str(train), tmp_path, FilterSettings(model=tiny_folder), TRAINING, tuning, MEASURING)
+
+
+def test_a_trainer_command_can_t_be_given_the_rows_that_a_defense_adds(tiny_folder, train, tmp_path):
+    tuning = TuneSettings(defense="safeinstr:count=5", trainer_command="true {data}")
+    with pytest.raises(UserError, match="adds rows to the file's"):
+        run_tune(str(train), tmp_path, FilterSettings(model=tiny_folder), TRAINING, tuning, MEASURING)
+
+
+def test_a_file_of_safe_rows_counts_by_its_bytes(tmp_path):
+    file = tmp_path / "safe.jsonl"
+    tuning = TuneSettings(defense=f"safeinstr:count=1,safe={file}")
+    asked = []
+    for text in ("one", "two", "one"):
+        file.write_text(text)
+        asked.append(asked_of_tune(FilterSettings(), TRAINING, tuning, MEASURING))
+    assert asked[0] == asked[2] != asked[1]

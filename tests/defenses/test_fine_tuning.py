@@ -17,7 +17,7 @@ from gradshield.data.encode import encode_request
 from gradshield.defenses import backdooralign, bds, constrained_sft, ldifs, lisa, safegrad, salora
 from gradshield.defenses.base import Context, check_defense
 from gradshield.defenses.registry import find_defense
-from gradshield.defenses.train import train_defended, with_prompt
+from gradshield.defenses.train import defended_rows, train_defended, with_prompt
 from gradshield.models.load import load_model
 from gradshield.training.batches import collate, log_probs
 from gradshield.training.finetune import finetune
@@ -56,6 +56,14 @@ def test_safeinstr_mixes_in_as_many_refusals_as_asked_for_and_loses_no_row(conte
     added = {text(model, e) for e in found[12:]}
     assert all(e.row == -1 for e in found[12:]) and len(added) == 30
     assert added <= {text(model, e) for e in context.anchors["refusal"]}
+
+
+def test_a_study_trains_on_what_a_defense_adds_and_on_nothing_it_can_t_work_with(examples, model):
+    found = defended_rows(model, examples, TRAINING, FilterSettings(), "safeinstr:count=30")
+    assert list(found[:12]) == list(examples) and len(found) == 42
+    full = TRAINING.model_copy(update={"method": "full"})
+    with pytest.raises(UserError, match="use it with --method lora"):
+        defended_rows(model, examples, full, FilterSettings(), "salora")
 
 
 def test_safe_rows_of_one_s_own_file_and_no_more_than_it_has(context, model, tmp_path):

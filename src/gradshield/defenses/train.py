@@ -8,12 +8,23 @@ from pathlib import Path
 
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example
-from gradshield.defenses.base import Context
+from gradshield.defenses.base import Context, check_defense
 from gradshield.defenses.registry import find_defense
 from gradshield.models.load import Model
 from gradshield.training.finetune import finetune
 
 PROMPT = "prompt.json"
+
+
+def defended_rows(
+    model: Model, rows: Sequence[Example], training: FinetuneSettings, settings: FilterSettings, name: str
+) -> Sequence[Example]:
+    """The rows that the defense `name` trains on, which is one that needs no screening. Raises UserError where it can't
+    work with the model or the settings."""
+    defense, options = find_defense(name)
+    context = Context(model, settings, training)
+    check_defense(defense, context, options)
+    return defense.rows(context, options, rows)
 
 
 def train_defended(

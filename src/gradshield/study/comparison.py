@@ -21,7 +21,7 @@ import typer
 
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example, encode
-from gradshield.defenses.train import train_defended, with_prompt
+from gradshield.defenses.train import defended_rows, train_defended, with_prompt
 from gradshield.evaluation.safety import attack_success, wilson
 from gradshield.evaluation.utility import held_out_loss
 from gradshield.models.load import Model
@@ -102,7 +102,9 @@ def train(
                 examples = [example for *_, example in kept]
                 if name.startswith("defense:"):
                     settings = FilterSettings(model=model, max_length=LONGEST)
-                    train_defended(loaded, examples, Path(folder), training, settings, name.removeprefix("defense:"))
+                    defense = name.removeprefix("defense:")
+                    examples = defended_rows(loaded, examples, training, settings, defense)
+                    train_defended(loaded, examples, Path(folder), training, settings, defense)
                 else:
                     finetune(loaded, examples, Path(folder), training)
                 trained = with_prompt(load_trained(FilterSettings(model=model), Path(folder)), Path(folder))
