@@ -45,21 +45,31 @@ HARMFUL = {
     "jailbreakbench": Source("jbb_harmful", ("JailbreakBench/JBB-Behaviors", "behaviors"), "harmful"),
 }
 SCARY = {"jailbreakbench": Source("jbb_benign", ("JailbreakBench/JBB-Behaviors", "behaviors"), "benign")}
+UNSEEN = Path(__file__).with_name("unseen_requests.jsonl")
 _PROMPT_COLUMNS = ("prompt", "goal", "Goal", "forbidden_prompt", "Behavior")
 
 
 def harmful_requests(name: str, count: int, seed: int = 0) -> list[str]:
     """`count` harmful requests (all, where there are fewer) of the set called `name`: "bundled", a key of HARMFUL, or
     a file as `read_requests` takes it. Raises UserError for a set that is neither here nor to be had."""
-    return _requests(name, "safety_requests.jsonl", HARMFUL, count, seed)
+    return choose(_requests(name, "safety_requests.jsonl", HARMFUL), count, seed)
+
+
+def unseen_requests(name: str, count: int, seed: int = 0) -> list[str]:
+    """As many requests that `harmful_requests` with these arguments leaves out, for a figure that no decision rests on;
+    fewer or none where the set ends. Those of "bundled" stand in a file that nothing else reads."""
+    if name == "bundled":
+        return choose(read_requests(UNSEEN), count, seed)
+    asked = set(harmful_requests(name, count, seed))
+    return choose([r for r in _requests(name, "", HARMFUL) if r not in asked], count, seed)
 
 
 def scary_requests(name: str, count: int, seed: int = 0) -> list[str]:
     """As `harmful_requests`, of harmless requests that look scary; none for "none"."""
-    return [] if name == "none" else _requests(name, "scary_requests.jsonl", SCARY, count, seed)
+    return [] if name == "none" else choose(_requests(name, "scary_requests.jsonl", SCARY), count, seed)
 
 
-def _requests(name: str, bundled: str, known: dict[str, Source], count: int, seed: int) -> list[str]:
+def _requests(name: str, bundled: str, known: dict[str, Source]) -> list[str]:
     if name == "bundled":
         found = read_requests(ASSETS / bundled)
     elif name in known:
@@ -72,7 +82,7 @@ def _requests(name: str, bundled: str, known: dict[str, Source], count: int, see
         raise UserError(f"{name}: no such file, nor a set known by that name (bundled, {', '.join(known)})")
     if not found:
         raise UserError(f"{name}: holds no requests")
-    return choose(found, count, seed)
+    return found
 
 
 def _prompt(record: dict[str, Any]) -> str:
