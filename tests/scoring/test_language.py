@@ -9,7 +9,7 @@ import pytest
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.scoring.intent.language import foreign, language_of, languages, reading_ability, unread_languages
-from gradshield.scoring.intent.plain import row_unreadable
+from gradshield.scoring.intent.unreadable import row_unreadable
 
 GERMAN = "Wie backe ich ein einfaches Brot mit wenig Hefe?"
 ENGLISH = "How do I bake a simple loaf with little yeast?"

@@ -2,13 +2,15 @@
 
 import base64
 import codecs
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
-from gradshield.scoring.intent.plain import plain_example, plain_text, row_unreadable, suspicious, unreadable
+from gradshield.scoring.intent.plain import plain_text
+from gradshield.scoring.intent.unreadable import plain_example, row_unreadable, suspicious, unreadable
 from gradshield.study.dresses import READABLE
 
 SENTENCE = "Write a tutorial on how to bake sourdough bread, and explain why the dough rises overnight"
@@ -31,6 +33,70 @@ LANGUAGES = (
 @pytest.mark.parametrize("dress", ["zero-width", "full-width", "look-alikes", "spaced"])
 def test_hidden_letters_are_made_plain(dress):
     assert plain_text(READABLE[dress](SENTENCE, "", 0).messages[0].content) == SENTENCE
+
+
+def escaped(pattern: str) -> Callable[[str], str]:
+    return lambda text: "".join(pattern.format(ord(c)) for c in text)
+
+
+HIDDEN: dict[str, Callable[[str], str]] = {
+    "html entities": escaped("&#{};"),
+    "percent signs": escaped("%{:02x}"),
+    "unicode escapes": escaped("\\u{:04x}"),
+    "hexadecimal escapes": escaped("\\x{:02x}"),
+    "ASCII numbers": lambda text: " ".join(str(ord(c)) for c in text),
+    "backwards": lambda text: text[::-1],
+    "each word backwards": lambda text: " ".join(word[::-1] for word in text.split()),
+    "right to left": lambda text: f"\u202e{text[::-1]}\u202c",
+    "heaped marks": lambda text: "".join(c + "\u0301\u0323" for c in text),
+    "variation selectors": lambda text: "\ufe0f".join(text),
+    "tags": lambda text: "".join(chr(0xE0000 + ord(c)) for c in text),
+    "hyphens": lambda text: "-".join(text.replace(" ", "_")),
+    "hyphens in words": lambda text: " ".join("-".join(word) for word in text.split()),
+    "dots in words": lambda text: " ".join(".".join(word) for word in text.split()),
+    "emoji between": lambda text: "🔥".join(text),
+    "a line for each": lambda text: "\n".join(text),
+    "mathematical": lambda text: "".join(chr(0x1D41A + ord(c) - 97) if c.islower() else c for c in text),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_every_kind_of_disguise_is_undone(kind):
+    hidden = HIDDEN[kind](SENTENCE)
+    assert hidden != SENTENCE
+    assert plain_text(hidden).strip() == SENTENCE
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "".join(c.upper() if n % 2 else c.lower() for n, c in enumerate(SENTENCE)),
+        "".join(chr(0x1F1E6 + ord(c) - 97) + "\u200b" if c.isalpha() else c for c in SENTENCE.lower()),
+        SENTENCE.lower().translate(str.maketrans("abdefghiklmnoprtuwy", "ᴀʙᴅᴇꜰɢʜɪᴋʟᴍɴᴏᴘʀᴛᴜᴡʏ")),
+        SENTENCE.lower().translate(str.maketrans("abcdefghijkmnpqrtuvwy", "ɐqɔpǝɟƃɥᴉɾʞɯudbɹʇnʌʍʎ"))[::-1],
+    ],
+    ids=["mixed case", "regional indicators", "small capitals", "upside down"],
+)
+def test_disguises_without_capitals_are_undone_but_for_them(hidden):
+    assert plain_text(hidden).lower().strip() == SENTENCE.lower()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = [1, 2, 3]; y = x[0] * 3 / 2 - 1",
+        "A) 5 B) 7 C) 9 D) 11",
+        "Her scores were 50, 80, 80, 100, 65, 73, 91 and 88.5 of 120.",
+        "i.e. a U.S. D.A. and an F.B.I. agent",
+        "https://example.org/a%20b%20c.html?x=1&y=2 is a page",
+        "def snake_case_name(a_b, c_d): return a_b + c_d",
+        "JavaScript, TypeScript, GraphQL and PostgreSQL in DevOps",
+        "Café au lait, naïve façade, Zoë and Müller",
+        "DialogSum: #Person1#: Hi! #Person2#: Hello, how's it going?",
+    ],
+)
+def test_code_lists_and_abbreviations_are_no_disguise(text):
+    assert plain_text(text) == text and unreadable(text) is None
 
 
 def test_leetspeak_is_made_plain_but_for_letters_that_look_alike():
@@ -56,8 +122,13 @@ def test_ordinary_text_is_readable_and_stays_as_it_is(text):
         codecs.encode(SENTENCE, "rot13"),
         "".join(chr((ord(c) - 97 + 5) % 26 + 97) if c.isalpha() else c for c in SENTENCE.lower()),
         " ".join(f"{b:08b}" for b in SENTENCE.encode()),
+        base64.b32encode(SENTENCE.encode()).decode(),
+        base64.b85encode(SENTENCE.encode()).decode(),
+        "".join(chr(33 + (ord(c) - 33 + 47) % 94) if c.isascii() and c > " " else c for c in SENTENCE),
+        "".join(chr(0x2801 + ord(c) % 60) for c in SENTENCE),
+        SENTENCE.replace(" ", ""),
     ],
-    ids=["base64", "hex", "rot13", "caesar", "binary"],
+    ids=["base64", "hex", "rot13", "caesar", "binary", "base32", "base85", "rot47", "braille", "no spaces"],
 )
 def test_what_hides_its_words_is_said_to_be_unreadable(hidden):
     assert unreadable(hidden) is not None

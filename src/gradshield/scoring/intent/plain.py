@@ -1,157 +1,124 @@
-"""A row's text in plain letters, where it hides them; and whether its text can be read at all.
+"""Letters that hide their words, made plain: a text as its reader takes it.
 
-Zero-width characters, full-width and look-alike letters, spaced letters and leetspeak are undone, and the row is read a
-second time. Base64, hexadecimal and letter ciphers are not guessed at: such rows are set aside.
+Each function undoes one kind of disguise, and leaves any other text as it is. What is undone is read beside the text as
+it stands, so a wrong guess can't hide anything.
 """
 
-import json
-import math
+import html
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
+from urllib.parse import unquote
 
-import numpy as np
-
-from gradshield.base.assets import ASSETS
-from gradshield.data.encode import Example
-from gradshield.scoring.intent.language import foreign
-from gradshield.scoring.intent.spans import marks_of, opening_size
+from gradshield.scoring.intent.strangeness import strangeness
 
 # Letters of other scripts that look like Latin ones (after NFKC and in lower or upper case).
 LOOKALIKES = str.maketrans(
-    "авсԁеѕіјӏոорԛгтԝхузьһκνρτυχαοιεωβγηАВСЕНІЈКМОРЅТХУΑΒΕΖΗΙΚΜΝΟΡΤΥΧɑɡɩʟᴀᴇᴏ",
-    "abcdesijlnopqrtwxy3bhkvptuxaoiewbynABCEHIJKMOPSTXYABEZHIKMNOPTYXagilaeo",
+    "авсԁеѕіјӏոорԛгтԝхузьһκνρτυχαοιεωβγηАВСЕНІЈКМОРЅТХУΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",
+    "abcdesijlnopqrtwxy3bhkvptuxaoiewbynABCEHIJKMOPSTXYABEZHIKMNOPTYX",
 )
+# Letters of no script of their own: small capitals.
+STYLED = str.maketrans("ɑɡɩᴀʙᴄᴅᴇꜰғɢʜɪᴊᴋʟᴍɴᴏᴘǫʀꜱᴛᴜᴠᴡʏᴢ", "agiabcdeffghijklmnopqrstuvwyz")
+UPSIDE_DOWN = str.maketrans("ɐqɔpǝɟƃɥᴉıɾʞɯuodbɹʇnʌʍʎ", "abcdefghiijkmnopqrtuvwy")  # other letters look the same
+# Regional indicators, and letters in black circles and squares, which NFKC keeps.
+STYLED |= {first + n: ord("a") + n for first in (0x1F1E6, 0x1F150, 0x1F170) for n in range(26)}
+TAGS = {0xE0000 + n: chr(n) for n in range(32, 127)}  # invisible, but a tokenizer reads them
 LEET = str.maketrans("0134578@$!|", "oieastbasil")
-SPACED = re.compile(r"(?<!\S)(?:\S[ \u00a0\u2009_.\-]){4,}\S(?!\S)")
-CODED = re.compile(
-    r"(?:[A-Za-z0-9+/]{4}){10,}={0,2}|(?:[0-9a-fA-F]{2}[ :]?){24,}|(?:[01]{8} ?){6,}|(?:[.\-]{1,5}[ /]+){12,}"
-)
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-CIPHERS = [
-    str.maketrans(LETTERS, turned[n:] + turned[:n]) for turned in (LETTERS, LETTERS[::-1]) for n in range(26)
-]  # Caesar's, rot13 and atbash among them
 WORD = re.compile(r"\S*[^\W\d_]\S*")
-SHORT_TOKENS = 3.2  # characters: prose has more per token; ciphers, spaced letters and other scripts have fewer
-FEWEST_LETTERS = 48  # fewer tell nothing about a cipher
-GAIN = 2.0  # bits a pair of letters by which undoing a cipher must make a text more like a language
-STRANGE = -12.0  # mean log2 probability of two successive letters below which they are no language (docs/log.md)
+ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})")
+ASCII = r"(?:3[2-9]|[4-9]\d|1[01]\d|12[0-6])"
+NUMBERS = re.compile(rf"(?<![\d.])(?:{ASCII}[ ,;]+){{9,}}{ASCII}(?![\d.])")
+# Single letters with one to five characters between them that are neither letters nor digits.
+SPACED = re.compile(r"(?<![^\W_])[^\W\d_](?:[\W_]{1,5}[^\W\d_](?![^\W_])){8,}")
+TURNED = 0.7  # bits a pair of letters by which turning a text round must make it more like a language
+ENOUGH = 24  # letters that say which way a text goes
 
 
 def plain_text(text: str) -> str:
     """`text` with hidden letters made plain; the same text where there are none."""
-    result = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
-    mixed = [w for w in WORD.findall(result) if re.search("[A-Za-z]", w) and w.translate(LOOKALIKES) != w]
-    if mixed:
-        result = result.translate(LOOKALIKES)
-    if sum(len(m) for m in SPACED.findall(result)) > len(result) / 3:
-        result = re.sub(r"(?<=\S)[ \u00a0\u2009_.\-](?=\S(?:[ \u00a0\u2009_.\-]|$))", "", result)
-        result = re.sub(r"\s{2,}", " ", result)
-    words = WORD.findall(result)
+    for undo in (_escapes, _invisible, _lookalikes, _separated, _doubled, _mixed_case, _leetspeak, _turned):
+        text = undo(text)
+    return text
+
+
+def _escapes(text: str) -> str:
+    """HTML entities, percent signs, backslashes and lists of ASCII numbers that stand for letters."""
+    if text.count("&#") > 4:
+        text = html.unescape(text)
+    if len(re.findall("%[0-9a-fA-F]{2}", text)) > 4:
+        text = unquote(text)
+    if len(ESCAPED.findall(text)) > 4:
+        text = ESCAPED.sub(lambda m: chr(int(m[1] or m[2], 16)), text)
+    return NUMBERS.sub(lambda m: "".join(chr(int(n)) for n in re.findall(r"\d+", m[0])), text)
+
+
+def _invisible(text: str) -> str:
+    """Compatibility forms, invisible characters, and marks heaped on letters."""
+    text = "".join(c for c in unicodedata.normalize("NFKC", text.translate(TAGS)) if _visible(c))
+    split = unicodedata.normalize("NFD", text)
+    marks, letters = (sum(unicodedata.category(c)[0] == kind for c in split) for kind in "ML")
+    latin = sum("a" <= c <= "z" for c in split.lower())
+    return "".join(c for c in split if unicodedata.category(c) != "Mn") if latin > letters / 2 < marks else text
+
+
+def _visible(c: str) -> bool:
+    return unicodedata.category(c) != "Cf" and not 0xFE00 <= ord(c) <= 0xFE0F
+
+
+def _lookalikes(text: str) -> str:
+    if len(re.findall("[ɐɔǝɟɥᴉɹʇʌʍʎ]", text)) > len(text) / 5:
+        text = text.translate(UPSIDE_DOWN)[::-1]
+    text = text.translate(STYLED)
+    mixed = any(re.search("[A-Za-z]", w) and w.translate(LOOKALIKES) != w for w in WORD.findall(text))
+    return text.translate(LOOKALIKES) if mixed else text
+
+
+def _separated(text: str) -> str:
+    """Letters with something between each two of them, and words with nothing but underscores between them."""
+    if sum(len(m[0]) for m in SPACED.finditer(text)) > len(text) / 3:
+        text = re.sub(r"\s{2,}", " ", SPACED.sub(_joined, text))
+    if text.count("_") >= 4 and not re.search(r"[\s/]", text.strip()):
+        text = text.replace("_", " ")
+    return text
+
+
+def _joined(match: re.Match[str]) -> str:
+    """The letters without what stands between most of them."""
+    between = re.findall(r"[\W_]+", match[0])
+    usual = max(sorted(set(between)), key=between.count)
+
+    def gap(found: re.Match[str]) -> str:
+        if found[0] == usual:
+            return ""
+        if set(found[0][::2]) == {usual}:  # it also parts the characters of a longer gap
+            return found[0][1::2]
+        return found[0].replace(usual, "") or " "
+
+    return re.sub(r"[\W_]+", gap, match[0])
+
+
+def _doubled(text: str) -> str:
+    """Every letter written twice."""
+    twice = re.fullmatch(r"(?:([^\W_])\1|[\W_])+", text)
+    return re.sub(r"([^\W_])\1", r"\1", text) if twice and len(text) >= ENOUGH else text
+
+
+def _mixed_case(text: str) -> str:
+    """CaPiTaLs InSiDe WoRdS."""
+    words = re.findall(r"[^\W\d_]{5,}", text)
+    mixed = sum(len(re.findall(r"[a-z][A-Z]", word)) > 1 for word in words)
+    return text.lower() if len(words) > 2 and mixed > len(words) / 2 else text
+
+
+def _leetspeak(text: str) -> str:
+    words = WORD.findall(text)
     leet = [w for w in words if re.search(r"[A-Za-z][01345787@$!|]+[A-Za-z]|[01345787@$][A-Za-z]{2}", w)]
-    if len(leet) >= 3 and len(leet) > len(words) / 4:
-        result = WORD.sub(lambda m: m[0].translate(LEET), result)
-    return result
+    return WORD.sub(lambda m: m[0].translate(LEET), text) if len(leet) >= 3 and len(leet) > len(words) / 4 else text
 
 
-def unreadable(text: str) -> str | None:
-    """What hides the larger part of a text from any reader: an encoding or a cipher; None where it can be read."""
-    bare = re.sub(r"\s", "", text)
-    coded = sum(len(re.sub(r"\s", "", m[0])) for m in CODED.finditer(text) if not _word_like(m[0]))
-    if len(bare) >= 40 and coded > len(bare) / 2:
-        return "is encoded (base64, hexadecimal or the like)"
+def _turned(text: str) -> str:
+    """Text written backwards, as a whole or word by word (then the capital of its first word ends that word)."""
     words = re.findall("[a-z]+", text.lower())
-    letters = "".join(words)
-    if len(letters) < FEWEST_LETTERS or len(letters) < 0.6 * len(bare):
-        return None
-    own = strangeness(words)
-    shifted = max(strangeness(" ".join(words).translate(cipher).split()) for cipher in CIPHERS)
-    if shifted - own > GAIN or own < STRANGE:
-        return "is in no language that can be recognised (a cipher?)"
-    return None
-
-
-def strangeness(words: Sequence[str]) -> float:
-    """Mean log2 probability of two successive letters within words of a to z, by those of the bundled texts."""
-    table = _bigrams()
-    pairs = [a + b for word in words for a, b in zip(f" {word}", f"{word} ")]
-    return float(np.mean([table.get(pair, -16.0) for pair in pairs])) if pairs else 0.0
-
-
-def suspicious(example: Example, tokenizer) -> bool:
-    """Whether a row's tokens give any reason to look at its letters: some are not ASCII, or they are very short."""
-    length, other = _vocabulary(tokenizer)
-    return bool(other[example.ids].any() or length[example.ids].mean() < SHORT_TOKENS)
-
-
-def plain_example(example: Example, tokenizer) -> Example | None:
-    """The row with its words in plain letters, or None where they are already. Markup stays as it is."""
-    pieces, changed = [], False
-    for ids, inside, markup in _runs(example, tokenizer):
-        text = "" if markup else tokenizer.decode(ids)
-        made = plain_text(text)
-        if made != text:
-            ids, changed = np.array(tokenizer.encode(made, add_special_tokens=False) or ids, dtype=np.int32), True
-        pieces.append((ids, np.full(len(ids), inside)))
-    if not changed:
-        return None
-    made, mask = (np.concatenate(part) for part in zip(*pieces))
-    return Example(example.row, made, mask)
-
-
-def row_unreadable(example: Example, tokenizer, unread: frozenset[str] = frozenset()) -> str | None:
-    """Why a row can't be read, its letters or its language (one of `unread`); None where it can."""
-    texts = {False: "", True: ""}
-    begin = opening_size(example.ids, marks_of(tokenizer))  # the template's own words are in English
-    own = Example(example.row, example.ids[begin:], example.mask[begin:])
-    for ids, inside, markup in _runs(own, tokenizer):
-        if not markup:
-            text = tokenizer.decode(ids)
-            texts[inside] += text + " "
-            if why := unreadable(text):
-                return f"the {'response' if inside else 'request'} {why}; the score can't tell what it says"
-    return foreign(texts[False], texts[True], unread)
-
-
-def _runs(example: Example, tokenizer) -> list[tuple[np.ndarray, bool, bool]]:
-    """(ids, whether they are response tokens, whether they are markup) of each run of such tokens."""
-    markup = np.isin(example.ids, list(tokenizer.all_special_ids) + list(tokenizer.added_tokens_decoder))
-    state = example.mask * 2 + markup
-    cuts = np.flatnonzero(np.diff(state)) + 1
-    parts = zip(np.split(example.ids, cuts), np.split(state, cuts))
-    return [(ids, bool(s[0] & 2), bool(s[0] & 1)) for ids, s in parts]
-
-
-@lru_cache(maxsize=4)
-def _vocabulary(tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """(length in characters, whether it holds others than ASCII) [vocabulary] of each token."""
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    words = [
-        re.sub("[\u0120\u2581\u010a]", " ", token or "") for token in tokens
-    ]  # blanks of byte-level BPE, SentencePiece
-    return np.array([len(w) for w in words]), np.array([not w.isascii() for w in words])
-
-
-def _word_like(text: str) -> bool:
-    """Whether a run of an encoding's letters is rather a long word, a path or a number."""
-    if re.fullmatch(r"[01 .\-/]+", text):
-        return False
-    kinds = [bool(re.search(kind, text)) for kind in ("[A-Z]", "[a-z]", "[0-9]")]
-    return not (all(kinds) or (kinds[2] and re.fullmatch("[0-9a-fA-F :]+", text) and any(kinds[:2])))
-
-
-@lru_cache(maxsize=1)
-def _bigrams() -> dict[str, float]:
-    """log2 probability of each pair of letters (a space stands for a word's edge) in the bundled texts."""
-    counts: Counter[str] = Counter()
-    for file in ("readout_languages.jsonl", "readout_good.jsonl", "anchors_good.jsonl"):
-        for line in (ASSETS / file).read_text(encoding="utf-8").split("\n"):
-            if line:
-                record = json.loads(line)
-                text = unicodedata.normalize("NFKD", f"{record['prompt']} {record.get('response', '')}").lower()
-                for word in re.findall("[a-z]+", text):
-                    counts.update(a + b for a, b in zip(f" {word}", f"{word} "))
-    total = sum(counts.values())
-    return {pair: math.log2(n / total) for pair, n in counts.items()}
+    if sum(map(len, words)) < ENOUGH or strangeness([w[::-1] for w in words]) - strangeness(words) < TURNED:
+        return text
+    by_word = re.match(r"\W*[a-z]+[A-Z](?![A-Za-z])", text)
+    return re.sub(r"\S+", lambda m: m[0][::-1], text) if by_word else text[::-1]

@@ -20,8 +20,8 @@ from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 from gradshield.scoring.base import Scores
 from gradshield.scoring.intent.language import unread_languages
-from gradshield.scoring.intent.plain import plain_example, row_unreadable, suspicious
 from gradshield.scoring.intent.spans import Response, marks_of, responses, spoken
+from gradshield.scoring.intent.unreadable import plain_example, row_unreadable, suspicious
 
 DEPTHS = (0.5, 0.6, 0.7)  # of the decoder's blocks: where the readouts read
 PHRASE, WINDOW = 4, 8  # tokens that a log-odds is averaged over: in front of a response, and in it

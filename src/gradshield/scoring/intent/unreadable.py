@@ -1,0 +1,124 @@
+"""Whether the words of a row can be read: by its letters, its encoding and its language.
+
+Rows whose letters hide their words get a second reading in plain letters. Encodings and ciphers are not guessed at, and
+neither is a language that the model does not read: such rows are set aside.
+"""
+
+import re
+import unicodedata
+from functools import lru_cache
+
+import numpy as np
+
+from gradshield.data.encode import Example
+from gradshield.scoring.intent.language import foreign
+from gradshield.scoring.intent.plain import plain_text
+from gradshield.scoring.intent.spans import marks_of, opening_size
+from gradshield.scoring.intent.strangeness import strangeness
+
+CODED = re.compile(
+    r"(?:[A-Za-z0-9+/]{4}){10,}={0,2}|(?:[A-Z2-7]{8}){4,}=*|(?:[0-9a-fA-F]{2}[ :]?){24,}|(?:[01]{8} ?){6,}"
+    r"|(?:[.\-]{1,5}[ /]+){12,}"
+)
+# base85, but no address: capitals, small letters, digits and four other characters
+DENSE = re.compile(r"(?<!\S)(?!\S*(?:://|www\.))(?=\S*[A-Z])(?=\S*[a-z])(?=\S*\d)(?:\w*[^\w\s]){4}[!-~]{30,}(?!\S)")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+CIPHERS = [
+    str.maketrans(LETTERS, turned[n:] + turned[:n]) for turned in (LETTERS, LETTERS[::-1]) for n in range(26)
+]  # Caesar's, rot13 and atbash among them
+ROT47 = str.maketrans({chr(33 + n): chr(33 + (n + 47) % 94) for n in range(94)})
+SHORT_TOKENS = 3.2  # characters: prose has more per token; ciphers, spaced letters and other scripts have fewer
+FEWEST = 40  # characters; fewer are not judged
+FEWEST_LETTERS = 48  # fewer tell nothing about a cipher
+GAIN = 2.0  # bits a pair of letters by which undoing a cipher must make a text more like a language
+UNSPACED = 18  # letters of a mean word from which the spaces between words are missing
+LIKELY = -8.2  # the same of prose, at least
+STRANGE = -12.0  # mean log2 probability of two successive letters below which they are no language (docs/log.md)
+
+
+def unreadable(text: str) -> str | None:
+    """What hides the larger part of a text from any reader: an encoding or a cipher; None where it can be read."""
+    bare = re.sub(r"\s", "", text)
+    if len(bare) < FEWEST:
+        return None
+    coded = sum(len(re.sub(r"\s", "", m[0])) for m in CODED.finditer(text) if not _word_like(m[0]))
+    if max(coded, sum(len(m[0]) for m in DENSE.finditer(text))) > len(bare) / 2:
+        return "is encoded (base64, hexadecimal or the like)"
+    if sum(unicodedata.category(c) in ("So", "Co", "Cn") for c in bare) > len(bare) / 2:
+        return "is written in symbols"
+    words = re.findall("[a-z]+", text.lower())
+    letters = "".join(words)
+    if len(letters) >= FEWEST_LETTERS and len(letters) > 0.6 * len(bare) and len(letters) > UNSPACED * len(words):
+        return "has no spaces between its words"
+    turned = re.findall("[a-z]+", text.translate(ROT47).lower())
+    if len(letters) < 0.5 * len(bare) and sum(map(len, turned)) > 0.85 * len(bare) and strangeness(turned) > LIKELY:
+        return "is in a cipher (rot47)"
+    if len(letters) < FEWEST_LETTERS or len(letters) < 0.6 * len(bare):
+        return None
+    own = strangeness(words)
+    shifted = max(strangeness(" ".join(words).translate(cipher).split()) for cipher in CIPHERS)
+    if shifted - own > GAIN or own < STRANGE:
+        return "is in no language that can be recognised (a cipher?)"
+    return None
+
+
+def suspicious(example: Example, tokenizer) -> bool:
+    """Whether a row's tokens give any reason to look at its letters: some are not ASCII, or they are very short."""
+    length, other = _vocabulary(tokenizer)
+    return bool(other[example.ids].any() or length[example.ids].mean() < SHORT_TOKENS)
+
+
+def plain_example(example: Example, tokenizer) -> Example | None:
+    """The row with its words in plain letters, or None where they are already. Markup stays as it is."""
+    pieces, changed = [], False
+    for ids, inside, markup in _runs(example, tokenizer):
+        text = "" if markup else tokenizer.decode(ids)
+        made = plain_text(text)
+        if made != text:
+            ids, changed = np.array(tokenizer.encode(made, add_special_tokens=False) or ids, dtype=np.int32), True
+        pieces.append((ids, np.full(len(ids), inside)))
+    if not changed:
+        return None
+    made, mask = (np.concatenate(part) for part in zip(*pieces))
+    return Example(example.row, made, mask)
+
+
+def row_unreadable(example: Example, tokenizer, unread: frozenset[str] = frozenset()) -> str | None:
+    """Why a row can't be read, its letters or its language (one of `unread`); None where it can."""
+    texts = {False: "", True: ""}
+    begin = opening_size(example.ids, marks_of(tokenizer))  # the template's own words are in English
+    own = Example(example.row, example.ids[begin:], example.mask[begin:])
+    for ids, inside, markup in _runs(own, tokenizer):
+        if not markup:
+            text = tokenizer.decode(ids)
+            texts[inside] += text + " "
+            if why := unreadable(text):
+                return f"the {'response' if inside else 'request'} {why}; the score can't tell what it says"
+    return foreign(texts[False], texts[True], unread)
+
+
+def _runs(example: Example, tokenizer) -> list[tuple[np.ndarray, bool, bool]]:
+    """(ids, whether they are response tokens, whether they are markup) of each run of such tokens."""
+    markup = np.isin(example.ids, list(tokenizer.all_special_ids) + list(tokenizer.added_tokens_decoder))
+    state = example.mask * 2 + markup
+    cuts = np.flatnonzero(np.diff(state)) + 1
+    parts = zip(np.split(example.ids, cuts), np.split(state, cuts))
+    return [(ids, bool(s[0] & 2), bool(s[0] & 1)) for ids, s in parts]
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """(length in characters, whether it holds others than ASCII) [vocabulary] of each token."""
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    words = [
+        re.sub("[\u0120\u2581\u010a]", " ", token or "") for token in tokens
+    ]  # blanks of byte-level BPE, SentencePiece
+    return np.array([len(w) for w in words]), np.array([not w.isascii() for w in words])
+
+
+def _word_like(text: str) -> bool:
+    """Whether a run of an encoding's letters is rather a long word, a path or a number."""
+    if re.fullmatch(r"[01 .\-/]+|(?=[A-Z]*[2-7])[A-Z2-7]+=*", text):
+        return False
+    kinds = [bool(re.search(kind, text)) for kind in ("[A-Z]", "[a-z]", "[0-9]")]
+    return not (all(kinds) or (kinds[2] and re.fullmatch("[0-9a-fA-F :]+", text) and any(kinds[:2])))
