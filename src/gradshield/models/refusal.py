@@ -73,9 +73,12 @@ def refusals(answers: Sequence[str]) -> list[bool]:
     return [log_odds > 0 for log_odds in refusal_log_odds(answers)]
 
 
-def refused(model: Model, requests: Sequence[str], max_new_tokens: int = 24) -> tuple[list[bool], list[str]]:
-    """For every request, whether the model's own greedy answer opens with a refusal, and that opening."""
-    answers = generate(model, requests, max_new_tokens)
+def refused(
+    model: Model, requests: Sequence[str], max_new_tokens: int = 24, title: str = ""
+) -> tuple[list[bool], list[str]]:
+    """For every request, whether the model's own greedy answer opens with a refusal, and that opening. `title` shows a
+    progress line."""
+    answers = generate(model, requests, max_new_tokens, title=title)
     return refusals(answers), answers
 
 

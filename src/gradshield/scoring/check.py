@@ -46,7 +46,7 @@ def check_alignment(model: Model, probes: str | None = None) -> AlignmentCheck:
     if saved := read_cache(file):
         first = tuple((token, share) for token, share in saved.pop("first_tokens"))
         return AlignmentCheck(**{k: tuple(v) for k, v in saved.items()}, first_tokens=first)
-    flags, answers = refused(model, requests)
+    flags, answers = refused(model, requests, title=f"first use of {model.name}: does it refuse?")
     logits = first_logits(model, requests)
     safe, unsafe = paper_tokens(model.tokenizer)
     mean = logits.softmax(-1).mean(0)

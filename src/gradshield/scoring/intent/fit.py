@@ -107,7 +107,7 @@ def _states(model: Model, examples: Sequence[Example], layers: Sequence[int], ba
         return {"states": rows}
 
     sizes = [len(e.ids) for e in examples]
-    with progress("fitting the readouts to this model", sum(sizes), len(examples)) as advance:
+    with progress("first use of this model: fitting the readouts", sum(sizes), len(examples)) as advance:
         for batch in batches(examples, batch_tokens):
             found[batch] = read([examples[n] for n in batch])["states"]
             advance(sum(sizes[n] for n in batch), len(batch))
