@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from contextlib import contextmanager
 
 import pytest
 
@@ -40,3 +41,17 @@ def test_states_that_are_no_numbers_are_one_line(tiny):
             fit_readouts(tiny, fitting_texts(tiny, ())[::40], 512)
     finally:
         handle.remove()
+
+
+def test_the_first_wait_with_a_model_says_what_it_is_and_the_second_time_there_is_none(tiny, monkeypatch):
+    titles = []
+
+    @contextmanager
+    def watched(title, *_):
+        titles.append(title)
+        yield lambda *_: None
+
+    monkeypatch.setattr("gradshield.models.generate.progress", watched)
+    first = check_alignment(tiny)
+    assert titles == ["first use of tiny: does it refuse?"]
+    assert check_alignment(tiny) == first and len(titles) == 1
