@@ -3,15 +3,14 @@
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.mixture import GaussianMixture
 
 from gradshield.base.errors import UserError
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture  # slow to import
 
 STARTED_ON = 2000  # rows that choose where EM starts
 FEW_ROWS = 50  # below this, a1 warns
@@ -40,6 +39,8 @@ def a1(scores: np.ndarray, alpha: float = 10.0) -> Threshold:
     finite = scores[np.isfinite(scores)]
     if len(np.unique(finite)) < 2:
         return Threshold(np.inf, "a1", "all scores are equal: nothing to tell apart")
+    from scipy.stats import norm
+
     mean, spread = finite.mean(), finite.std()
     z = ((finite - mean) / spread)[:, None]
     one = norm.logpdf(z, z.mean(), z.std()).sum()
@@ -56,12 +57,15 @@ def a1(scores: np.ndarray, alpha: float = 10.0) -> Threshold:
     return Threshold(float(value), "a1", note + _doubts(finite, value))
 
 
-def _two_gaussians(z: np.ndarray) -> GaussianMixture:
+def _two_gaussians(z: np.ndarray) -> "GaussianMixture":
     """The likeliest of several fits on evenly spaced ranks, refined on all rows.
 
     Every fit runs to convergence: scikit-learn's default tolerance stops on a plateau. k-means is not the only start,
     because an outlier traps it.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     ranks = np.linspace(0, len(z) - 1, min(len(z), STARTED_ON)).round().astype(int)
     sample = np.sort(z, axis=0)[ranks]
     with warnings.catch_warnings():
@@ -149,6 +153,9 @@ def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) ->
     the likeliest one under these ratios (Saerens et al. 2002, a new prior for known classes), so anchors that are
     harder than the file's rows do not inflate the expected errors.
     """
+    from scipy.optimize import brentq
+    from sklearn.linear_model import LogisticRegression
+
     labels = np.repeat([0, 1], [len(good), len(harmful)])
     anchors = np.r_[good, harmful]
     middle, spread = anchors.mean(), anchors.std()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gradshield.base.errors import UserError
-from gradshield.report import ReportRow, write_report
 from gradshield.report.figure import draw_scores
+from gradshield.report.filter_page import ReportRow, write_report
 from gradshield.report.text import visible
 
 PAYLOADS = [
@@ -398,7 +398,8 @@ def test_headings_are_in_order_and_tables_have_scoped_headers(tmp_path):
 
 def test_importing_the_report_draws_nothing_yet():
     code = (
-        "import sys, gradshield.report; print([m for m in ('matplotlib', 'torch', 'transformers') if m in sys.modules])"
+        "import sys, gradshield.report.filter_report, gradshield.report.tune_page\n"
+        "print([m for m in ('matplotlib', 'torch', 'transformers') if m in sys.modules])"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

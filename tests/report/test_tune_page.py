@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from gradshield.report import report_trials
+from gradshield.report.tune_page import report_trials
 from gradshield.tune.search import Trial
 
 TRIALS = (

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from gradshield.base.settings import FilterSettings
 from gradshield.data import Source, detect_layout, open_source, read_rows, to_conversation, write_outputs
 from gradshield.data.run_folder import write_run
-from gradshield.report import keep_for_report, report_run
+from gradshield.report.filter_report import keep_for_report, report_run
 
 
 def chat(request: str, answer: str, **more: Any) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from gradshield.data.run_folder import versions, write_run
 from gradshield.models.on_disk import disk_fingerprint
 from gradshield.screen.filter_once import filter_file
 
-SHOWN = (
+RUN = (  # the command, then the heavy modules that it imported, on the last line
     "import sys; sys.argv = ['gradshield', *sys.argv[1:]]\n"
     "from gradshield.cli import main\n"
-    "try: main()\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
-    "assert not {'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)"
+    "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'scipy', 'sklearn'}\n"
+    "try: main()\nfinally: print('imported', *heavy & set(sys.modules))"
 )
 
 
@@ -44,12 +44,55 @@ def done(tmp_path, folder):
     return file, run, settings
 
 
+def called(*words, cwd=None):
+    """(exit code, what it printed, the heavy modules that it imported, its errors) of a command."""
+    done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, cwd=cwd)
+    printed, _, heavy = done.stdout.rpartition("imported")
+    return done.returncode, printed, heavy.split(), done.stderr
+
+
 def test_a_finished_run_is_shown_without_torch(done, folder):
     file, run, _ = done
-    command = [sys.executable, "-c", SHOWN, "filter", str(file), "-o", str(run), "--model", str(folder), "--json"]
-    shown = subprocess.run(command, capture_output=True, text=True)
-    assert not shown.returncode, shown.stderr
-    assert json.loads(shown.stdout)["rows"] == 2
+    code, said, heavy, _ = called("filter", str(file), "-o", str(run), "--model", str(folder), "--json")
+    assert not code and not heavy and json.loads(said)["rows"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--help", ""),
+        ("filter --help", ""),
+        ("filter gone.jsonl", "gone.jsonl: no such file or folder"),
+        ("filter {file} --scorer gone", "--scorer gone: no such scorer"),
+        ("filter {file} --threshold gone", "--threshold"),
+        ("filter {file} --max-length x", "--max-length"),
+        ("filter {file} --gone", "--gone"),
+        ("filter {file} --probes gone", "--probes gone: no such file"),
+        ("filter {file} --reference gone.jsonl", "gone.jsonl: no such file or folder"),
+        ("filter {file} --chat-template gone", "--chat-template gone: no such file"),
+        ("filter {file} --model /gone", "model /gone: no such folder"),
+        ("filter {file} --model gone.gguf --dry-run", "gone.gguf: no such GGUF file"),
+        ("filter {file} --adapter ./gone", "adapter ./gone: no such folder"),
+        ("filter {other}", "columns a, b are no known layout"),
+        ("check --model /gone", "model /gone: no such folder"),
+        ("tune gone.jsonl", "gone.jsonl: no such file or folder"),
+        ("tune {file} --defense gone", "--defense gone: no such defense"),
+        ("eval", "say what to measure"),
+        ("eval --safety --requests gone", "gone: no such file, nor a set"),
+        ("eval --rows gone.jsonl", "gone.jsonl: no such file or folder"),
+        ("explain gone 1", "gone: no run.yaml in it"),
+        ("explain {run} 0", "no row 0; it has 2 rows"),
+        ("explain {run} 3", "no row 3; it has 2 rows"),
+        ("review gone", "gone: no run.yaml in it"),
+        ("apply gone", "gone: no run.yaml in it"),
+    ],
+)
+def test_help_and_mistakes_are_said_before_torch_is_imported(done, tmp_path, words, said):
+    file, run, _ = done
+    other = write_jsonl(tmp_path / "other.jsonl", [{"a": 1, "b": 2}])
+    code, _, heavy, error = called(*words.format(file=file, run=run, other=other).split(), cwd=tmp_path)
+    assert not heavy and code == (2 if said else 0), error
+    assert said in error and error.count("\n") <= 1
 
 
 @pytest.mark.parametrize("what", ["row", "weights", "template", "setting", "version", "summary"])

@@ -52,15 +52,17 @@ class Registry(Generic[T]):
 
     def find(self, text: str) -> tuple[T, Any]:
         """The thing and its options for NAME[:key=value,…]. Raises UserError naming what is wrong."""
+        name, given = self.parsed(text)
+        thing: T = self.registered.get(name) or getattr(import_module(self._homes()[name]), self.constant)
+        return thing, make_options(thing.options, given, f"--{self.kind} {name}")
+
+    def parsed(self, text: str) -> tuple[str, dict[str, str]]:
+        """(name, options) of NAME[:key=value,…], without importing the thing. Raises UserError for an unknown name."""
         name, given = parse(text)
-        if name in self.registered:
-            thing = self.registered[name]
-        elif name in self._homes():
-            thing = getattr(import_module(self._homes()[name]), self.constant)
-        else:
+        if name not in self.names():
             known = ", ".join(self.names())
             raise UserError(f"--{self.kind} {name}: no such {self.kind}; there are {known} (gradshield {self.kind}s)")
-        return thing, make_options(thing.options, given, f"--{self.kind} {name}")
+        return name, given
 
     def _homes(self) -> dict[str, str]:
         found = [m.name for m in iter_modules(import_module(self.package).__path__) if m.name not in self.skip]

@@ -83,9 +83,9 @@ def filter(
     """Keep the rows that are safe to train on, quarantine the rest."""
     (settings,) = settings_of(context, FilterSettings, flags=flags)
     if dry_run:
-        from gradshield.screen.filter import estimate
+        from gradshield.screen.filter_once import estimate_file
 
-        show(estimate(path, settings), as_json, "dry run: nothing was written")
+        show(estimate_file(path, settings), as_json, "dry run: nothing was written")
         return
     from gradshield.screen.filter_once import filter_file
 
@@ -199,9 +199,9 @@ def explain(
     """Why did this row score as it did? Signals, tokens, modules, nearest probes."""
     from dataclasses import asdict
 
-    from gradshield.screen.explain import explain as explain_row
+    from gradshield.screen.explain_once import explain_run
 
-    result = explain_row(run, row)
+    result = explain_run(run, row)
     if as_json:
         print_json(asdict(result))
         return

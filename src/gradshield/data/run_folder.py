@@ -248,3 +248,12 @@ def source_of_run(saved: Mapping[str, Any]) -> Source:
 def rows_of_run(saved: Mapping[str, Any]) -> Iterator[Row]:
     """The rows of a run's input, read again. Raises UserError as `source_of_run` does."""
     return read_rows(source_of_run(saved))
+
+
+def row_of_run(out: Path, row: int) -> tuple[dict[str, Any], Row]:
+    """(run.yaml, row number `row`, from 1) of the run in `out`. Raises UserError where one of them is not there."""
+    saved = read_run(out)
+    found = next((r for r in rows_of_run(saved) if r.index == row - 1), None)
+    if found is None:
+        raise UserError(f"{out}: no row {row}; it has {saved['summary']['rows']} rows")
+    return saved, found

@@ -1,12 +1,14 @@
 """Defenses by name. A new file in this folder registers itself; `DEFENSES.register` adds one from elsewhere."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradshield.base.registry import Registry
-from gradshield.defenses.base import Defense
+
+if TYPE_CHECKING:
+    from gradshield.defenses.base import Defense  # imports torch
 
 _HERE = "gradshield.defenses"
-DEFENSES: Registry[Defense] = Registry(
+DEFENSES: "Registry[Defense]" = Registry(
     "defense",
     "DEFENSE",
     {"gradshield": f"{_HERE}.gradshield", "none": f"{_HERE}.none", "filter": f"{_HERE}.filtering"},
@@ -15,6 +17,6 @@ DEFENSES: Registry[Defense] = Registry(
 )
 
 
-def find_defense(text: str) -> tuple[Defense, Any]:
+def find_defense(text: str) -> "tuple[Defense, Any]":
     """The defense and its options for NAME[:key=value,…]. Raises UserError naming what is wrong."""
     return DEFENSES.find(text)

@@ -4,13 +4,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gradshield.base.errors import UserError
 from gradshield.base.settings import ModelSettings, RowSettings
 from gradshield.base.storage import read_yaml, refuse_links
 from gradshield.data import Source, open_source
 from gradshield.data.rows import expanded
 from gradshield.data.run_folder import checksums
 from gradshield.evaluation.config import EvaluationSettings
+from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.models.on_disk import disk_fingerprint
+from gradshield.screen.early import check_file, check_places
 
 SUMMARY = "eval.yaml"
 
@@ -30,6 +33,20 @@ def asked_of_eval(
     }
 
 
+def check_eval(
+    settings: EvaluationSettings, of: RowSettings, *, safety: bool, task: str | None, rows: str | None
+) -> None:
+    """Raises UserError where nothing, or too much, is to be measured, or the model or a file is not there."""
+    if (not safety and task is None and rows is None) or (task is not None and rows is not None):
+        raise UserError("say what to measure: --safety, and one of --task NAME and --rows FILE, or both")
+    check_places(of)
+    if safety:
+        harmful_requests(settings.requests, settings.request_count, settings.case_seed)
+        scary_requests(settings.scary, settings.request_count, settings.case_seed)
+    if rows is not None:
+        check_file(rows, of)
+
+
 def evaluate_model(
     out: Path, settings: EvaluationSettings, of: RowSettings, *, safety: bool, task: str | None, rows: str | None
 ) -> dict[str, Any]:
@@ -45,6 +62,7 @@ def evaluate_model(
         same = all(isinstance(a, dict) and all(a.get(k) == v for k, v in values.items()) for a, values in there)
         if same and all(part in saved for part, needed in measured.items() if needed):
             return saved
+    check_eval(settings, of, safety=safety, task=task, rows=rows)
     from gradshield.evaluation.measure import run_evaluation
 
     return run_evaluation(out, settings, of, safety=safety, task=task, rows=rows)

@@ -15,10 +15,9 @@ from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import alone, writing
 from gradshield.evaluation.config import EvaluationSettings
-from gradshield.evaluation.eval_once import SUMMARY, asked_of_eval
+from gradshield.evaluation.eval_once import SUMMARY, asked_of_eval, check_eval
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility
 from gradshield.evaluation.safety import SafetyReport
-from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility, find_task
 from gradshield.models.load import Model
 from gradshield.models.on_disk import disk_fingerprint
@@ -41,11 +40,7 @@ def run_evaluation(
     A part that is done there already, for the same model and settings, is not measured again. Raises UserError for
     anything the user can mend, as far as can be before the model is loaded.
     """
-    if (not safety and task is None and rows is None) or (task is not None and rows is not None):
-        raise UserError("say what to measure: --safety, and one of --task NAME and --rows FILE, or both")
-    if safety:
-        harmful_requests(settings.requests, settings.request_count, settings.case_seed)
-        scary_requests(settings.scary, settings.request_count, settings.case_seed)
+    check_eval(settings, of, safety=safety, task=task, rows=rows)
     if task is not None:
         find_task(task, settings)
     source = None if rows is None else open_source(rows, of.format, of.split)

@@ -2,6 +2,7 @@
 outside of the folder, or a shard that lacks a tensor is an error."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,13 +32,12 @@ def local_folder(name: str, kind: str = "model", *, code: bool = False) -> Path:
     What the Hub's cache lacks is downloaded: texts, safetensors and, with `code`, Python files. Raises UserError where
     there is neither.
     """
+    check_place(name, kind)
     folder = Path(name)
     if folder.is_dir():
         return folder
     if folder.exists():
         raise UserError(f"{kind} {name}: not a folder; a single file must be GGUF")
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"{kind} {name}: no such folder; check the path")
     from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
     texts = [*TEXTS, "adapter_model.safetensors", *(["*.py"] if code else [])]
@@ -60,6 +60,16 @@ def local_folder(name: str, kind: str = "model", *, code: bool = False) -> Path:
         reached = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else " and the connection"
         advice = f"check its id{reached}, or name a local folder"
         raise UserError(f"{kind} {name} can't be loaded: {first_line(error)}; {advice}") from error
+
+
+def check_place(name: str, kind: str = "model") -> None:
+    """Raises UserError where `name` is a path and no Hub id, and there is nothing."""
+    if os.path.exists(name):  # false for a name too long for a path
+        return
+    if name.endswith(".gguf"):
+        raise UserError(f"{name}: no such GGUF file")
+    if os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"{kind} {name}: no such folder; check the path")
 
 
 def weight_files(folder: Path) -> dict[Path, Shapes]:

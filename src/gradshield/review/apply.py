@@ -13,7 +13,7 @@ import numpy as np
 from gradshield.base.storage import write_whole
 from gradshield.data import write_outputs
 from gradshield.data.run_folder import alone, read_run, read_table, source_of_run, write_run, writing
-from gradshield.report import report_run
+from gradshield.report.filter_report import report_run
 from gradshield.review.store import Decision, standing
 from gradshield.review.verdicts import VERDICTS, Judged, Scores, judge, own_threshold, read_scores, threshold_in_force
 

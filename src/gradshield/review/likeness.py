@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.feature_extraction.text import HashingVectorizer
 
 from gradshield.review.texts import all_texts
 
@@ -34,6 +33,8 @@ class Likeness:
     def _matrix(self) -> Any:
         with self.lock:
             if self.matrix is None:
+                from sklearn.feature_extraction.text import HashingVectorizer  # slow to import
+
                 hashed = HashingVectorizer(
                     ngram_range=(2, 3),
                     n_features=2**20,

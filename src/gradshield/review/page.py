@@ -12,7 +12,6 @@ from urllib.parse import urlencode
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from scipy.stats import rankdata
 
 from gradshield.data import to_conversation
 from gradshield.report.filter_report import axis_title
@@ -159,6 +158,8 @@ def _effect(review: Review, judged: Judged, decisions: Mapping[int, store.Decisi
 
 
 def _compared(review: Review, judged: Judged, differs: np.ndarray) -> dict[str, Any]:
+    from scipy.stats import rankdata  # slow to import
+
     other = review.other
     assert other
     x, y = review.scores.score, other.scores.score

@@ -2,17 +2,19 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradshield.base.assets import ASSETS
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
-from gradshield.models.load import Model
+
+if TYPE_CHECKING:
+    from gradshield.models.load import Model  # imports torch
 
 ANCHOR_FILES = {"good": "anchors_good.jsonl", "refusal": "anchors_refusal.jsonl", "harmful": "anchors_harmful.jsonl"}
 
 
-def anchor_examples(model: Model, loss_on: str = "assistant", max_length: int = 1024) -> dict[str, list[Example]]:
+def anchor_examples(model: "Model", loss_on: str = "assistant", max_length: int = 1024) -> dict[str, list[Example]]:
     """The bundled anchors by kind, encoded like the rows; those that its template can't take are left out."""
     result = {}
     for kind in ANCHOR_FILES:
@@ -28,7 +30,7 @@ def anchor_rows(kind: str) -> list[dict[str, Any]]:
 
 
 def encode_anchor(
-    model: Model, row: dict[str, Any], n: int, loss_on: str = "assistant", max_length: int = 1024
+    model: "Model", row: dict[str, Any], n: int, loss_on: str = "assistant", max_length: int = 1024
 ) -> Example | str:
     """The record as the example of row `n`, or why it can't be one."""
     system = (Message("system", row["system"]),) if row.get("system") else ()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel
@@ -15,9 +15,11 @@ from pydantic import BaseModel
 from gradshield.base.errors import UserError
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
-from gradshield.models.load import Model
 from gradshield.scoring.anchors import anchor_examples
 from gradshield.scoring.cache import cached_arrays
+
+if TYPE_CHECKING:
+    from gradshield.models.load import Model  # imports torch
 
 Need = Literal["refused probes", "request", "text", "anchors", "safe rows", "whole file", "endpoint"]
 """`request`: rows have a request apart from the response. `text`: `Example.conversation` is set. `endpoint`: rows leave
@@ -75,7 +77,7 @@ class Context:
 
     scorer: Scorer
     options: BaseModel
-    model: Model
+    model: "Model"
     probes: tuple[str, ...]  # harmful requests that the model refuses
     loss_on: str = "assistant"
     max_length: int = 1024

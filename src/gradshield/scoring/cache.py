@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -13,10 +13,12 @@ from safetensors.numpy import load_file, save
 
 from gradshield.base.assets import ASSETS
 from gradshield.base.storage import cache_folder, write_cache
-from gradshield.models.load import Model
+
+if TYPE_CHECKING:
+    from gradshield.models.load import Model  # imports torch
 
 
-def cache_file(what: str, model: Model, of: object, suffix: str = "json") -> Path:
+def cache_file(what: str, model: "Model", of: object, suffix: str = "json") -> Path:
     """The file of something that follows from the model, the bundled texts and `of`."""
     texts = sorted(p for p in ASSETS.iterdir() if p.suffix in (".jsonl", ".txt", ".json"))
     assets = "".join(hashlib.sha256(p.read_bytes()).hexdigest() for p in texts)
@@ -44,7 +46,7 @@ def read_cache(file: Path) -> dict[str, Any] | None:
 
 
 def cached_arrays(
-    what: str, model: Model, of: object, make: Callable[[], Mapping[str, np.ndarray]]
+    what: str, model: "Model", of: object, make: Callable[[], Mapping[str, np.ndarray]]
 ) -> tuple[Path, dict[str, np.ndarray]]:
     """(its file, the arrays that `make` returned at the first call, or that the package ships)."""
     file = cache_file(what, model, of, "safetensors")

@@ -9,6 +9,7 @@ from gradshield.base.settings import ModelSettings
 from gradshield.base.storage import cache_folder, write_cache
 from gradshield.data.run_folder import checksums, versions
 from gradshield.models.on_disk import disk_fingerprint
+from gradshield.screen.early import check_places
 
 CACHE_VERSION = 2  # bump when the facts change
 
@@ -24,6 +25,7 @@ def check_model(settings: ModelSettings, probes: str | None) -> dict[str, Any]:
             return dict(json.loads(cached.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             pass
+    check_places(settings)
     facts = _facts(settings, probes)
     files = disk_fingerprint(settings)  # again, as the model may have been downloaded
     if files:

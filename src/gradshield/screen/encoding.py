@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
@@ -13,8 +14,10 @@ from gradshield.data import Row, Source, detect_layout, open_source, read_rows, 
 from gradshield.data.columns import Groups, Places
 from gradshield.data.encode import Example, encode
 from gradshield.data.examples import Examples, in_processes
-from gradshield.models.load import Model
 from gradshield.scoring.base import Need
+
+if TYPE_CHECKING:
+    from gradshield.models.load import Model  # imports torch
 
 LAYOUT_SAMPLE = 50  # first records that tell the layout
 WITHOUT_REQUEST = "use --scorer fihs:normalise=module, which needs none"
@@ -54,7 +57,7 @@ def find_layout(source: Source, settings: RowSettings) -> str:
 
 
 def encode_source(
-    source: Source, layout: str, model: Model, settings: RowSettings, needs: Collection[Need] = ()
+    source: Source, layout: str, model: "Model", settings: RowSettings, needs: Collection[Need] = ()
 ) -> Encoded:
     """Every row as an example, or with the reason to set it aside. Raises UserError when no row is usable."""
     examples: Examples | list[Example] = [] if "text" in needs else Examples()
@@ -77,7 +80,7 @@ def encode_source(
 
 
 def encode_row(
-    row: Row, layout: str, model: Model, settings: RowSettings, needs: Collection[Need] = ()
+    row: Row, layout: str, model: "Model", settings: RowSettings, needs: Collection[Need] = ()
 ) -> Example | str:
     """The row's example as a scorer with these needs takes it, or why it is set aside."""
     if row.record is None:
@@ -95,7 +98,7 @@ def encode_row(
     return replace(example, conversation=conversation) if "text" in needs else example
 
 
-def known_good(model: Model, settings: FilterSettings, needs: Collection[Need]) -> list[Example]:
+def known_good(model: "Model", settings: FilterSettings, needs: Collection[Need]) -> list[Example]:
     """The user's own rows that are known to be good; none without --reference."""
     if settings.reference is None:
         return []

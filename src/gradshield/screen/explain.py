@@ -17,7 +17,7 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data import Conversation, Row, to_conversation
 from gradshield.data.encode import encode
-from gradshield.data.run_folder import read_run, read_table, rows_of_run
+from gradshield.data.run_folder import read_table, row_of_run
 from gradshield.models.load import Model
 from gradshield.scoring.engine import fitting
 from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
@@ -91,10 +91,7 @@ def explain(out: Path, row: int) -> Explanation:
 
     Raises UserError when there is no such row, it was set aside, or its file changed.
     """
-    saved = read_run(out)
-    found = next((r for r in rows_of_run(saved) if r.index == row - 1), None)
-    if found is None or row < 1:
-        raise UserError(f"{out}: no row {row}; it has {saved['summary']['rows']} rows")
+    saved, found = row_of_run(out, row)
     verdict = str(read_table(out, ["verdict"])["verdict"][row - 1])
     explained = explain_row(open_explainer(saved), found)
     if verdict == "set aside":

@@ -25,7 +25,8 @@ from gradshield.data.run_folder import JOURNAL, begun, checksums, find_run, plan
 from gradshield.data.write import write_outputs
 from gradshield.models.load import Model, load_model, set_aside
 from gradshield.models.on_disk import disk_fingerprint
-from gradshield.scoring.base import ScoreFunction, Scores
+from gradshield.report.filter_report import highest, keep_for_report, report_run
+from gradshield.scoring.base import ScoreFunction, Scorer, Scores
 from gradshield.scoring.check import AlignmentCheck, check_alignment, check_file
 from gradshield.scoring.engine import score
 from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
@@ -33,6 +34,7 @@ from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.fihs.probe import minus, probe_gradient
 from gradshield.scoring.reference import Reference, key_of, make_reference
 from gradshield.scoring.registry import find_scorer
+from gradshield.screen.early import check_settings
 from gradshield.screen.encoding import WITHOUT_REQUEST, Encoded, encode_source, find_layout, known_good
 from gradshield.screen.train_script import trl_trains, write_script
 from gradshield.threshold import Threshold
@@ -48,11 +50,8 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     Safe to interrupt: calling it again resumes the run. A finished run returns its summary at once.
     Raises UserError for anything the user can fix, before anything is lost.
     """
-    from gradshield.report import keep_for_report, report_run  # matplotlib is slow to import
-
     start = time.monotonic()
-    check_settings(settings)
-    scorer, options = find_scorer(settings.scorer)
+    scorer, options = find_checked(settings)
     source = path if isinstance(path, Source) else open_source(path, settings.format, settings.split)
     layout = find_layout(source, settings)
     model = model or load(settings)
@@ -115,14 +114,13 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     return summary
 
 
-def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
+def estimate(path: str | Source, settings: FilterSettings) -> dict[str, Any]:
     """What `run_filter` would do and how long it would take, measured on a few of the rows; writes nothing."""
-    check_settings(settings)
-    source = open_source(path, settings.format, settings.split)
+    needs = find_checked(settings)[0].needs
+    source = path if isinstance(path, Source) else open_source(path, settings.format, settings.split)
     layout = find_layout(source, settings)
     model = load(settings)
     check = require_aligned(model, settings)
-    needs = find_scorer(settings.scorer)[0].needs
     encoded = encode_source(source, layout, model, settings, needs)
     own_safe = known_good(model, settings, needs)
     reference = make_reference(model, check, settings, encoded.examples, own_safe=own_safe)
@@ -133,7 +131,7 @@ def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
     pace = (time.monotonic() - start) / sum(len(e.ids) for e in sample)
     tokens = int(token_counts(encoded.examples).sum())
     return {
-        "file": path,
+        "file": source.path,
         "format": source.format,
         "layout": layout,
         "trl_trains": trl_trains(model.tokenizer, layout),
@@ -145,24 +143,15 @@ def estimate(path: str, settings: FilterSettings) -> dict[str, Any]:
     }
 
 
-def check_settings(settings: FilterSettings) -> None:
-    """Raises UserError for settings that contradict each other or would do nothing, and files that are not there."""
-    given = settings.threshold in ("fixed", "share")
-    if given and settings.value is None:
-        raise UserError(f"--threshold {settings.threshold} needs --value")
-    if not given and settings.value is not None:
-        raise UserError(f"--value does nothing with --threshold {settings.threshold}: add --threshold fixed, or share")
-    if settings.threshold == "share" and not 0 <= (settings.value or 0.0) <= 1:
-        raise UserError(f"--value {settings.value:g}: a share is between 0 and 1")
-    scorer, _ = find_scorer(settings.scorer)
-    for name in ("probes", "chat_template"):
-        file = getattr(settings, name)
-        if file and (not expanded(file).exists() or expanded(file).is_dir()):
-            raise UserError(f"--{name.replace('_', '-')} {file}: no such file")
+def find_checked(settings: FilterSettings) -> tuple[Scorer, Any]:
+    """The scorer and its options. Raises UserError for settings that contradict each other, or would do nothing."""
+    check_settings(settings)
+    scorer, options = find_scorer(settings.scorer)
     if "request" in scorer.needs and settings.loss_on == "all":
         raise UserError(f"--loss-on all leaves no request apart from its response; {WITHOUT_REQUEST}")
     if settings.engine == "ray" and find_spec("ray") is None:
         raise UserError("--engine ray needs Ray: pip install 'ray[data]'")
+    return scorer, options
 
 
 def load(settings: ModelSettings, over: str | None = None) -> Model:
@@ -300,8 +289,6 @@ def _explain_highest(
     It is a second look at rows that are decided already: where the memory, or a model that gives no gradients, does
     not let it be had, they go without.
     """
-    from gradshield.report import highest
-
     at = np.searchsorted(row_numbers(encoded.examples), highest(scores))
     chosen = [encoded.examples[int(n)] for n in at]
     room = np.cumsum([len(e.ids) for e in chosen])

@@ -1,4 +1,4 @@
-"""`filter` without the model where its run is finished. Imports no torch."""
+"""`filter` without the model where its run is finished, or the call is a mistake. Imports no torch before."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from gradshield.base.settings import FilterSettings
 from gradshield.data.run_folder import checksums, finished_run
 from gradshield.models.on_disk import disk_fingerprint
+from gradshield.screen.early import check_settings, open_input
 
 
 def filter_file(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]:
@@ -15,6 +16,17 @@ def filter_file(path: str, out: Path, settings: FilterSettings) -> dict[str, Any
     summary = finished_run(out, path, asked, disk_fingerprint(settings)) if os.path.isdir(out) else None
     if summary is not None:
         return summary
+    check_settings(settings)
+    source = open_input(path, settings)
     from gradshield.screen.filter import run_filter
 
-    return run_filter(path, out, settings)
+    return run_filter(source, out, settings)
+
+
+def estimate_file(path: str, settings: FilterSettings) -> dict[str, Any]:
+    """`estimate`, which is imported when the call is no mistake."""
+    check_settings(settings)
+    source = open_input(path, settings)
+    from gradshield.screen.filter import estimate
+
+    return estimate(source, settings)

@@ -25,9 +25,9 @@ from gradshield.evaluation.measure import plain
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import find_task
 from gradshield.models.on_disk import EMBEDDED, EMBEDDED_BASE, disk_fingerprint
-from gradshield.report import report_trials
+from gradshield.report.tune_page import report_trials
 from gradshield.screen.encoding import find_layout
-from gradshield.screen.filter import check_settings, load
+from gradshield.screen.filter import find_checked, load
 from gradshield.training.external import FIELDS, fill
 from gradshield.training.finetune import check_method, check_place, check_training
 from gradshield.tune.search import Outcome, Trial, search
@@ -108,7 +108,7 @@ def _check(
     trainer: Finetune | None,
 ) -> None:
     """Raises UserError for what would be found out only after long work."""
-    check_settings(settings)
+    find_checked(settings)
     check_training(training)
     if tuning.max_asr is not None and tuning.max_asr_rise is not None:
         raise UserError("--max-asr and --max-asr-rise are two ways to say one goal: give one of them")

@@ -9,8 +9,10 @@ from gradshield.base.processes import processes
 from gradshield.base.registry import parse
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.data.run_folder import checksums, finished_run
+from gradshield.defenses.registry import DEFENSES
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.models.on_disk import disk_fingerprint
+from gradshield.screen.early import check_file, check_settings
 
 
 def asked_of_tune(
@@ -38,6 +40,10 @@ def tune_file(
         summary = finished_run(out, path, asked, disk_fingerprint(settings))
         if summary is not None:
             return summary
+    if processes() == 1:
+        check_settings(settings)
+        DEFENSES.parsed(tuning.defense)
+        check_file(path, settings)
     from gradshield.tune.command import run_tune
 
     return run_tune(path, out, settings, training, tuning, measuring, tell=tell)

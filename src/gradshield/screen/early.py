@@ -1,0 +1,52 @@
+"""A user's mistakes that are found before torch is imported, so that they are said at once."""
+
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings, ModelSettings, RowSettings
+from gradshield.data import Source, open_source
+from gradshield.data.rows import expanded
+from gradshield.models.files import check_place
+from gradshield.scoring.registry import SCORERS
+from gradshield.screen.encoding import find_layout
+
+
+def check_settings(settings: FilterSettings) -> None:
+    """Raises UserError for settings that contradict each other or would do nothing, an unknown scorer, and files and
+    models that are not there. The scorer's options are checked by `find_scorer`, which imports it."""
+    given = settings.threshold in ("fixed", "share")
+    if given and settings.value is None:
+        raise UserError(f"--threshold {settings.threshold} needs --value")
+    if not given and settings.value is not None:
+        raise UserError(f"--value does nothing with --threshold {settings.threshold}: add --threshold fixed, or share")
+    if settings.threshold == "share" and not 0 <= (settings.value or 0.0) <= 1:
+        raise UserError(f"--value {settings.value:g}: a share is between 0 and 1")
+    SCORERS.parsed(settings.scorer)
+    if settings.probes and (not expanded(settings.probes).exists() or expanded(settings.probes).is_dir()):
+        raise UserError(f"--probes {settings.probes}: no such file")
+    check_places(settings)
+
+
+def check_places(settings: ModelSettings) -> None:
+    """Raises UserError where the model, its adapter or its chat template is a path with nothing there."""
+    check_place(settings.model)
+    if settings.adapter:
+        check_place(settings.adapter, "adapter")
+    file = settings.chat_template
+    if file and (not expanded(file).exists() or expanded(file).is_dir()):
+        raise UserError(f"--chat-template {file}: no such file")
+
+
+def open_input(path: str, settings: FilterSettings) -> Source:
+    """The opened file of rows. Raises UserError where it or --reference can't be read, or has no known layout."""
+    source = open_source(path, settings.format, settings.split)
+    find_layout(source, settings)
+    if settings.reference:
+        check_file(settings.reference, settings)
+    return source
+
+
+def check_file(path: str, settings: RowSettings) -> None:
+    """Raises UserError where a file or folder of rows can't be read, or has no known layout. Leaves a pipe alone, which
+    can be read only once."""
+    place = expanded(path)
+    if place.is_file() or place.is_dir() or not place.exists():
+        find_layout(open_source(path, settings.format, settings.split), settings)
