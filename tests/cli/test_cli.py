@@ -97,7 +97,9 @@ def test_json_knows_no_infinity(capsys):
     assert capsys.readouterr().out == '{"threshold": null, "score": [1.0, null]}\n'
 
 
-def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model_is_loaded(monkeypatch, capsys):
+def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model_is_loaded(monkeypatch, capsys, tmp_path):
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"prompt": "a", "completion": "b"}\n')
     assert run(monkeypatch, capsys, "--version")[0] == 0
     for flags, words in (
         (["--value", "3"], "--value does nothing with --threshold anchored"),
@@ -106,7 +108,7 @@ def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model
         (["--scorer", "fihs:normalise=maybe"], "normalise=maybe: input should be 'none', 'cosine' or 'module'"),
         (["--probes", "nope"], "--probes nope: no such file"),
     ):
-        code, said = run(monkeypatch, capsys, "filter", "x.jsonl", *flags)
+        code, said = run(monkeypatch, capsys, "filter", str(good), *flags)
         assert code == 2 and words in said
 
 
@@ -121,6 +123,8 @@ def test_ctrl_c_says_what_is_saved_and_how_to_resume(monkeypatch, capsys, tmp_pa
             append_line(tmp_path / "scores.partial", {"batch": 0, "of": 2})
             raise KeyboardInterrupt
 
+    (tmp_path / "a b.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gradshield.screen.filter.run_filter", stopped)
     code, said = run(monkeypatch, capsys, "filter", "a b.jsonl", "-o", str(tmp_path))
     assert code == 130 and said.count("\n") == 1

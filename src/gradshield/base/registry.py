@@ -53,7 +53,10 @@ class Registry(Generic[T]):
     def find(self, text: str) -> tuple[T, Any]:
         """The thing and its options for NAME[:key=value,…]. Raises UserError naming what is wrong."""
         name, given = self.parsed(text)
-        thing: T = self.registered.get(name) or getattr(import_module(self._homes()[name]), self.constant)
+        if name in self.registered:
+            thing = self.registered[name]
+        else:
+            thing = getattr(import_module(self._homes()[name]), self.constant)
         return thing, make_options(thing.options, given, f"--{self.kind} {name}")
 
     def parsed(self, text: str) -> tuple[str, dict[str, str]]:
