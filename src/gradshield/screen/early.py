@@ -45,8 +45,8 @@ def open_input(path: str, settings: FilterSettings) -> Source:
 
 
 def check_file(path: str, settings: RowSettings) -> None:
-    """Raises UserError where a file or folder of rows can't be read, or has no known layout. Leaves a pipe alone, which
-    can be read only once."""
+    """Raises UserError where a file or folder of rows can't be read, or has no known layout. Leaves stdin and pipes
+    alone, which can be read only once."""
     place = expanded(path)
-    if place.is_file() or place.is_dir() or not place.exists():
+    if path != "-" and (place.is_file() or place.is_dir() or not place.exists()):
         find_layout(open_source(path, settings.format, settings.split), settings)
