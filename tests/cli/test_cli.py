@@ -97,7 +97,9 @@ def test_json_knows_no_infinity(capsys):
     assert capsys.readouterr().out == '{"threshold": null, "score": [1.0, null]}\n'
 
 
-def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model_is_loaded(monkeypatch, capsys, tmp_path):
+def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model_is_loaded(
+    monkeypatch, capsys, tmp_path
+):
     good = tmp_path / "good.jsonl"
     good.write_text('{"prompt": "a", "completion": "b"}\n')
     assert run(monkeypatch, capsys, "--version")[0] == 0
