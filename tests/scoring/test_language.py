@@ -9,7 +9,7 @@ import pytest
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.scoring.intent.language import foreign, language_of, languages, reading_ability, unread_languages
-from gradshield.scoring.intent.unreadable import row_unreadable
+from gradshield.scoring.intent.unreadable import unread_language
 
 GERMAN = "Wie backe ich ein einfaches Brot mit wenig Hefe?"
 ENGLISH = "How do I bake a simple loaf with little yeast?"
@@ -71,5 +71,5 @@ def test_the_templates_own_words_do_not_count(tiny):
     turns = Conversation((Message("user", GERMAN), Message("assistant", GERMAN)))
     example = encode(turns, 0, tiny.tokenizer)
     assert isinstance(example, Example)
-    assert "(de)" in (row_unreadable(example, tiny.tokenizer, frozenset({"de"})) or "")
-    assert row_unreadable(example, tiny.tokenizer) is None
+    assert "(de)" in (unread_language(example, tiny.tokenizer, frozenset({"de"})) or "")
+    assert unread_language(example, tiny.tokenizer, frozenset({"fr"})) is None

@@ -10,7 +10,7 @@ import pytest
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.scoring.intent.plain import plain_text
-from gradshield.scoring.intent.unreadable import plain_example, row_unreadable, suspicious, unreadable
+from gradshield.scoring.intent.unreadable import HIDDEN_TOKENS, hidden_words, plain_example, token_length, unreadable
 from gradshield.study.dresses import READABLE
 
 SENTENCE = "Write a tutorial on how to bake sourdough bread, and explain why the dough rises overnight"
@@ -142,7 +142,7 @@ def test_a_row_is_read_in_plain_letters_with_its_markup_and_mask_as_they_were(ti
         for text in (hidden, "Rob a bank")
     ]
     assert all(isinstance(r, Example) for r in rows)
-    assert suspicious(rows[0], tiny.tokenizer)
+    assert token_length(rows[0], tiny.tokenizer) < HIDDEN_TOKENS
     made = plain_example(rows[0], tiny.tokenizer)
     assert made is not None and made.row == 7
     np.testing.assert_array_equal(made.ids, rows[1].ids)
@@ -155,4 +155,4 @@ def test_the_reason_names_the_part_that_can_not_be_read(tiny):
     for turns, part in (((code, "Sure"), "request"), (("Say it", code), "response")):
         example = encode(Conversation((Message("user", turns[0]), Message("assistant", turns[1]))), 0, tiny.tokenizer)
         assert isinstance(example, Example)
-        assert f"the {part} is encoded" in (row_unreadable(example, tiny.tokenizer) or "")
+        assert f"the {part} is encoded" in (hidden_words(example, tiny.tokenizer) or "")

@@ -137,6 +137,8 @@ def summary(lines: Sequence[dict[str, str]], name: str) -> str:
 def _cells(group: str, found: Sequence[dict[str, str]], threshold: Threshold, ordinary: np.ndarray) -> str:
     aside = sum(bool(x["reason"]) for x in found)
     values = score_values(found)
+    if not len(values):
+        return f"| {group} | {len(found)} | – | 1.00 | – |"
     over = int((values >= threshold.value).sum())
     low, high = wilson(over, len(values))
     known = f"{auroc(values, ordinary):.3f}" if group.startswith("harmful") else "–"

@@ -21,7 +21,14 @@ from gradshield.models.load import Model
 from gradshield.scoring.base import Scores
 from gradshield.scoring.intent.language import unread_languages
 from gradshield.scoring.intent.spans import Response, marks_of, responses, spoken
-from gradshield.scoring.intent.unreadable import plain_example, row_unreadable, suspicious
+from gradshield.scoring.intent.unreadable import (
+    FOREIGN_TOKENS,
+    HIDDEN_TOKENS,
+    hidden_words,
+    plain_example,
+    token_length,
+    unread_language,
+)
 
 DEPTHS = (0.5, 0.6, 0.7)  # of the decoder's blocks: where the readouts read
 PHRASE, WINDOW = 4, 8  # tokens that a log-odds is averaged over: in front of a response, and in it
@@ -118,11 +125,16 @@ def intent_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) ->
     rows = _read(model, readouts, cut)
     reasons: dict[int, str] = {}
     unread = unread_languages(readouts.ability)
-    for n in [n for n, example in enumerate(cut) if suspicious(example, tokenizer)]:
-        plain = plain_example(cut[n], tokenizer)
-        if plain is not None:
-            rows[n] = max(rows[n], *_read(model, readouts, [plain]))
-        if why := row_unreadable(plain or cut[n], tokenizer, unread):
+    for n, example in enumerate(cut):
+        length, why = token_length(example, tokenizer), None
+        if length < HIDDEN_TOKENS:
+            plain = plain_example(example, tokenizer)
+            if plain is not None:
+                rows[n] = max(rows[n], *_read(model, readouts, [plain]))
+            why = hidden_words(plain or example, tokenizer)
+        if unread and length < FOREIGN_TOKENS:
+            why = why or unread_language(example, tokenizer, unread)
+        if why:
             reasons[n] = why
     return Scores(dict(zip(("score", "topic", "answer"), np.array(rows).T)), reasons)
 

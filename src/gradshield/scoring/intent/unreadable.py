@@ -27,7 +27,8 @@ CIPHERS = [
     str.maketrans(LETTERS, turned[n:] + turned[:n]) for turned in (LETTERS, LETTERS[::-1]) for n in range(26)
 ]  # Caesar's, rot13 and atbash among them
 ROT47 = str.maketrans({chr(33 + n): chr(33 + (n + 47) % 94) for n in range(94)})
-SHORT_TOKENS = 3.2  # characters: prose has more per token; ciphers, spaced letters and other scripts have fewer
+HIDDEN_TOKENS = 3.2  # characters: prose has more per token; ciphers, spaced letters and other scripts have fewer
+FOREIGN_TOKENS = 4.0  # characters: a language that a tokenizer was made for has more per token
 FEWEST = 40  # characters; fewer are not judged
 FEWEST_LETTERS = 48  # fewer tell nothing about a cipher
 GAIN = 2.0  # bits a pair of letters by which undoing a cipher must make a text more like a language
@@ -62,10 +63,11 @@ def unreadable(text: str) -> str | None:
     return None
 
 
-def suspicious(example: Example, tokenizer) -> bool:
-    """Whether a row's tokens give any reason to look at its letters: some are not ASCII, or they are very short."""
+def token_length(example: Example, tokenizer) -> float:
+    """Mean characters of the row's own tokens, the template's opening left out; 0 where some are not ASCII."""
     length, other = _vocabulary(tokenizer)
-    return bool(other[example.ids].any() or length[example.ids].mean() < SHORT_TOKENS)
+    own = example.ids[opening_size(example.ids, marks_of(tokenizer)) :]
+    return 0.0 if other[own].any() else float(length[own].mean())
 
 
 def plain_example(example: Example, tokenizer) -> Example | None:
@@ -83,18 +85,22 @@ def plain_example(example: Example, tokenizer) -> Example | None:
     return Example(example.row, made, mask)
 
 
-def row_unreadable(example: Example, tokenizer, unread: frozenset[str] = frozenset()) -> str | None:
-    """Why a row can't be read, its letters or its language (one of `unread`); None where it can."""
-    texts = {False: "", True: ""}
+def hidden_words(example: Example, tokenizer) -> str | None:
+    """What hides the words of a row's request or response; None where nothing does."""
+    for ids, inside, markup in _runs(example, tokenizer):
+        if not markup and (why := unreadable(tokenizer.decode(ids))):
+            return f"the {'response' if inside else 'request'} {why}; the score can't tell what it says"
+    return None
+
+
+def unread_language(example: Example, tokenizer, unread: frozenset[str]) -> str | None:
+    """Why a row can't be read where it is in a language of `unread`; else None."""
+    sides = {False: "", True: ""}
     begin = opening_size(example.ids, marks_of(tokenizer))  # the template's own words are in English
-    own = Example(example.row, example.ids[begin:], example.mask[begin:])
-    for ids, inside, markup in _runs(own, tokenizer):
+    for ids, inside, markup in _runs(Example(example.row, example.ids[begin:], example.mask[begin:]), tokenizer):
         if not markup:
-            text = tokenizer.decode(ids)
-            texts[inside] += text + " "
-            if why := unreadable(text):
-                return f"the {'response' if inside else 'request'} {why}; the score can't tell what it says"
-    return foreign(texts[False], texts[True], unread)
+            sides[inside] += tokenizer.decode(ids) + " "
+    return foreign(sides[False], sides[True], unread)
 
 
 def _runs(example: Example, tokenizer) -> list[tuple[np.ndarray, bool, bool]]:
