@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_encode import BLUE, CHAIR, CHATML, HAT, TABLE, talk, tokenizer_for
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from gradshield.base.errors import UserError
 from gradshield.data import Conversation
 from gradshield.data import tokens as tokens_module
 from gradshield.data.encode import encode
@@ -107,3 +108,12 @@ def test_few_tokens_in_too_many_characters_set_the_row_aside(monkeypatch):
     blank = trained(models.BPE(), trainers.BpeTrainer(show_progress=False), normalizer=normalizers.Replace(" ", ""))
     with pytest.raises(TooLong, match="hold fewer than 32 tokens"):
         tokenize(blank, " " * 100_000, 32)
+
+
+def test_a_regex_that_panics_on_a_text_is_a_users_error():
+    backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa)+$"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", name_or_path="mine")
+    assert len(tokenize(tokenizer, "b")[0]) == 1
+    with pytest.raises(UserError, match=r"^the tokenizer mine fails on a text of 61 characters: .*check the regex"):
+        tokenize(tokenizer, "a" * 60 + "b")

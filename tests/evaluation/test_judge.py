@@ -16,6 +16,7 @@ import pytest
 import torch
 from classifiers import save_classifier
 from conftest import tiny_net, tiny_tokenizer
+from safetensors.torch import load_file, save_file
 
 from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
@@ -277,3 +278,27 @@ def test_a_real_server_grades_with_the_embedded_model(tmp_path):
     finally:
         served.terminate()
         served.wait(30)
+
+
+@pytest.mark.parametrize("what", ["missing", "left over", "not finite", "pickle"])
+def test_a_classifier_with_weights_that_are_not_all_there_finite_and_safetensors_grades_nothing(tmp_path, what):
+    folder = Path(save_classifier(tmp_path / "judge", ["safe", "unsafe"]))
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    if what == "missing":
+        del weights["classifier.weight"]
+    elif what == "left over":
+        weights["bert.encoder.layer.2.output.dense.weight"] = torch.zeros(32, 64)
+    elif what == "not finite":
+        weights["classifier.bias"][0] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    if what == "pickle":
+        file.write_bytes(b"\x80\x04.")
+    words = {
+        "missing": "its files lack classifier.weight",
+        "left over": "its files hold bert.encoder.layer.2",
+        "not finite": "classifier.bias holds NaN or infinity",
+        "pickle": "a pickle",
+    }
+    with pytest.raises(UserError, match=f"^--judge .*{words[what]}"):
+        make_judge(EvaluationSettings(judge=str(folder))).grade(REQUESTS, ANSWERS)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from gradshield.base.errors import UserError, first_line
+
 _PER_TOKEN = 32  # characters: a prefix of so many per token that is kept mostly holds enough of them
 _MARGIN = 64  # tokens at the end of a prefix that what follows it may change
 _LONGEST = 1 << 22  # characters that may be needed for the tokens that are kept
@@ -31,6 +33,14 @@ def tokenize(tokenizer, text: str, limit: int | None = None, special: bool = Fal
 
 
 def _whole(tokenizer, text: str, special: bool) -> tuple[np.ndarray, np.ndarray]:
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    try:
+        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    except BaseException as error:  # a panic in tokenizers, as of a regex that runs out of steps, is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} fails on a text of {len(text)} characters: {first_line(error)}; "
+            "check the regex in its tokenizer.json"
+        ) from None
     offsets = encoded["offset_mapping"] if tokenizer.is_fast else np.zeros((len(encoded["input_ids"]), 2))
     return np.array(encoded["input_ids"], dtype=np.int32), np.array(offsets, dtype=np.int64).reshape(-1, 2)

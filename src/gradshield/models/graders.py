@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from gradshield.base.errors import UserError
+from gradshield.base.errors import UserError, first_line
 from gradshield.base.progress import progress
+from gradshield.models.files import local_folder, weight_files
 from gradshield.models.generate import continue_ids, text_of
 from gradshield.models.load import load_model
-from gradshield.models.network import quiet_loading
+from gradshield.models.network import check_complete, check_config, check_finite, quiet_loading
 
 Grade = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 """(requests, answers) → a grade from 1 to 5 for each, None where the grader said none."""
@@ -59,11 +60,22 @@ def _classifier(name: str, flag: str, title: str) -> Grade:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
+        folder = local_folder(str(Path(name).expanduser()) if Path(name).expanduser().exists() else name)
+        check_config(name, folder)
+        weight_files(folder)  # safetensors by content
         with quiet_loading():
-            net: Any = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True).eval()
-            tokenizer: Any = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{flag}: can't be loaded ({' '.join(str(error).split())[:160]})") from None
+            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        net, info = loaded
+        check_complete(name, net, info)
+        check_finite(f"model {name}", net)
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from None
+    except Exception as error:  # what a file says can make any of transformers' lines fail
+        raise UserError(f"{flag}: can't be loaded ({first_line(error, 160)})") from None
+    net.eval()
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -70,7 +70,7 @@ def load_net(
         raise
     except Exception as error:  # what a file says can make any of transformers' lines fail
         raise UserError(_why(f"model {name}", error)) from error
-    _check_complete(name, net, info)
+    check_complete(name, net, info)
     for module in net.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):  # of bitsandbytes, whose quick way has no gradient
             module.support_avx512bf16_for_cpu = False
@@ -136,9 +136,7 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
 
     trust = source.get("trust_remote_code", False)
     if "gguf_file" not in source:
-        content = read_json(Path(source["pretrained_model_name_or_path"]) / "config.json")
-        if content.get("transformers_weights"):
-            raise UserError(f"model {name}: its config.json names a file of weights (transformers_weights); remove it")
+        check_config(name, Path(source["pretrained_model_name_or_path"]))
     config = AutoConfig.from_pretrained(**{"trust_remote_code": False, **source})
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if isinstance(layers, int) and layers > len(shapes):
@@ -158,7 +156,13 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
         )
 
 
-def _check_complete(name: str, net: Any, info: dict[str, Any]) -> None:
+def check_config(name: str, folder: Path) -> None:
+    """Raises UserError for a config that names a file of weights, which need not be safetensors."""
+    if read_json(folder / "config.json").get("transformers_weights"):
+        raise UserError(f"model {name}: its config.json names a file of weights (transformers_weights); remove it")
+
+
+def check_complete(name: str, net: Any, info: dict[str, Any]) -> None:
     """Raises UserError for tensors that transformers made up, would not take or dropped."""
     if wrong := sorted(info["mismatched_keys"]):
         key, found, wanted = wrong[0]
