@@ -25,7 +25,7 @@ from benchmarks.rows import mixed
 from gradshield.base.assets import ASSETS
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
-from gradshield.scoring.engine import batches
+from gradshield.models.batching import batches
 from gradshield.scoring.fihs.contraction import contract, directions
 from gradshield.scoring.fihs.probe import ProbeGradient, probe_gradient
 from gradshield.scoring.intent import reading as intent_score

@@ -23,8 +23,8 @@ from benchmarks.models import open_model
 from benchmarks.plan import measured
 from benchmarks.rows import mixed, tokens_of
 from gradshield.data.encode import Example
+from gradshield.models.batching import batches
 from gradshield.models.load import EMBEDDED, Model, embedded_gguf
-from gradshield.scoring.engine import batches
 from gradshield.study.kinds import data_folder
 
 WEIGHTS = ("F32", "Q8_0", "Q4_1")

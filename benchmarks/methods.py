@@ -20,11 +20,11 @@ from torch import Tensor
 from gradshield.base.assets import ASSETS
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
-from gradshield.models.batching import pad
+from gradshield.models.batching import batches, pad
 from gradshield.models.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.models.load import Model
 from gradshield.scoring.base import ScoreFunction, Scores
-from gradshield.scoring.engine import batches, score
+from gradshield.scoring.engine import score
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.probe import ProbeGradient, SafetyScore, margin, paper_tokens, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer

@@ -21,7 +21,7 @@ from gradshield.data.encode import Example
 from gradshield.study.kinds import data_folder, load
 
 OURS = ("paper", "module")
-TIMED = "memory of timed batches"  # those of the default --batch-tokens; "memory" is at as many tokens as LoRA's step
+TIMED = "memory of timed batches"  # those that are timed; "memory" is at as many tokens as LoRA's step
 SHORT_TIME = 20.0  # seconds; what takes less is measured three times
 SHORT = 16  # tokens of a row where rows are counted
 

@@ -175,7 +175,7 @@ TAIL = f"""## How it is measured
   on a GPU, of the allocator. It holds the probe's gradient, whatever its form. Methods that batch by tokens get as many
   at once as a LoRA step has, eight of the longest rows (kronfluence its four). On a CPU a part of every figure is holes
   that the C library keeps between tensors. The times are of batches of
-  2,048 tokens, the default of `--batch-tokens` (of 8,192 on a GPU).
+  2,048 tokens (of 8,192 on a GPU).
 - **Agreement**: with per-example autograd, row by row, over the same rows; errors as a share of the largest score. The
   normalised score is an estimate, whose error [the levers](results/README.md#levers-llamacpp) have. In
   bfloat16 every way to the score differs from autograd by the rounding of activations and gradients.

@@ -68,6 +68,32 @@ def test_a_wrong_file_is_said_in_one_line(resolved, tmp_path, text, words):
     assert code == 2 and words in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(("flag", "words"), [("--max-asr-rise", "--max-asr +0.07"), ("--at-once", "--batch-tokens")])
+def test_a_removed_flag_says_what_replaced_it(resolved, tmp_path, flag, words):
+    code, said = resolved("tune", "x.jsonl", flag, "0.1")
+    assert code == 2 and flag in said and words in said and said.count("\n") == 1
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"{flag.strip('-')}: 0.1\n")
+    code, said = resolved("tune", "x.jsonl", "--config", str(config))
+    assert code == 2 and words in said and said.count("\n") == 1
+
+
+def test_a_relative_goal_stays_relative_in_a_file(resolved, tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text("max_asr: +0.07\nmin_utility: -2.5\nepochs: 2\n")
+    found = resolved("tune", "x.jsonl", "--config", str(config))
+    assert (found["max_asr"], found["min_utility"], found["epochs"]) == ("+0.07", "-2.5", 2)
+    assert resolved("tune", "x.jsonl", "--min-utility", "base-0.1", "--max-asr", ".2")["min_utility"] == "base-0.1"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--max-asr", "5"), ("--max-asr", "-0.1"), ("--min-utility", "low"), ("--min-utility", "nan")]
+)
+def test_a_goal_that_is_none_is_refused(resolved, flag, value):
+    code, said = resolved("tune", "x.jsonl", flag, value)
+    assert code == 2 and f"{flag} {value}" in said and "say a" in said and said.count("\n") == 1
+
+
 def test_an_unknown_preset_is_refused(resolved):
     code, said = resolved("filter", "x.jsonl", "--preset", "papr")
     assert code == 2 and "there is paper" in said

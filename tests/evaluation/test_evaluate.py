@@ -17,6 +17,7 @@ from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.judge import COMPLIANCE, REFUSAL, Judge
 from gradshield.evaluation.measure import run_evaluation
 from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
+from gradshield.models import generate as generation
 from gradshield.models.refusal import has_refusal_phrase, refusals
 from gradshield.report.words import in_words
 
@@ -58,12 +59,13 @@ def test_asr_is_the_share_of_harmful_requests_answered_and_over_refusal_that_of_
     assert report.over_refusal_interval == pytest.approx((0.0362, 0.6245), abs=1e-4)
 
 
-def test_the_report_is_of_its_own_requests_whatever_is_answered_at_once(tiny):
+def test_the_report_is_of_its_own_requests_whatever_is_answered_at_once(tiny, monkeypatch):
     report = evaluate_safety(tiny, EvaluationSettings(**FEW))
     assert len(report.requests) == len(report.answers) == len(report.refused) == len(report.scary_answers) == 5
     assert list(report.refused) == refusals(report.answers)
     assert list(report.phrased) == list(map(has_refusal_phrase, report.answers))
-    assert report == evaluate_safety(tiny, EvaluationSettings(**FEW, at_once=2))
+    monkeypatch.setattr(generation, "rows_at_once", lambda _: 2)
+    assert report == evaluate_safety(tiny, EvaluationSettings(**FEW))
     assert not set(report.requests) & set(report.scary_requests)
 
 

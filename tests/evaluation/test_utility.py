@@ -24,6 +24,7 @@ from gradshield.evaluation.tasks import (
     topic,
 )
 from gradshield.evaluation.utility import evaluate_utility, held_out_loss
+from gradshield.models import generate as generation
 from gradshield.study.kinds import kinds
 
 PUBLIC = {
@@ -168,12 +169,13 @@ def test_a_wrong_line_of_a_task_file_is_named(tmp_path, line, words):
         make_task(str(file), 9)
 
 
-def test_a_task_is_the_mean_of_its_cases_the_same_every_time(tiny, tmp_path):
+def test_a_task_is_the_mean_of_its_cases_the_same_every_time(tiny, tmp_path, monkeypatch):
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"Say {n}", "answer": str(n)}) + "\n" for n in range(20)))
     settings = EvaluationSettings(cases=6, metric="rouge1")
     report = evaluate_utility(tiny, str(file), settings)
-    assert report == evaluate_utility(tiny, str(file), settings.model_copy(update={"at_once": 4}))
+    monkeypatch.setattr(generation, "rows_at_once", lambda _: 4)
+    assert report == evaluate_utility(tiny, str(file), settings)
     assert report.n == 6 and report.metric == "ROUGE-1 F1" and len(report.answers) == len(report.prompts) == 6
     other = evaluate_utility(tiny, str(file), settings.model_copy(update={"case_seed": 1}))
     assert other.prompts != report.prompts
@@ -195,8 +197,8 @@ def test_held_out_loss_is_the_fine_tuning_loss_turned_round(tiny):
     for e in examples:
         labels = torch.from_numpy(np.where(e.mask, e.ids, -100)).long()
         expected.append(-float(tiny.net(input_ids=torch.from_numpy(e.ids).long()[None], labels=labels[None]).loss))
-    for batch in (1, 3, 32):
-        report = held_out_loss(tiny, examples, batch)
+    for tokens in (1, 100, 10_000):
+        report = held_out_loss(tiny, examples, tokens)
         assert report.scores == pytest.approx(expected, abs=1e-5)
     assert report.value == pytest.approx(np.mean(expected)) and report.n == 7
     assert report.error == pytest.approx(np.std(expected, ddof=1) / 7**0.5)

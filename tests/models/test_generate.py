@@ -8,11 +8,11 @@ from conftest import freeze, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.cache_utils import DynamicLayer
 
-from gradshield.base.errors import UserError
+from gradshield.base.errors import UserError, out_of_memory
 from gradshield.data.encode import encode_request
 from gradshield.evaluation.safety import attack_success
 from gradshield.models import generate as module
-from gradshield.models.generate import generate, out_of_memory, text_of
+from gradshield.models.generate import generate, text_of
 from gradshield.models.refusal import has_refusal_phrase
 
 REQUESTS = [

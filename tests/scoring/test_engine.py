@@ -6,7 +6,8 @@ from conftest import random_examples
 
 from gradshield.base.errors import UserError
 from gradshield.data.encode import Example
-from gradshield.scoring.engine import batches, fitting, score
+from gradshield.models.batching import batches
+from gradshield.scoring.engine import fitting, score
 
 
 def scorer(batch):
@@ -52,6 +53,24 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
     again = score(examples, dying, batch_tokens=64, journal=journal)["score"]
     assert calls + 1000 == len(batches(examples, 64)) - 3
     np.testing.assert_array_equal(again, expected)
+
+
+def test_a_resume_has_the_batches_it_began_with_whatever_the_device_would_take_now(tmp_path):
+    examples, journal, sizes = random_examples(40, 100), tmp_path / "journal", []
+
+    def dying(batch):
+        if len(sizes) == 4:
+            raise KeyboardInterrupt
+        sizes.append(len(batch))
+        return scorer(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        score(examples, dying, batch_tokens=64, journal=journal)
+    done = list(sizes)
+    sizes[:] = [0] * 5
+    again = score(examples, dying, batch_tokens=1000, journal=journal)["score"]
+    assert done + sizes[5:] == [len(batch) for batch in batches(examples, 64)]
+    np.testing.assert_array_equal(again, score(examples, scorer, batch_tokens=64)["score"])
 
 
 def test_a_journal_of_other_rows_is_refused(tmp_path):

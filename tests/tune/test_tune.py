@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("refusing")
 TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-3)
 MEASURING = EvaluationSettings(request_count=4, max_new_tokens=4, scary="none", cases=8)
 EASY = {"min_utility": -1e9, "max_asr": 0.5}
-RELATIVE = {"min_utility": None, "max_asr": None}
+RELATIVE = {"min_utility": "base-1e3", "max_asr": "+0.1"}
 
 
 def answer_with(monkeypatch, *asrs: float) -> list[float]:
@@ -45,9 +45,11 @@ def answer_with(monkeypatch, *asrs: float) -> list[float]:
     return said
 
 
-def tune(train, out, folder, *, trainer=None, measuring=MEASURING, **more):
+def tune(train, out, folder, *, trainer=None, measuring=MEASURING, batch_tokens=None, **more):
     tuning = TuneSettings(**{**EASY, **more})
-    settings = FilterSettings(model=folder, threshold="share", value=0.25, scorer="fihs:probes=2")
+    settings = FilterSettings(
+        model=folder, batch_tokens=batch_tokens, threshold="share", value=0.25, scorer="fihs:probes=2"
+    )
     return run_tune(str(train), out, settings, TRAINING, tuning, measuring, trainer=trainer)
 
 
@@ -323,7 +325,7 @@ def test_what_safety_was_measured_at_is_in_every_trial_the_card_and_the_summary(
         "evaluate_safety",
         lambda *_: replace(report, over_refusal=0.5, over_refusal_interval=(0.2, 0.8), scary_requests=asked),
     )
-    summary = tune(train, tmp_path / "run", tiny_folder, **RELATIVE, utility_drop=1e3, max_asr_rise=0.1)
+    summary = tune(train, tmp_path / "run", tiny_folder, **RELATIVE)
     assert summary["goal"]["max_asr"] == 0.35 and summary["goal"]["min_utility"] == summary["base"]["utility"] - 1e3
     for of in (summary, summary["base"], summary["trials"][-1]):
         assert (of["safety"]["hs"], of["safety"]["over_refusal"]) == (3.0, 0.5)

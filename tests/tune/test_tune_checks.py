@@ -77,8 +77,6 @@ def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(trai
         ({"measuring": MEASURING.model_copy(update={"requests": "advbenhc"})}, "advbenhc"),
         ({"measuring": MEASURING.model_copy(update={"scary": "no.txt"})}, r"no\.txt"),
         ({"measuring": MEASURING.model_copy(update={"requests": str(half)})}, r"half\.jsonl:1: lone surrogate"),
-        ({"max_asr_rise": 0.1}, "--max-asr and --max-asr-rise"),
-        ({"utility_drop": 0.1}, "--min-utility and --utility-drop"),
     ):
         with pytest.raises(UserError, match=words):
             tune(train, tmp_path / "run", "no model", **more)

@@ -71,8 +71,7 @@ def test_killed_between_a_training_and_its_line_nothing_is_trained_again(
     if not moved:
         (trial / "model").rename(trial / "training")
     monkeypatch.setattr(defended, "finetune", None)
-    measuring = MEASURING.model_copy(update={"at_once": 3})  # how it is computed may change
-    again = tune(train, tmp_path / "run", tiny_folder, measuring=measuring)
+    again = tune(train, tmp_path / "run", tiny_folder, batch_tokens=60)  # how it is computed may change
     assert again["accepted"] == whole["accepted"] == 1 and again["cost"]["steps"] == whole["cost"]["steps"] > 0
 
 
@@ -134,7 +133,7 @@ def test_a_trainer_may_be_mended_until_it_has_trained(tiny_folder, train, tmp_pa
 def test_a_stream_is_read_once_and_goals_are_not_missed_by_rounding(tiny_folder, train, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(train.read_bytes())))
     answer_with(monkeypatch, 0.06, 0.07)  # .06 + .01 is .06999…
-    summary = tune("-", tmp_path / "run", tiny_folder, max_asr=None, max_asr_rise=0.01)
+    summary = tune("-", tmp_path / "run", tiny_folder, max_asr="+0.01")
     assert summary["accepted"] == 1 and summary["rows"] == len(lines_of(train))
 
 

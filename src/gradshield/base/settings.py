@@ -1,8 +1,9 @@
 """Settings, declared once: the commands' flags and run.yaml follow from them. Imports no torch."""
 
+from math import isfinite, nan
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ModelSettings(BaseModel):
@@ -23,6 +24,10 @@ class ModelSettings(BaseModel):
         default=None, description="file with a chat template to use instead of the tokenizer's"
     )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+    # How a run is computed is no part of what it is: fields with exclude=True are not saved and may change on a resume.
+    batch_tokens: int | None = Field(
+        default=None, ge=1, exclude=True, description="tokens of a batch, padding included (default: by the device)"
+    )
 
 
 class RowSettings(ModelSettings):
@@ -61,9 +66,7 @@ class FilterSettings(RowSettings):
     reference: str | None = Field(
         default=None, description="file of known-good rows that sharpen the anchored threshold"
     )
-    batch_tokens: int = Field(default=2048, ge=1, description="tokens of a batch, padding included")
     force: bool = Field(default=False, description="go on with a model that is not aligned")
-    # How a run is computed is no part of what it is: these are not saved, and may change from one call to the next.
     engine: Literal["local", "ray"] = Field(
         default="local",
         exclude=True,
@@ -88,7 +91,7 @@ class FinetuneSettings(BaseModel):
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps spent warming up")
     epochs: float = Field(default=3, gt=0, description="passes over the rows")
     batch: int = Field(default=8, ge=1, description="effective batch size in rows")
-    micro_batch: int | None = Field(  # how a run is computed is no part of what it is, so not saved
+    micro_batch: int | None = Field(
         default=None, ge=1, exclude=True, description="rows a device takes at once (default: the whole batch)"
     )
     seed: int = Field(default=0, ge=0, description="seed of the adapter's start and of the order of rows")
@@ -106,17 +109,15 @@ class TuneSettings(BaseModel):
     task: str = Field(
         default="held-out", description="utility: held-out (loss on rows left out), or a task's name or file"
     )
-    max_asr: float | None = Field(
-        default=None, ge=0, le=1, description="attack success rate that is let pass (default: 0.05)"
+    max_asr: str = Field(
+        default="0.05",
+        coerce_numbers_to_str=True,
+        description="highest attack success rate: 0.05, or +0.07 over the base model's",
     )
-    max_asr_rise: float | None = Field(
-        default=None, ge=0, le=1, description="instead: how far it may rise over the base model's"
-    )
-    min_utility: float | None = Field(
-        default=None, allow_inf_nan=False, description="utility asked for (default: the base model's)"
-    )
-    utility_drop: float | None = Field(
-        default=None, ge=0, allow_inf_nan=False, description="instead: how far it may lie below the base model's"
+    min_utility: str = Field(
+        default="base",
+        coerce_numbers_to_str=True,
+        description="lowest utility: a figure, or relative to the base model's: base, base-0.02",
     )
     start: Literal["auto", "paper", "screen"] = Field(
         default="auto",
@@ -134,3 +135,34 @@ class TuneSettings(BaseModel):
     trainer_config: str | None = Field(
         default=None, description="file with the same fields, filled in and given to the command as {config}"
     )
+
+    @field_validator("max_asr")
+    @classmethod
+    def _is_share(cls, text: str) -> str:
+        if not 0 <= _number(text) <= 1:
+            raise ValueError("say a share from 0 to 1, such as 0.05, or +0.07 for that much over the base model's")
+        return text
+
+    @field_validator("min_utility")
+    @classmethod
+    def _is_utility(cls, text: str) -> str:
+        if not isfinite(_number(text.removeprefix("base") or "0")):
+            raise ValueError("say a number, base, or base-0.02 for that much below the base model's")
+        return text
+
+    def highest_asr(self, base: float) -> float:
+        """The attack success rate that is accepted where the base model has `base`."""
+        return base + float(self.max_asr) if self.max_asr.startswith("+") else float(self.max_asr)
+
+    def lowest_utility(self, base: float) -> float:
+        """The utility that is accepted where the base model has `base`."""
+        relative = self.min_utility.startswith("base")
+        return base + float(self.min_utility[4:] or 0) if relative else float(self.min_utility)
+
+
+def _number(text: str) -> float:
+    """The number that the text says; NaN where it says none."""
+    try:
+        return float(text)
+    except ValueError:
+        return nan

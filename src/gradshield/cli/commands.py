@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from gradshield.base.errors import UserError
 from gradshield.base.processes import is_first, processes
 from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
-from gradshield.cli.flags import flags_of, settings_of
+from gradshield.cli.flags import REPLACED, flags_of, settings_of
 from gradshield.cli.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
 from gradshield.evaluation.config import EvaluationSettings
 
@@ -321,6 +321,8 @@ def main() -> None:
         message, code = str(error), 2
     except _USAGE_ERROR as error:  # what typer would draw a box around; without arguments, the help
         message, code = error.format_message(), 2
+        if new := REPLACED.get(str(getattr(error, "option_name", "")).strip("-").replace("-", "_")):
+            message = f"{error.option_name}: no longer there; use {new}"  # pyright: ignore[reportAttributeAccessIssue]
         if len(sys.argv) < 2:
             sys.exit(message)
     except _Stopped as stop:

@@ -16,8 +16,13 @@ from gradshield.evaluation.config import EvaluationSettings
 
 S = TypeVar("S", bound=BaseModel)
 TOP = {"model", "scorer", "threshold", "defense", "task", "max_asr"}  # shown first in --help
-HIDDEN = {"batch_tokens", "micro_batch", "at_once", "alpha", "lora_dropout", "warmup", "schedule", "step", "literal"}
+HIDDEN = {"batch_tokens", "micro_batch", "alpha", "lora_dropout", "warmup", "schedule", "step", "literal"}
 HIDDEN |= {"judge_tokens", "case_seed", "metric", "split"}  # set in --config; as flags, not in --help
+REPLACED = {
+    "max_asr_rise": "--max-asr +0.07",
+    "utility_drop": "--min-utility base-0.02",
+    "at_once": "--batch-tokens, or nothing: it is chosen by the device",
+}
 PANELS = {
     ModelSettings: "Model",
     RowSettings: "Rows",
@@ -68,7 +73,8 @@ def settings_of(context: typer.Context, *kinds: type[S], flags: dict[str, Any]) 
         raise UserError(f"--preset {preset}: no such preset; there is {', '.join(PRESETS)}")
     written = _read(config) if config else {}
     if unknown := sorted(written.keys() - fields):
-        raise UserError(f"{config}: unknown setting {unknown[0]!r}; it may have {', '.join(sorted(fields))}")
+        may = f"use {REPLACED[unknown[0]]}" if unknown[0] in REPLACED else f"it may have {', '.join(sorted(fields))}"
+        raise UserError(f"{config}: unknown setting {unknown[0]!r}; {may}")
     values = {**(PRESETS[preset] if preset else {}), **written, **given}
     return [_make(kind, values, given, config) for kind in kinds]
 
@@ -85,12 +91,18 @@ def _make(kind: type[S], values: dict[str, Any], given: dict[str, Any], config: 
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(config.read_text(encoding="utf-8"))
+        found = yaml.load(config.read_text(encoding="utf-8"), _KeepsPlus)  # a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config {config}: can't be read ({' '.join(str(error).split())[:150]})") from None
     if not isinstance(found, dict):
         raise UserError(f"--config {config}: not a YAML mapping of settings, such as `threshold: a1`")
     return {str(name).replace("-", "_"): value for name, value in found.items()}
+
+
+class _KeepsPlus(yaml.SafeLoader):
+    """YAML where +0.07 stays text: its sign says that it is relative."""
+
+    yaml_implicit_resolvers = {k: v for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items() if k != "+"}  # noqa: RUF012
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

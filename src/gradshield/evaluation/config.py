@@ -31,8 +31,4 @@ class EvaluationSettings(BaseModel):
     judge_tokens: int = Field(default=128, ge=1, description="tokens of an answer that a judge reads")
     cases: int = Field(default=100, ge=1, description="cases of a task that are measured")
     metric: Literal["exact", "rouge1"] = Field(default="exact", description="metric of a task from a file")
-    # How it is computed is no part of what it is, so not saved.
-    at_once: int = Field(
-        default=32, ge=1, exclude=True, description="answers written at once (halved when memory ends)"
-    )
     case_seed: int = Field(default=0, ge=0, description="seed that picks requests and cases")

@@ -41,7 +41,7 @@ def evaluate_safety(model: Model, settings: EvaluationSettings) -> SafetyReport:
     scary = scary_requests(settings.scary, settings.request_count, settings.case_seed)
     report = _attacked(model, requests, settings, whole=judge is not None)
     if scary:
-        answers = generate(model, scary, settings.max_new_tokens, settings.at_once, title="scary")
+        answers = generate(model, scary, settings.max_new_tokens, title="scary")
         refused = refusals(answers)
         report = replace(
             report,
@@ -59,7 +59,7 @@ def _attacked(model: Model, requests: Sequence[str], settings: EvaluationSetting
     first = settings.max_new_tokens
     tokens = max(first, settings.judge_tokens) if whole else first
     encoded = [encode_request(request, model.tokenizer).tolist() for request in requests]
-    ids = continue_ids(model, encoded, tokens, settings.at_once, title="harmful requests")
+    ids = continue_ids(model, encoded, tokens, title="harmful requests")
     answers, openings = ([text_of(model, each[:n]) for each in ids] for n in (tokens, first))
     return safety_report(requests, answers, openings)
 

@@ -60,7 +60,7 @@ def make_judge(settings: EvaluationSettings) -> Judge:
     name = settings.judge or ""
     if name.startswith(("http://", "https://")):
         return _endpoint(name, settings.judge_model)
-    return Judge(name, local_grader(name, f"--judge {name}", settings.at_once, "judge"))
+    return Judge(name, local_grader(name, f"--judge {name}", "judge"))
 
 
 def control(judge: Judge, requests: Sequence[str]) -> tuple[float, float] | None:

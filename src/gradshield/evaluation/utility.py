@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from math import isfinite, sqrt
 from pathlib import Path
 from statistics import stdev
@@ -19,8 +20,8 @@ from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.safety import wilson
 from gradshield.evaluation.sources import choose
 from gradshield.evaluation.tasks import TASKS, Task, make_task
-from gradshield.models.batching import pad
-from gradshield.models.generate import generate, smaller
+from gradshield.models.batching import batches, halving, pad
+from gradshield.models.generate import TOO_LARGE, generate, rows_at_once
 from gradshield.models.hooks import logits_at
 from gradshield.models.load import Model, free_memory
 from gradshield.models.network import quiet_loading
@@ -52,9 +53,9 @@ def evaluate_utility(model: Model, task: str | Sequence[Example], settings: Eval
     Greedy, on `settings.cases` cases that the seed picks. Raises UserError for a task that is not known or to be had.
     """
     if not isinstance(task, str):
-        return held_out_loss(model, choose(task, settings.cases, settings.case_seed), settings.at_once)
+        return held_out_loss(model, choose(task, settings.cases, settings.case_seed))
     known = find_task(task, settings)
-    return _answered(model, known, settings.at_once) if known else _lm_eval(model, _bare(task), settings)
+    return _answered(model, known) if known else _lm_eval(model, _bare(task), settings)
 
 
 def find_task(name: str, settings: EvaluationSettings) -> Task | None:
@@ -97,9 +98,9 @@ def _listed(manager: Any) -> Any:
         return manager()  # reads thousands of files
 
 
-def _answered(model: Model, task: Task, batch: int) -> UtilityReport:
+def _answered(model: Model, task: Task) -> UtilityReport:
     prompts = [case.prompt for case in task.cases]
-    answers = generate(model, prompts, task.max_new_tokens, batch, stop=task.stop, title=task.name)
+    answers = generate(model, prompts, task.max_new_tokens, stop=task.stop, title=task.name)
     scores = [task.score(answer, case.references) for answer, case in zip(answers, task.cases)]
     references = tuple(case.references for case in task.cases)
     texts = (tuple(prompts), references, tuple(answers))
@@ -107,41 +108,34 @@ def _answered(model: Model, task: Task, batch: int) -> UtilityReport:
 
 
 @torch.no_grad()
-def held_out_loss(model: Model, examples: Sequence[Example], batch: int = 32) -> UtilityReport:
+def held_out_loss(model: Model, examples: Sequence[Example], tokens: int | None = None) -> UtilityReport:
     """The negative of the fine-tuning loss on rows that were not trained on: mean next-token cross-entropy over each
-    row's response tokens, then over rows. Raises UserError without rows, Diverged for a loss that is not finite."""
+    row's response tokens, then over rows, in batches of so many `tokens` (default: by the device). Raises UserError
+    without rows, Diverged for a loss that is not finite."""
     if not examples:
         raise UserError("no held-out row to measure the loss on")
-    order = sorted(range(len(examples)), key=lambda n: len(examples[n].ids))
     scores = [0.0] * len(examples)
-    start = 0
-    with progress("held-out loss", 0, len(order)) as advance:
-        while start < len(order):
-            chunk = order[start : start + batch]
-            losses = _losses(model, [examples[n] for n in chunk])
-            if losses is None:
-                batch = smaller(len(chunk), f"a row of {len(examples[chunk[-1]].ids)} tokens")
-                continue
-            for n, loss in zip(chunk, losses):
+    parts = halving(
+        lambda batch: _losses(model, batch),
+        lambda e: len(e.ids),
+        lambda e: f"out of memory: a row of {len(e.ids)} tokens {TOO_LARGE}",
+    )
+    with progress("held-out loss", 0, len(examples)) as advance:
+        for batch in batches(examples, tokens or model.batch_tokens):
+            for n, loss in zip(batch, chain.from_iterable(parts([examples[n] for n in batch]))):
                 scores[n] = -loss
-            start += len(chunk)
-            advance(0, len(chunk))
+            advance(0, len(batch))
     if not all(map(isfinite, scores)):
         raise Diverged(f"{model.name}: its loss on held-out rows is not finite, so it is broken")
     return UtilityReport("held-out rows", HELD_OUT_LOSS, *_mean(scores), len(scores), tuple(scores))
 
 
-def _losses(model: Model, batch: Sequence[Example]) -> list[float] | None:
-    """Mean loss of each example; None where they do not fit into memory together."""
-    try:
-        ids, rows, positions, targets, weights = pad(batch, model.device)
-        logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
-        loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
-        return torch.zeros(len(batch)).index_add_(0, rows.cpu(), loss.cpu() * weights).tolist()
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        return None
+def _losses(model: Model, batch: Sequence[Example]) -> list[float]:
+    """Mean loss of each example."""
+    ids, rows, positions, targets, weights = pad(batch, model.device)
+    logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
+    loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
+    return torch.zeros(len(batch)).index_add_(0, rows.cpu(), loss.cpu() * weights).tolist()
 
 
 def _mean(scores: Sequence[float]) -> tuple[float, float, tuple[float, float]]:
@@ -161,7 +155,7 @@ def _lm_eval(model: Model, name: str, settings: EvaluationSettings) -> UtilityRe
     manager = _lm_eval_tasks(name)
     wrap: Any = HFLM
     evaluate: Any = simple_evaluate  # its decorator hides its parameters
-    at_once = settings.at_once
+    at_once = rows_at_once(model)
     while True:
         with quiet_loading():
             wrapped = wrap(pretrained=model.net, tokenizer=model.tokenizer, batch_size=at_once)

@@ -5,38 +5,47 @@ are finished, they are taken out of it, out of the key-value cache as well, and 
 batch begin with is read once. So a batch of refusals costs little more than reading what is new in the requests.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from gradshield.base.errors import UserError, out_of_memory
 from gradshield.base.progress import progress
 from gradshield.data.encode import encode_request
+from gradshield.models.batching import halving
 from gradshield.models.load import Model
 
 Stop = Callable[[str], bool]
 """True when nothing that may follow this beginning of an answer matters any more."""
+
+TOO_LARGE = "does not fit even alone; use a smaller model or --quantize"
 
 
 def generate(
     model: Model,
     requests: Sequence[str],
     max_new_tokens: int = 32,
-    batch: int = 32,
+    batch: int | None = None,
     *,
     stop: Stop | None = None,
     title: str = "",
 ) -> list[str]:
-    """Greedy answers, in the order of the requests, cut where `stop` first held. `title` shows a progress line.
+    """Greedy answers, in the order of the requests, cut where `stop` first held. `title` shows a progress line, and
+    `batch` is the rows at once (default: by the device).
 
     Out of memory, it goes on with half as many rows at once; raises UserError when a single row does not fit.
     """
     encoded = [encode_request(request, model.tokenizer).tolist() for request in requests]
     return [text_of(model, ids) for ids in continue_ids(model, encoded, max_new_tokens, batch, stop=stop, title=title)]
+
+
+def rows_at_once(model: Model) -> int:
+    """Rows of a batch of answers. Each step reads every weight, whatever the number of rows: so many pay, also where
+    few tokens at a time are best for a single pass."""
+    return max(32, model.batch_tokens // 64)
 
 
 def text_of(model: Model, ids: Sequence[int]) -> str:
@@ -49,7 +58,7 @@ def continue_ids(
     model: Model,
     encoded: Sequence[list[int]],
     max_new_tokens: int,
-    batch: int = 32,
+    batch: int | None = None,
     *,
     stop: Stop | None = None,
     title: str = "",
@@ -57,35 +66,19 @@ def continue_ids(
     """As `generate`, but from token ids to token ids, without the end-of-answer token."""
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers: list[list[int]] = [[] for _ in encoded]
-    start = 0
+    batch = batch or rows_at_once(model)
+    parts = halving(
+        lambda chunk: _answer([encoded[i] for i in chunk], model, max_new_tokens, stop),
+        lambda i: len(encoded[i]) + max_new_tokens,
+        lambda i: f"out of memory: a request of {len(encoded[i])} tokens with {max_new_tokens} to follow {TOO_LARGE}",
+    )
     with progress(title, 0, len(order)) if title else nullcontext(lambda *_: None) as advance:
-        while start < len(order):
+        for start in range(0, len(order), batch):
             chunk = order[start : start + batch]
-            try:
-                found = _answer([encoded[i] for i in chunk], model, max_new_tokens, stop)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                found = None
-            if found is None:  # outside of except, whose traceback keeps the tensors alive
-                longest = len(encoded[chunk[-1]])
-                batch = smaller(len(chunk), f"a request of {longest} tokens with {max_new_tokens} to follow")
-                continue
-            for i, ids in zip(chunk, found):
+            for i, ids in zip(chunk, chain.from_iterable(parts(chunk))):
                 answers[i] = ids
-            start += len(chunk)
             advance(0, len(chunk))
     return answers
-
-
-def smaller(rows: int, what: str) -> int:
-    """Half of the rows that did not fit into memory, said in a warning. Raises UserError when it was one alone."""
-    if rows == 1:
-        raise UserError(f"out of memory: {what} does not fit even alone; use a smaller model or --quantize")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    logging.getLogger("gradshield").warning("out of memory: going on with %d rows at once", rows // 2)
-    return rows // 2
 
 
 def _answer(encoded: Sequence[list[int]], model: Model, max_new_tokens: int, stop: Stop | None) -> list[list[int]]:

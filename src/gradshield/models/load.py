@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from gradshield.models.experts import Expert, experts_of
 from gradshield.models.files import Shapes, local_folder, text_files, weight_files
 from gradshield.models.fingerprint import fingerprint_of
 from gradshield.models.gguf import gguf_header, is_gguf
+from gradshield.models.memory import automatic_tokens, keep_memory
 from gradshield.models.network import load_net
 from gradshield.models.on_disk import ADAPTER, EMBEDDED, EMBEDDED_BASE, embedded_gguf
 from gradshield.models.tokenizer import check_fits, load_tokenizer
@@ -36,6 +37,7 @@ class Model:
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     fingerprint: str  # changes when weights, their configs, the tokenizer or its chat template do
     adapters: tuple[str, ...] = ()  # laid over the model of that name, the uppermost last
+    batch_tokens: int = 2048  # tokens of a batch, padding included, that suit its device
 
     @property
     def base(self) -> str:
@@ -151,12 +153,14 @@ def load_model(
     dtype: str | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
+    batch_tokens: int | None = None,
 ) -> Model:
     """The model called `name`: "embedded", a Hub id, a local folder, a `.gguf` file, or a PEFT adapter's folder.
 
     `adapter` is a PEFT adapter laid over it, or several, one over the other (merged, unless the weights are quantised);
     `quantize` is "4bit" or "8bit" (bitsandbytes); `device` a torch device or "auto" for accelerate's device map;
-    `dtype` a torch dtype's name (default: float32 on a CPU, else the checkpoint's own, and bfloat16 for your GGUF).
+    `dtype` a torch dtype's name (default: float32 on a CPU, else the checkpoint's own, and bfloat16 for your GGUF);
+    `batch_tokens` the size of a batch (default: by the device).
     Raises UserError for a model that is not there, has no safetensors, or does not fit, an adapter that is not one, or
     several over quantised weights.
     """
@@ -185,7 +189,10 @@ def load_model(
     net.eval()
     net.requires_grad_(False)
     check_fits(name, tokenizer, net)
-    return Model(name, net, tokenizer, fingerprint_of(files, quantize, net, tokenizer), named)
+    model = Model(name, net, tokenizer, fingerprint_of(files, quantize, net, tokenizer), named)
+    if model.device.type == "cpu":
+        keep_memory()
+    return replace(model, batch_tokens=batch_tokens or automatic_tokens(net, model.device))
 
 
 def _through_adapters(name: str, code: bool) -> tuple[str, list[str]]:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gradshield.base.progress import progress
 from gradshield.data.encode import Example
+from gradshield.models.batching import batches
 from gradshield.models.experts import Expert
 from gradshield.models.hooks import gradients_from
 from gradshield.models.load import Model
-from gradshield.scoring.engine import batches
 from gradshield.scoring.fihs.descent import no_gradient
 from gradshield.scoring.fihs.probe import Factors, ProbeGradient, lora_inputs
 from gradshield.scoring.states import losses

@@ -6,18 +6,17 @@ run ends with the same bytes.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from gradshield.base.errors import UserError, out_of_memory
+from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.base.storage import append_line, read_lines
 from gradshield.data.encode import Example
 from gradshield.data.examples import token_counts
+from gradshield.models.batching import by_length, halving
 from gradshield.scoring.base import ScoreFunction, Scores
 
 Batch = tuple[int, list[Example]]
@@ -42,8 +41,12 @@ def score(
     """
     place, unique = _first_of_equals(examples)
     lengths = token_counts(examples)
+    entries = read_lines(journal) if journal else []
+    batch_tokens = entries[0].get("tokens", batch_tokens) if entries else batch_tokens  # a resume has the same batches
     todo = [unique[batch] for batch in by_length(lengths[unique], batch_tokens)]
-    done = _read_journal(journal, len(todo))
+    if any(entry.get("of") != len(todo) for entry in entries):
+        raise UserError(f"{journal}: belongs to other rows; choose another folder")
+    done = {entry["batch"]: from_json(entry) for entry in entries}
     table: dict[str, np.ndarray] = {}
     reasons: dict[int, str] = {}
 
@@ -61,7 +64,7 @@ def score(
     with progress(title, tokens, len(unique), int(lengths[before].sum()), len(before)) as advance:
         for number, scores in (engine or local(scorer))(pending):
             take(number, scores)
-            _append(journal, number, len(todo), scores)
+            _append(journal, {"batch": number, "of": len(todo), "tokens": batch_tokens, **as_json(scores)})
             advance(int(lengths[todo[number]].sum()), len(todo[number]))
     for values in table.values():
         values[list(reasons)] = np.nan
@@ -88,50 +91,29 @@ def local(scorer: ScoreFunction) -> Engine:
     return lambda batches: ((number, whole(batch)) for number, batch in batches)
 
 
-def batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
-    """Indices of examples of like length, longest first, so that rows × longest stays within `tokens` (padding
-    included) wherever one row does."""
-    return [batch.tolist() for batch in by_length(token_counts(examples), tokens)]
-
-
-def by_length(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """What `batches` does, from the examples' lengths alone."""
-    order = np.argsort(-lengths, kind="stable")
-    result, start = [], 0
-    while start < len(order):
-        stop = start + max(1, tokens // max(1, int(lengths[order[start]])))
-        result.append(order[start:stop])
-        start = stop
-    return result
-
-
 def fitting(scorer: ScoreFunction) -> Callable[[Sequence[Example]], Scores]:
-    """The scorer, for batches of any size: one too large for the memory is halved until it fits, and what did not fit
-    once is not tried again."""
-    room = inf  # tokens, padding included
+    """The scorer, for batches of any size (`halving`)."""
+
+    def one(batch: Sequence[Example]) -> Scores:
+        found = scorer(batch)
+        return found if isinstance(found, Scores) else Scores(found)
+
+    parts = halving(
+        one,
+        lambda e: len(e.ids),
+        lambda e: f"row {e.row + 1} ({len(e.ids)} tokens) does not fit into memory: lower --max-length",
+    )
 
     def scored(batch: Sequence[Example]) -> Scores:
-        nonlocal room
-        size = len(batch) * max(len(e.ids) for e in batch)
-        if len(batch) == 1 or size < room:
-            try:
-                found = scorer(batch)
-                return found if isinstance(found, Scores) else Scores(found)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    row, tokens = batch[0].row + 1, len(batch[0].ids)
-                    raise UserError(
-                        f"row {row} ({tokens} tokens) does not fit into memory: lower --max-length"
-                    ) from error
-            room = min(room, size)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        middle = len(batch) // 2
-        one, other = scored(batch[:middle]), scored(batch[middle:])
-        columns = {name: np.concatenate([one[name], other[name]]) for name in one.columns}
-        return Scores(columns, {**one.reasons, **{middle + n: reason for n, reason in other.reasons.items()}})
+        first, *rest = parts(batch)
+        if not rest:
+            return first
+        columns = {name: np.concatenate([part[name] for part in (first, *rest)]) for name in first.columns}
+        reasons, start = dict(first.reasons), 0
+        for before, part in zip((first, *rest), rest):
+            start += len(next(iter(before.columns.values())))
+            reasons |= {start + n: reason for n, reason in part.reasons.items()}
+        return Scores(columns, reasons)
 
     return scored
 
@@ -155,18 +137,10 @@ def from_json(entry: Mapping[str, Any]) -> Scores:
     return Scores(columns, {int(n): reason for n, reason in entry.get("reasons", {}).items()})
 
 
-def _read_journal(journal: Path | None, total: int) -> dict[int, Scores]:
-    """Finished batches by number."""
-    entries = read_lines(journal) if journal else []
-    if any(entry.get("of") != total for entry in entries):
-        raise UserError(f"{journal}: belongs to other rows or another --batch-tokens; choose another folder")
-    return {entry["batch"]: from_json(entry) for entry in entries}
-
-
-def _append(journal: Path | None, number: int, total: int, scores: Scores) -> None:
+def _append(journal: Path | None, entry: Mapping[str, Any]) -> None:
     if journal is None:
         return
     try:
-        append_line(journal, {"batch": number, "of": total, **as_json(scores)})
+        append_line(journal, entry)
     except OSError as error:
         raise UserError(f"{journal}: can't be written ({error.strerror}); free some space and run it again") from error

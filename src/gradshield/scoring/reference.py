@@ -53,7 +53,7 @@ def make_reference(
         tuple(usable),
         settings.loss_on,
         settings.max_length,
-        settings.batch_tokens,
+        model.batch_tokens,
         rows,
         rows_key or (key_of(rows or ()) if "whole file" in scorer.needs else ""),
         own_safe,

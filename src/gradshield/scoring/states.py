@@ -9,10 +9,10 @@ from torch import Tensor
 
 from gradshield.base.progress import progress
 from gradshield.data.encode import Example
-from gradshield.models.batching import pad
+from gradshield.models.batching import batches, pad
 from gradshield.models.hooks import hidden_at, logits_at
 from gradshield.models.load import Model
-from gradshield.scoring.engine import batches, fitting
+from gradshield.scoring.engine import fitting
 
 Place = Literal["last", "prompt", "response"]
 """The row's last token, the last token in front of its first response, or the mean over its response tokens."""

@@ -72,13 +72,13 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
 
         build = partial(build_scorer, _anywhere(settings, model), model.fingerprint, rows_key)
         engine = ray_engine(build, {*reference.files, check_file(model, settings.probes)}, settings.workers)
-    good = good_scores(reference, own_safe, settings)
+    good = good_scores(reference, own_safe, settings, model.batch_tokens)
     find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
     with begun(out, plan):
         journal = out / JOURNAL
         rows = seen_of(encoded.examples, reference)
         with set_aside(model) if engine else nullcontext():  # an actor may need its GPU
-            scores = score(rows, reference.scorer, batch_tokens=settings.batch_tokens, journal=journal, engine=engine)
+            scores = score(rows, reference.scorer, batch_tokens=model.batch_tokens, journal=journal, engine=engine)
         leave_out_unscored(encoded, scores)
         threshold = find_threshold(scores["score"], good, reference, settings)
         by_row = {name: _spread(values, encoded) for name, values in scores.columns.items()}
@@ -127,7 +127,7 @@ def estimate(path: str | Source, settings: FilterSettings) -> dict[str, Any]:
     step = max(1, len(encoded.examples) // 16)
     sample = encoded.examples[::step][:16]
     start = time.monotonic()
-    score(reference.seen(sample), reference.scorer, batch_tokens=settings.batch_tokens, title="trying")
+    score(reference.seen(sample), reference.scorer, batch_tokens=model.batch_tokens, title="trying")
     pace = (time.monotonic() - start) / sum(len(e.ids) for e in sample)
     tokens = int(token_counts(encoded.examples).sum())
     return {
@@ -164,6 +164,7 @@ def load(settings: ModelSettings, over: str | None = None) -> Model:
         dtype=settings.dtype,
         chat_template=settings.chat_template,
         trust_remote_code=settings.trust_remote_code,
+        batch_tokens=settings.batch_tokens,
     )
 
 
@@ -224,7 +225,9 @@ def leave_out_unscored(encoded: Encoded, scores: Scores) -> None:
     encoded.reasons.update({encoded.examples[n].row: reason for n, reason in why.items()})
 
 
-def good_scores(reference: Reference, own_safe: Sequence[Example], settings: FilterSettings) -> np.ndarray:
+def good_scores(
+    reference: Reference, own_safe: Sequence[Example], settings: FilterSettings, batch_tokens: int
+) -> np.ndarray:
     """Scores of rows known to be good: the anchors that answer or refuse, and the user's own, if there are any."""
     if settings.threshold != "anchored":
         return np.empty(0)
@@ -232,7 +235,7 @@ def good_scores(reference: Reference, own_safe: Sequence[Example], settings: Fil
     if not own_safe:
         return good
     known = reference.seen(own_safe)
-    own = score(known, reference.scorer, batch_tokens=settings.batch_tokens, title="known-good rows")
+    own = score(known, reference.scorer, batch_tokens=batch_tokens, title="known-good rows")
     return np.concatenate([good, np.delete(own["score"], list(own.reasons))])
 
 
@@ -292,7 +295,7 @@ def _explain_highest(
     at = np.searchsorted(row_numbers(encoded.examples), highest(scores))
     chosen = [encoded.examples[int(n)] for n in at]
     room = np.cumsum([len(e.ids) for e in chosen])
-    chosen = chosen[: max(1, int((room <= settings.batch_tokens).sum()))]
+    chosen = chosen[: max(1, int((room <= model.batch_tokens).sum()))]
     found: dict[int, Shares] = {}
     try:
         probes = check.refused_probes()

@@ -98,7 +98,7 @@ def _cell(model: str, keys: dict[str, Any], requests: int, cases: int) -> dict:
         file = Path(folder) / "train.jsonl"
         file.write_text("".join(_line(c, source) for c, source in mixed), encoding="utf-8")
         start = "paper" if keys["defense"] == "paper" else "auto"
-        goals = TuneSettings(task=task, max_asr_rise=ASR_RISE, utility_drop=0.0, searches=keys["searches"], start=start)
+        goals = TuneSettings(task=task, max_asr=f"+{ASR_RISE}", searches=keys["searches"], start=start)
         summary = run_tune(str(file), Path(folder) / "run", settings, training, goals, measuring)
         verdicts = defaultdict(int)
         if summary["accepted"]:

@@ -92,7 +92,7 @@ def _may_change(out: Path, tuning: TuneSettings) -> set[str]:
     line names its judge, so that may be another from one to the next."""
     free = {"judge", "judge_model"}
     if not (out / TRIALS).exists():
-        free |= {"max_asr", "max_asr_rise", "min_utility", "utility_drop"}
+        free |= {"max_asr", "min_utility"}
     if not any((out / "trials").glob("*/figures.json")):  # nothing is trained
         free |= {"trainer_command", "trainer_config", str(tuning.trainer_config)}  # the last: the file, by its bytes
     if not (out / "base.json").exists():
@@ -110,10 +110,6 @@ def _check(
     """Raises UserError for what would be found out only after long work."""
     find_checked(settings)
     check_training(training)
-    if tuning.max_asr is not None and tuning.max_asr_rise is not None:
-        raise UserError("--max-asr and --max-asr-rise are two ways to say one goal: give one of them")
-    if tuning.min_utility is not None and tuning.utility_drop is not None:
-        raise UserError("--min-utility and --utility-drop are two ways to say one goal: give one of them")
     defense, _ = find_defense(tuning.defense)
     if (trainer or tuning.trainer_command) and (defense.hooks is not no_hooks or defense.prompt is not no_prompt):
         raise UserError(f"--defense {defense.name} changes the training itself, so a trainer of your own can't use it")

@@ -44,7 +44,6 @@ from gradshield.tune.card import card
 from gradshield.tune.search import Outcome, Trial, leaves_nothing
 
 HELD_OUT, HELD_OUT_ROWS = "held-out", 50
-MAX_ASR = 0.05  # let pass where the settings say nothing
 ROUNDING = 1e-9  # of a share and what may be added to it or taken off
 TRAINED = 5.0  # forward passes that a token costs which is trained on once (docs/performance.md)
 Finetune = Callable[[Sequence[Example], Path], Mapping[str, float] | str | Path | None]
@@ -195,18 +194,15 @@ class Trials:
             with writing(self.out):
                 write_text(file, json.dumps(plain(figures)))
         base = read_json(file, Base)
-        drop = tuning.utility_drop or 0.0
-        asked = base["utility"] - drop if tuning.min_utility is None else tuning.min_utility
-        return Goal(base, self._allowed(base["asr"]), asked)
+        return Goal(base, self._allowed(base["asr"]), tuning.lowest_utility(base["utility"]))
 
     def _allowed(self, base: float) -> float:
         """The attack success rate that is let pass. Raises UserError where the base model's is over it."""
-        rise, most = self.tuning.max_asr_rise, self.tuning.max_asr
-        allowed = base + rise if rise is not None else MAX_ASR if most is None else most
+        allowed = self.tuning.highest_asr(base)
         if base > allowed:
             raise UserError(
                 f"{self.model.name}: attack success rate {base:.3f} before any fine-tuning, over the "
-                f"{allowed:g} asked for: use a better aligned model, a higher --max-asr, or --max-asr-rise"
+                f"{allowed:g} asked for: use a better aligned model, a higher --max-asr, or one relative to it (+0.07)"
             )
         return allowed
 

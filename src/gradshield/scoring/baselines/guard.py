@@ -26,14 +26,13 @@ class GuardOptions(NoOptions):
     """Which guard."""
 
     model: str = Field(default="", description="folder or Hub id of a sequence classifier or a chat guard (needed)")
-    at_once: int = Field(default=16, ge=1, description="rows that a chat guard reads at once")
 
 
 def prepare(context: Context, options: GuardOptions) -> Prepared:
     """Finds the guard, which is loaded at the first row. Raises UserError where none is named or it is none."""
     if not options.model:
         raise UserError("--scorer guard: which guard? --scorer guard:model=FOLDER_OR_HUB_ID")
-    grade = local_grader(options.model, f"--scorer guard:model={options.model}", options.at_once)
+    grade = local_grader(options.model, f"--scorer guard:model={options.model}")
 
     def score(batch: Sequence[Example]) -> Scores:
         pairs = [(n, pair) for n, example in enumerate(batch) for pair in exchanges(example)]

@@ -17,8 +17,9 @@ from pydantic import Field
 
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
+from gradshield.models.batching import batches
 from gradshield.scoring.base import Context, Prepared, Scorer
-from gradshield.scoring.engine import batches, fitting
+from gradshield.scoring.engine import fitting
 from gradshield.scoring.states import layer_of, states_at
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.data.encode import Example
-from gradshield.models.batching import pad
+from gradshield.models.batching import batches, pad
 from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
-from gradshield.scoring.engine import batches, fitting
+from gradshield.scoring.engine import fitting
 from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.language import reading_ability
 from gradshield.scoring.intent.reading import (

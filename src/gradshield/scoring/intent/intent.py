@@ -9,6 +9,8 @@ from gradshield.scoring.intent.corpus import ROWS, fitting_texts
 from gradshield.scoring.intent.fit import fit_readouts
 from gradshield.scoring.intent.reading import Readouts, intent_scores, seen
 
+FIT_TOKENS = 2048  # of a batch, whatever the device: another size would move the readouts by its rounding
+
 
 def prepare(context: Context, options: NoOptions) -> Prepared:
     """Fits the two readouts on the bundled texts; cached per model."""
@@ -24,7 +26,7 @@ def prepare(context: Context, options: NoOptions) -> Prepared:
 
 def _fit(context: Context) -> Mapping[str, np.ndarray]:
     texts = fitting_texts(context.model, context.probes)
-    readouts, anchors = fit_readouts(context.model, texts, context.batch_tokens)
+    readouts, anchors = fit_readouts(context.model, texts, FIT_TOKENS)
     return {
         "layers": np.array(readouts.layers),
         "weight": readouts.weight,

@@ -1,0 +1,51 @@
+"""The tokens of a batch follow from the device, and memory of one batch is kept for the next."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gradshield.models.load import load_model
+from gradshield.models.memory import CPU_TOKENS, MAX_TOKENS, automatic_tokens
+
+KEPT = """
+import resource, torch
+from gradshield.models.memory import keep_memory
+keep_memory()
+def fill():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(25_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(fill(), fill())
+"""
+
+
+def test_a_model_on_a_cpu_has_the_batch_of_a_cpu_unless_told(tiny_folder):
+    assert load_model(tiny_folder, device="cpu").batch_tokens == CPU_TOKENS
+    assert load_model(tiny_folder, device="cpu", batch_tokens=77).batch_tokens == 77
+
+
+@pytest.mark.parametrize(
+    ("gib", "hidden", "layers", "weights", "tokens"),
+    [
+        (140, 4096, 32, 15, 125 * 64),  # 8 MiB a token
+        (24, 4096, 32, 15, 9 * 64),
+        (140, 1536, 28, 3, MAX_TOKENS),
+        (4, 4096, 32, 15, CPU_TOKENS),  # weights spread over other devices
+    ],
+)
+def test_a_gpus_batch_follows_from_its_memory(tiny, monkeypatch, gib, hidden, layers, weights, tokens):
+    total = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: total)
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=hidden, num_hidden_layers=layers))
+    net = SimpleNamespace(config=config, dtype=torch.bfloat16, get_memory_footprint=lambda: weights * 2**30)
+    assert automatic_tokens(net, torch.device("cuda")) == tokens
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_kept_for_the_next_batch():
+    ran = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    first, second = map(int, ran.stdout.split())
+    assert first > 10_000 and second < first / 100
