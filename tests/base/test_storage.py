@@ -2,11 +2,22 @@
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from gradshield.base.errors import UserError
-from gradshield.base.storage import append_line, read_json, read_lines, read_yaml, refuse_links, write_text, write_yaml
+from gradshield.base.storage import (
+    append_line,
+    exclusive_lock,
+    read_json,
+    read_lines,
+    read_yaml,
+    refuse_links,
+    write_text,
+    write_yaml,
+)
 
 
 def test_a_planted_link_or_a_kills_leftover_in_the_temporary_files_place_is_not_written_through(tmp_path):
@@ -92,3 +103,20 @@ def test_a_link_out_of_the_folder_or_a_pipe_in_it_is_refused_and_one_within_is_n
     (tmp_path / "link").symlink_to(out)
     with pytest.raises(UserError, match="link: a symbolic link"):
         refuse_links(tmp_path / "link")
+
+
+def test_a_lock_is_held_by_one_at_a_time_also_by_those_that_waited(tmp_path):
+    inside, most = [], []
+
+    def take(_):
+        with exclusive_lock(tmp_path, wait=True):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.001)
+            inside.pop()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take, range(60)))
+    assert most == [1] * 60 and not any(tmp_path.iterdir())
+    with exclusive_lock(tmp_path), pytest.raises(UserError, match="another command is writing"):
+        exclusive_lock(tmp_path).__enter__()

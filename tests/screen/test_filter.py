@@ -1,8 +1,6 @@
 """The whole run: rows in = kept + quarantined + set aside, the user's bytes back, resumable, refusing what it must."""
 
-import fcntl
 import json
-import os
 import re
 import shutil
 
@@ -15,6 +13,7 @@ from conftest import ROWS
 import gradshield.screen.filter as pipeline
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
+from gradshield.base.storage import exclusive_lock
 from gradshield.data import open_source
 from gradshield.data.rows import Row
 from gradshield.screen.encoding import encode_row
@@ -115,12 +114,12 @@ def test_a_run_below_the_data_is_not_read_as_data(tiny_folder, train, tmp_path):
 def test_a_folder_is_one_commands_at_a_time(tiny_folder, train, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    held = os.open(folder, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another command is writing"):
+    with exclusive_lock(folder), pytest.raises(UserError, match="another command is writing"):
         run_filter(str(train), folder, settings(tiny_folder))
-    os.close(held)
     assert not any(folder.iterdir())
+    (folder / ".lock").touch()  # as a kill leaves it
+    with exclusive_lock(folder):
+        pass
 
 
 def test_a_run_that_another_command_began_meanwhile_is_not_taken_over(tiny_folder, train, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from gradshield.base.errors import UserError
 
 T = TypeVar("T")
 _SUM = "# sha256 of what follows: "
+LOCK = ".lock"  # in a folder while a command writes to it
 
 
 @contextmanager
@@ -118,23 +119,21 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 @contextmanager
 def exclusive_lock(folder: Path, wait: bool = False) -> Iterator[None]:
     """Only one process at a time is within it. Raises UserError where another is, unless this one may `wait`, and
-    OSError where the folder can't be opened. A file system without locks has none."""
+    OSError where the folder can't be written to."""
+    from filelock import FileLock, Timeout
+
+    file = folder / LOCK
+    lock = FileLock(file, timeout=-1 if wait else 0)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    opened = os.open(folder, os.O_RDONLY)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another command is writing its files; wait for it to end") from None
     try:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise UserError(f"{folder}: another command is writing its files; wait for it to end") from None
-        except OSError:
-            pass
         yield
     finally:
-        os.close(opened)
+        with suppress(OSError):
+            file.unlink(missing_ok=True)  # while it is held: whoever waits for it notices that it is gone
+        lock.release()
 
 
 def refuse_links(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic can't read typing's before Python 3.12
 
 from gradshield.base.errors import UserError
-from gradshield.base.storage import exclusive_lock, read_lines, read_yaml, refuse_links, write_yaml
+from gradshield.base.storage import LOCK, exclusive_lock, read_lines, read_yaml, refuse_links, write_yaml
 from gradshield.data import Row, Source, open_source, read_rows
 from gradshield.data.rows import expanded
 
@@ -146,7 +146,7 @@ def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> 
 
 def refuse_other_files(out: Path) -> None:
     """Raises UserError for a folder that is neither a run's nor empty."""
-    own = (".run.yaml", ROWS, f".{ROWS}")  # left by a kill at the start
+    own = (".run.yaml", ROWS, f".{ROWS}", LOCK)  # left by a kill at the start
     if (out / "run.yaml").exists() or not out.exists():
         return
     if not out.is_dir() or any(path.name not in own for path in out.iterdir()):
