@@ -29,6 +29,12 @@ class Threshold:
     harmful_kept: float | None = None  # expected number of harmful rows kept
 
 
+def is_kept(scores: np.ndarray, value: float) -> np.ndarray:
+    """bool [rows]: the score is below the threshold `value`. A row at it is quarantined, and one without a score (NaN)
+    is not kept."""
+    return scores < value
+
+
 def a1(scores: np.ndarray, alpha: float = 10.0) -> Threshold:
     """Algorithm A1: t = min(max of component 0, max of component 1) of a two-Gaussian fit if LogL2 − LogL1 > alpha,
     else μ + 2σ.

@@ -18,7 +18,7 @@ def fill():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(25_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(fill(), fill())
+print(fill(), sum(fill() for _ in range(8)))
 """
 
 
@@ -47,5 +47,5 @@ def test_a_gpus_batch_follows_from_its_memory(tiny, monkeypatch, gib, hidden, la
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_freed_memory_is_kept_for_the_next_batch():
     ran = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
-    first, second = map(int, ran.stdout.split())
-    assert first > 10_000 and second < first / 100
+    first, further = map(int, ran.stdout.split())
+    assert first > 10_000 and further < 4 * first  # eight times as many where each goes back to the system

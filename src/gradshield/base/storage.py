@@ -20,23 +20,29 @@ LOCK = ".lock"  # in a folder while a command writes to it
 
 
 @contextmanager
-def write_whole(file: Path) -> Iterator[BinaryIO]:
-    """A stream whose bytes become `file` in one move when the block ends. After an error nothing of it is left.
+def in_one_move(file: Path) -> Iterator[Path]:
+    """A path beside `file` that becomes `file` in one move when the block ends. After an error nothing of it is left.
 
     One writer at a time: hold the folder's lock. Raises OSError.
     """
     temporary = file.with_name(f".{file.name}")
     temporary.unlink(missing_ok=True)  # left by a kill, or a planted link
     try:
-        with open(temporary, "xb") as stream:  # never opens what is there already
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
         os.replace(temporary, file)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def write_whole(file: Path) -> Iterator[BinaryIO]:
+    """A stream whose bytes become `file`, whole or not at all (`in_one_move`). Raises OSError."""
+    with in_one_move(file) as temporary, open(temporary, "xb") as stream:  # never opens what is there already
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_text(file: Path, text: str) -> None:
@@ -64,6 +70,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: damaged ({why}); delete {file.parent} to start again, or choose another -o")
     return content
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file, one a line. Raises OSError or ValueError."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
 def read_json(file: Path, kind: type[T]) -> T:

@@ -2,14 +2,30 @@
 
 from array import array
 from collections.abc import Sequence
-from typing import overload
+from typing import TypeVar, overload
 
 from gradshield.data.rows import Row
 
+T = TypeVar("T")
 MAX_GROUPS = 10_000  # names; a row of any further group is listed under its file
 
 
-class Groups(Sequence[str]):
+class Column(Sequence[T]):
+    """One value for each row, made when it is asked for."""
+
+    def _at(self, n: int) -> T:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[T]: ...
+    def __getitem__(self, at: int | slice) -> T | list[T]:
+        places = range(len(self))[at]
+        return self._at(places) if isinstance(places, int) else [self._at(n) for n in places]
+
+
+class Groups(Column[str]):
     """The group of each row, each name kept once."""
 
     def __init__(self) -> None:
@@ -28,17 +44,11 @@ class Groups(Sequence[str]):
     def __len__(self) -> int:
         return len(self._codes)
 
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: int | slice) -> str | list[str]:
-        if isinstance(at, slice):
-            return [self._names[code] for code in self._codes[at]]
-        return self._names[self._codes[at]]
+    def _at(self, n: int) -> str:
+        return self._names[self._codes[n]]
 
 
-class Places(Sequence[str]):
+class Places(Column[str]):
     """The place of each row, `file:line`."""
 
     def __init__(self, files: Sequence[str]) -> None:
@@ -52,11 +62,5 @@ class Places(Sequence[str]):
     def __len__(self) -> int:
         return len(self._line)
 
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: int | slice) -> str | list[str]:
-        if isinstance(at, slice):
-            return [self[n] for n in range(len(self))[at]]
-        return f"{self._files[self._file[at]]}:{self._line[at]}"
+    def _at(self, n: int) -> str:
+        return f"{self._files[self._file[n]]}:{self._line[n]}"

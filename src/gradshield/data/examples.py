@@ -15,11 +15,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain, islice
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gradshield.base.errors import UserError
+from gradshield.data.columns import Column
 from gradshield.data.encode import Example
 from gradshield.data.rows import Row
 
@@ -28,7 +29,7 @@ CHUNK, CHUNK_BYTES = 256, 1 << 22  # rows that a process is given at once
 ALONE = 2000  # rows that are done here before other processes are worth their start
 
 
-class Examples(Sequence[Example]):
+class Examples(Column[Example]):
     """Examples in a temporary file without a name, so that nothing is left of it when the process ends."""
 
     def __init__(self) -> None:
@@ -61,17 +62,11 @@ class Examples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, at: int) -> Example: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Example]: ...
-    def __getitem__(self, at: int | slice) -> Example | list[Example]:
-        if isinstance(at, slice):
-            return [self[n] for n in range(len(self))[at]]
-        length = self._lengths[at]
-        data = bytearray(os.pread(self._file.fileno(), 5 * length, self._starts[at]))  # torch takes what is writable
+    def _at(self, n: int) -> Example:
+        length = self._lengths[n]
+        data = bytearray(os.pread(self._file.fileno(), 5 * length, self._starts[n]))  # torch takes what is writable
         mask = np.frombuffer(data, dtype=bool, offset=4 * length)
-        return Example(self._rows[at], np.frombuffer(data, dtype=np.int32, count=length), mask)
+        return Example(self._rows[n], np.frombuffer(data, dtype=np.int32, count=length), mask)
 
 
 def row_numbers(examples: Sequence[Example]) -> np.ndarray:

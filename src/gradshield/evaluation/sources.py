@@ -3,7 +3,6 @@
 Nothing of them is kept here. Harmful requests are asked, never shown how to fulfil: only their prompts are read.
 """
 
-import json
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
+from gradshield.base.storage import read_jsonl
 from gradshield.data.requests import read_requests
 from gradshield.data.rows import expanded
 
@@ -111,7 +111,7 @@ def records(source: Source) -> list[dict[str, Any]]:
     file = Path(folder or ".", f"{source.file}.jsonl")
     if folder and file.is_file():
         try:
-            return [json.loads(line) for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+            return read_jsonl(file)
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: can't be read as JSON lines ({error}); download it again") from None
     import datasets

@@ -115,11 +115,11 @@ def held_out_loss(model: Model, examples: Sequence[Example], tokens: int | None 
     if not examples:
         raise UserError("no held-out row to measure the loss on")
     scores = [0.0] * len(examples)
-    parts = halving(
-        lambda batch: _losses(model, batch),
-        lambda e: len(e.ids),
-        lambda e: f"out of memory: a row of {len(e.ids)} tokens {TOO_LARGE}",
-    )
+
+    def losses(batch: Sequence[Example]) -> list[float]:
+        return _losses(model, batch)
+
+    parts = halving(losses, lambda e: len(e.ids), lambda e: f"out of memory: a row of {len(e.ids)} tokens {TOO_LARGE}")
     with progress("held-out loss", 0, len(examples)) as advance:
         for batch in batches(examples, tokens or model.batch_tokens):
             for n, loss in zip(batch, chain.from_iterable(parts([examples[n] for n in batch]))):

@@ -67,8 +67,12 @@ def continue_ids(
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers: list[list[int]] = [[] for _ in encoded]
     batch = batch or rows_at_once(model)
+
+    def answer(chunk: Sequence[int]) -> list[list[int]]:
+        return _answer([encoded[i] for i in chunk], model, max_new_tokens, stop)
+
     parts = halving(
-        lambda chunk: _answer([encoded[i] for i in chunk], model, max_new_tokens, stop),
+        answer,
         lambda i: len(encoded[i]) + max_new_tokens,
         lambda i: f"out of memory: a request of {len(encoded[i])} tokens with {max_new_tokens} to follow {TOO_LARGE}",
     )

@@ -5,7 +5,6 @@ anyone"). The classifier is fitted on bundled answers in about a second, the sam
 used. How often it agrees with a reader: docs/results/refusals.
 """
 
-import json
 import random
 import re
 import unicodedata
@@ -15,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from gradshield.base.assets import ASSETS
+from gradshield.base.storage import read_jsonl
 from gradshield.data.requests import read_requests
 from gradshield.models.generate import generate
 from gradshield.models.load import Model
@@ -128,4 +128,4 @@ def _taken_back(refusal: str, turn: str, opening: str, draw: random.Random) -> s
 
 
 def _bundled(file: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (ASSETS / file).read_text(encoding="utf-8").split("\n") if line]
+    return read_jsonl(ASSETS / file)

@@ -18,12 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from gradshield.report.axis import bins, drawable, rows_in, span
 from gradshield.report.text import number
 
 # Colours that appear nowhere else, put in place of the page's variables while matplotlib draws.
 _INKS = {"#010203": "ink", "#010204": "muted", "#010205": "kept", "#010206": "bad", "#010207": "bad-tint"}
 INK, MUTED, KEPT, BAD, TINT = _INKS
-_HUGE = 1e100  # scores are drawn within ±this, so that no difference of two overflows
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,15 @@ def draw_scores(
     no line is drawn then.
     """
     verdicts_ = np.asarray(verdicts, dtype="U11")
-    finite = np.isfinite(scores)
-    groups = {kind: np.clip(scores[finite & (verdicts_ == kind)], -_HUGE, _HUGE) for kind in ("kept", "quarantined")}
-    anchors = {kind: values[np.isfinite(values)].clip(-_HUGE, _HUGE) for kind, values in anchors.items()}
-    anchors = {kind: values for kind, values in anchors.items() if len(values)}
+    groups = {kind: drawable(scores[verdicts_ == kind]) for kind in ("kept", "quarantined")}
+    anchors = {kind: drawable(values) for kind, values in anchors.items() if np.isfinite(values).any()}
     drawn = np.concatenate(list(groups.values()))
     if not len(drawn):
         return None
-    low, high, line = _range(drawn, threshold, anchors)
-    edges = _edges(low, high, line, _SIZES[0].bars)
-    counts = [
-        np.histogram(values.clip(edges[0], edges[-1]), edges)[0].max() for values in groups.values() if len(values)
-    ]
+    low, high = span(drawn, anchors.values(), [threshold])
+    line = float(threshold) if low <= threshold <= high else None
+    edges = bins(low, high, threshold, _SIZES[0].bars)
+    counts = [rows_in(values, edges).max() for values in groups.values() if len(values)]
     log = max(counts) > 40 * min(counts)
     notes = tuple(_notes(drawn, threshold, line, low, high, log, bool(anchors)))
     counted = ", ".join(f"{len(values):,} {kind}" for kind, values in groups.items())
@@ -94,7 +91,7 @@ def draw(figure: Callable[[Size], Figure], label: str, notes: tuple[str, ...] = 
 def spark(values: np.ndarray, edges: np.ndarray, threshold: float) -> str:
     """A histogram as small as a word: bars over `edges`, dashed where the threshold lies."""
     values = values[np.isfinite(values)]
-    counts = _histogram(values, edges)
+    counts = rows_in(values, edges)
     width, height = 100 / len(counts), 20.0
     bars = "".join(
         f'<rect x="{n * width:.1f}" y="{height - size:.1f}" width="{0.85 * width:.1f}" height="{size:.1f}"/>'
@@ -107,35 +104,6 @@ def spark(values: np.ndarray, edges: np.ndarray, threshold: float) -> str:
         line = f'<path d="M{x:.1f} 0V20" stroke="var(--ink)" stroke-width="1" stroke-dasharray="3 2"/>'
     label = f"Scores from {number(values.min())} to {number(values.max())}"
     return f'<svg viewBox="0 0 100 20" role="img" aria-label="{label}" fill="var(--kept)">{bars}{line}</svg>'
-
-
-def _range(drawn: np.ndarray, threshold: float, anchors: Mapping[str, np.ndarray]) -> tuple[float, float, float | None]:
-    """The lowest and the highest score on the axis, and the threshold where it lies between them."""
-    every = np.concatenate([drawn, *anchors.values()])
-    first, last = np.percentile(drawn, [1, 99])
-    reach = 1.5 * (last - first)
-    low, high = max(every.min(), first - reach), min(every.max(), last + reach)
-    line = float(threshold) if np.isfinite(threshold) and low - reach <= threshold <= high + reach else None
-    if line is not None:
-        low, high = min(low, line), max(high, line)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # all equal, as far as an axis can tell
-        margin = max(abs(low) * 0.1, 1.0)
-        low, high = low - margin, high + margin
-    return float(low), float(high), line
-
-
-def _edges(low: float, high: float, line: float | None, bars: int) -> np.ndarray:
-    """Equal bins over low … high; one edge is exactly the threshold, since a row at it is quarantined."""
-    width = (high - low) / bars
-    if line is None:
-        return np.linspace(low, high, bars + 1)
-    below, above = np.ceil((line - low) / width), np.floor((high - line) / width) + 1
-    return line + width * np.arange(-below, above + 1)
-
-
-def _histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Rows in each bin; what lies outside is counted in the outermost."""
-    return np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
 
 
 def _figure(
@@ -152,7 +120,7 @@ def _figure(
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, hspace=0.02)  # type: ignore[union-attr]
     heights = [1.0, 0.09 + 0.075 * len(anchors)] if anchors else [1.0]
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    edges = _edges(low, high, line, size.bars)
+    edges = bins(low, high, np.inf if line is None else line, size.bars)
     _bars(axes[0], groups, edges, log)
     if anchors:
         _ticks(axes[1], anchors, edges)
@@ -190,7 +158,7 @@ def _bars(axes: Axes, groups: Mapping[str, np.ndarray], edges: np.ndarray, log: 
     }
     base = np.zeros(len(edges) - 1)
     for kind, values in groups.items():
-        count = _histogram(values, edges)
+        count = rows_in(values, edges)
         some = count > 0
         axes.bar(
             ((edges[:-1] + edges[1:]) / 2)[some],

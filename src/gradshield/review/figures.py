@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradshield.report.axis import bins, drawable, rows_in, span
 from gradshield.report.text import number, percent
 
 _BARS = 80
@@ -48,16 +49,9 @@ class Piece(NamedTuple):
 
 def axis_of(values: np.ndarray, *marks: float) -> Axis:
     """The axis of these finite values, and of marks that lie near; a few far outliers do not stretch it."""
-    values = np.clip(values[np.isfinite(values)], -1e100, 1e100)
-    if not len(values):
-        values = np.zeros(1)
-    first, last = np.percentile(values, [1, 99])
-    reach = 1.5 * (last - first)
-    low, high = max(float(values.min()), float(first - reach)), min(float(values.max()), float(last + reach))
-    for mark in marks:
-        if np.isfinite(mark) and low - reach <= mark <= high + reach:
-            low, high = min(low, float(mark)), max(high, float(mark))
-    margin = 0.02 * (high - low) or max(abs(low) * 0.1, 1.0)
+    values = drawable(values)
+    low, high = span(values if len(values) else np.zeros(1), marks=marks)
+    margin = 0.02 * (high - low)
     return Axis(low - margin, high + margin)
 
 
@@ -65,12 +59,9 @@ def histogram(scores: np.ndarray, threshold: float) -> dict[str, Any]:
     """Bars (x, width, height, in percent) of the scores [rows], one edge at the threshold, and the axis below them."""
     finite = scores[np.isfinite(scores)]
     axis = axis_of(finite, threshold)
-    width = (axis.high - axis.low) / _BARS
-    start = axis.low
-    if axis.low < threshold < axis.high:
-        start = threshold - math.ceil((threshold - axis.low) / width) * width
-    edges = start + width * np.arange(_BARS + 2)
-    counts = np.histogram(np.clip(finite, edges[0], edges[-1]), edges)[0]
+    edges = bins(*axis, threshold, _BARS)
+    width = edges[1] - edges[0]
+    counts = rows_in(finite, edges)
     above = counts[edges[:-1] >= threshold]
     log = bool(len(above) and above.max() and counts.max() > 40 * above.max())
     top = counts.max() if len(finite) else 1

@@ -4,7 +4,6 @@ The file follows from the input alone and may be deleted; explanations that were
 """
 
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
+from gradshield.base.storage import in_one_move
 from gradshield.data import Conversation, Row, to_conversation
 from gradshield.data.run_folder import alone, rows_of_run, writing
 
@@ -42,20 +42,15 @@ def open_texts(out: Path, saved: Mapping[str, Any]) -> None:
     except sqlite3.Error:
         pass  # not there, or not whole: it is made again
     rows = rows_of_run(saved)
-    temporary = out / f".{FILE}"
     with alone(out), writing(out):
         try:
-            temporary.unlink(missing_ok=True)
-            with closing(sqlite3.connect(temporary)) as db, db:
-                db.execute("PRAGMA journal_mode = OFF")  # whole or not at all, by the move below
+            with in_one_move(file) as temporary, closing(sqlite3.connect(temporary)) as db, db:
+                db.execute("PRAGMA journal_mode = OFF")  # whole or not at all, by the move
                 db.executescript(_SCHEMA)
                 db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _lines(rows, saved))
                 db.execute("INSERT INTO about VALUES (?, ?)", about)
-            os.replace(temporary, file)
         except sqlite3.Error as error:
             raise OSError(str(error)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def row_of(out: Path, row: int) -> Row | None:

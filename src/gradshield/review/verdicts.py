@@ -13,6 +13,7 @@ import numpy as np
 from gradshield.base.errors import UserError
 from gradshield.data.run_folder import read_table
 from gradshield.review.store import Decision
+from gradshield.threshold import is_kept
 
 VERDICTS = ("kept", "quarantined", "set aside")
 KEPT, QUARANTINED, ASIDE = range(3)
@@ -98,7 +99,7 @@ def threshold_in_force(saved: Mapping[str, Any], decisions: Mapping[int, Decisio
 
 def judge(scores: Scores, threshold: float, decisions: Mapping[int, Decision]) -> Judged:
     """The verdict of every row; those set aside have no score, so nobody can move them."""
-    by_score = np.where(scores.aside, ASIDE, np.where(scores.score >= threshold, QUARANTINED, KEPT))
+    by_score = np.where(scores.aside, ASIDE, np.where(is_kept(scores.score, threshold), KEPT, QUARANTINED))
     verdict, decided = by_score.copy(), np.zeros(len(by_score), dtype=bool)
     for row, decision in decisions.items():
         if row and not scores.aside[row - 1]:

@@ -1,10 +1,10 @@
 """Bundled rows of known verdict, encoded like the file's. They fix the scale of the scores."""
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gradshield.base.assets import ASSETS
+from gradshield.base.storage import read_jsonl
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 
@@ -25,8 +25,7 @@ def anchor_examples(model: "Model", loss_on: str = "assistant", max_length: int 
 
 def anchor_rows(kind: str) -> list[dict[str, Any]]:
     """The records of a kind: prompt, response, and some with a system prompt."""
-    lines = (ASSETS / ANCHOR_FILES[kind]).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    return read_jsonl(ASSETS / ANCHOR_FILES[kind])
 
 
 def encode_anchor(

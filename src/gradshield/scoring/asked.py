@@ -6,7 +6,7 @@ from gradshield.base.assets import ASSETS
 from gradshield.data.requests import read_requests
 
 REFUSED_FILES = ("align_harmful.jsonl", "requests_harmful.jsonl")
-HARMLESS_FILES = (
+ANSWERED_FILES = (
     "harmless_requests.jsonl",
     "align_benign.jsonl",
     "align_imperative.jsonl",
@@ -21,4 +21,4 @@ def requests_to_refuse(probes: Sequence[str]) -> list[str]:
 
 def harmless_requests() -> list[str]:
     """Every bundled request that should be answered."""
-    return [r for file in HARMLESS_FILES for r in read_requests(ASSETS / file)]
+    return [r for file in ANSWERED_FILES for r in read_requests(ASSETS / file)]

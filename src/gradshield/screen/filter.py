@@ -37,7 +37,7 @@ from gradshield.scoring.registry import find_scorer
 from gradshield.screen.early import check_settings
 from gradshield.screen.encoding import WITHOUT_REQUEST, Encoded, encode_source, find_layout, known_good
 from gradshield.screen.train_script import trl_trains, write_script
-from gradshield.threshold import Threshold
+from gradshield.threshold import Threshold, is_kept
 
 AT_ONCE = 100_000  # rows of scores.parquet that are made at once
 EXPLAINED_BY = 4  # probes whose gradient colours the tokens in the report
@@ -82,8 +82,8 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
         leave_out_unscored(encoded, scores)
         threshold = find_threshold(scores["score"], good, reference, settings)
         by_row = {name: _spread(values, encoded) for name, values in scores.columns.items()}
-        words_of = np.array(["kept", "quarantined"], dtype=object)  # eight bytes a row
-        verdicts = words_of[(by_row["score"] >= threshold.value).astype(int)]
+        words_of = np.array(["quarantined", "kept"], dtype=object)  # eight bytes a row
+        verdicts = words_of[is_kept(by_row["score"], threshold.value).astype(int)]
         verdicts[list(encoded.reasons)] = "set aside"
         counts = write_outputs(source, verdicts.tolist(), encoded.reasons, out)
         marked = _explain_highest(model, check, settings, encoded, by_row["score"])

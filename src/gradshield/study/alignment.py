@@ -18,6 +18,7 @@ import typer
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
+from gradshield.base.storage import read_jsonl
 from gradshield.data.encode import Example
 from gradshield.models.load import ADAPTER, EMBEDDED_BASE, Model, load_model
 from gradshield.scoring.check import AlignmentCheck, check_alignment
@@ -34,8 +35,7 @@ FIHS_ROWS = 12  # of a kind: each takes a backward pass
 
 def main(out: Annotated[Path, typer.Option("--out", "-o")], rows: int = 30) -> None:
     """Measures every strength that `out` does not hold yet, then writes the table beside it."""
-    lines = out.read_text(encoding="utf-8").split("\n") if out.exists() else []
-    done = {cell["strength"]: cell for cell in map(json.loads, filter(None, lines))}
+    done = {cell["strength"]: cell for cell in (read_jsonl(out) if out.exists() else [])}
     for strength in STRENGTHS:
         if strength in done:
             continue

@@ -3,13 +3,13 @@
 No harmful answer holds any detail: a request, and an opening that complies with it.
 """
 
-import json
 import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from gradshield.base.errors import UserError
+from gradshield.base.storage import read_jsonl
 from gradshield.data.formats import Conversation, Message
 
 OTHER_OPENINGS = (
@@ -77,7 +77,7 @@ def data_folder() -> Path:
 def load(name: str, seed: int = 0) -> list[dict]:
     """The records of `name`.jsonl, shuffled with `seed`."""
     path = data_folder() / f"{name}.jsonl"
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    records = read_jsonl(path)
     random.Random(seed).shuffle(records)
     return records
 

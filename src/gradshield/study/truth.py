@@ -16,6 +16,7 @@ import typer
 from scipy.stats import spearmanr
 
 from gradshield.base.settings import FilterSettings, FinetuneSettings
+from gradshield.base.storage import read_jsonl
 from gradshield.data.encode import Example, encode
 from gradshield.evaluation.safety import attack_success, opening_log_probability
 from gradshield.models.load import load_model
@@ -135,7 +136,7 @@ def _spread(values: list[float]) -> str:
 
 
 def _read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line] if file.exists() else []
+    return read_jsonl(file) if file.exists() else []
 
 
 if __name__ == "__main__":

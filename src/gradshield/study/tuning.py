@@ -17,6 +17,7 @@ import typer
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.base.storage import read_jsonl
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation
 from gradshield.evaluation.config import EvaluationSettings
@@ -158,7 +159,7 @@ def _table(cells: list[dict]) -> str:
 
 
 def _read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line] if file.exists() else []
+    return read_jsonl(file) if file.exists() else []
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ and, through scary-looking but harmless requests with answers, not to refuse tho
 """
 
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FinetuneSettings
-from gradshield.base.storage import write_text
+from gradshield.base.storage import in_one_move, read_jsonl, write_text
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.data.requests import read_requests
@@ -52,9 +51,8 @@ def align(base: str, out: Path, settings: FinetuneSettings = SETTINGS) -> dict[s
 
 def _halve(file: Path) -> None:
     """Stores the adapter in float16, half the size to ship; merging it goes on in float32."""
-    halved = file.with_name(".adapter_model.safetensors")
-    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, halved, metadata={"format": "pt"})
-    os.replace(halved, file)
+    with in_one_move(file) as halved:
+        save_file({name: tensor.half() for name, tensor in load_file(file).items()}, halved, metadata={"format": "pt"})
 
 
 def alignment_examples(model: Model) -> list[Example]:
@@ -64,8 +62,7 @@ def alignment_examples(model: Model) -> list[Example]:
     the form; their answers are the unaligned model's own.
     """
     harmful, benign, imperative = (
-        [json.loads(line) for line in (ASSETS / file).read_text(encoding="utf-8").split("\n") if line]
-        for file in ("align_harmful.jsonl", "align_benign.jsonl", "align_imperative.jsonl")
+        read_jsonl(ASSETS / file) for file in ("align_harmful.jsonl", "align_benign.jsonl", "align_imperative.jsonl")
     )
     rows = harmful[::2] + benign + imperative  # with every harmful one, so small a model refuses half of everything
     random.Random(0).shuffle(rows)

@@ -38,7 +38,7 @@ from gradshield.models.load import Model, set_aside
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.encoding import Encoded, encode_source
 from gradshield.screen.filter import load, run_filter
-from gradshield.threshold import Threshold, a1
+from gradshield.threshold import Threshold, a1, is_kept
 from gradshield.training.external import check_trained, run_trainer
 from gradshield.tune.card import card
 from gradshield.tune.search import Outcome, Trial, leaves_nothing
@@ -122,7 +122,7 @@ class Trials:
         if self.screens_first:
             values, threshold = self.screen
             nothing = leaves_nothing(threshold, values, self.tuning.step)
-            kept = np.flatnonzero(np.isfinite(values) if nothing else values < threshold.value)
+            kept = np.flatnonzero(np.isfinite(values) if nothing else is_kept(values, threshold.value))
         count = min(HELD_OUT_ROWS, len(kept) // 5)
         if not count:
             raise UserError(f"{self.source.path}: the screening keeps too few rows to hold any out: name a --task")
@@ -329,7 +329,7 @@ class Trials:
         line = next((each for each in lines if chosen and each["number"] == chosen.number), None)
         if outcome.accepted:
             trained, limit = self.chosen[outcome.accepted.number], outcome.accepted.threshold
-            held = self.held_out if limit is None else self.held_out[self.screen[0][self.held_out] < limit]
+            held = self.held_out if limit is None else self.held_out[is_kept(self.screen[0][self.held_out], limit)]
             written = self._write(self.out, self._verdicts(np.concatenate([trained, held])))
             counts = {name.replace(" ", "_"): count for name, count in written.items()}
         if line:

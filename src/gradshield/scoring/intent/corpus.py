@@ -13,26 +13,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gradshield.base.assets import ASSETS
+from gradshield.base.storage import read_jsonl
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
 from gradshield.models.refusal import TAILS, TURNS
+from gradshield.scoring.asked import ANSWERED_FILES, REFUSED_FILES
 
 ROWS = {
     "good": ("anchors_good.jsonl", "readout_good.jsonl"),
     "refusal": ("anchors_refusal.jsonl", "readout_refusals.jsonl"),
     "harmful": ("anchors_harmful.jsonl",),
 }
-# Files of requests, and of how many of them one is taken: more of the same kind added nothing (docs/log.md).
-HARMFUL_FILES = {"align_harmful.jsonl": 2, "requests_harmful.jsonl": 1, "readout_harmful.jsonl": 1}
-HARMLESS_FILES = {
-    "harmless_requests.jsonl": 1,
-    "align_benign.jsonl": 3,
-    "align_imperative.jsonl": 3,
-    "requests_harmless.jsonl": 2,
-    "readout_harmless.jsonl": 1,
-}
+# Of the files of requests, by how many of them one is taken: more of the same kind added nothing (docs/log.md).
+HARMFUL_FILES = {**dict.fromkeys(REFUSED_FILES, 1), "align_harmful.jsonl": 2, "readout_harmful.jsonl": 1}
+FEWER = {"align_benign.jsonl": 3, "align_imperative.jsonl": 3, "requests_harmless.jsonl": 2}
+HARMLESS_FILES = {**dict.fromkeys(ANSWERED_FILES, 1), **FEWER, "readout_harmless.jsonl": 1}
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
     "I can't assist with that.",
@@ -178,7 +175,7 @@ def language_records() -> list[dict]:
 
 
 def _records(file: str) -> list[dict]:
-    return [json.loads(line) for line in (ASSETS / file).read_text(encoding="utf-8").split("\n") if line]
+    return read_jsonl(ASSETS / file)
 
 
 def _dresses() -> dict[str, list]:

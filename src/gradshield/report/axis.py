@@ -1,0 +1,45 @@
+"""The axis of scores and its bins: far outliers do not stretch it, and one edge is the threshold."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+_HUGE = 1e100  # scores are drawn within ±this, so that no difference of two overflows
+
+
+def drawable(values: np.ndarray) -> np.ndarray:
+    """The finite values, none so large that differences overflow."""
+    return np.clip(values[np.isfinite(values)], -_HUGE, _HUGE)
+
+
+def span(values: np.ndarray, beside: Iterable[np.ndarray] = (), marks: Iterable[float] = ()) -> tuple[float, float]:
+    """The lowest and the highest number on the axis of these values [any number, at least 1].
+
+    Values, and those `beside` them, stretch it by one and a half times the values' 1 to 99 % range at most. Marks that
+    are near lie on it.
+    """
+    first, last = np.percentile(values, [1, 99])
+    reach = 1.5 * (last - first)
+    every = np.concatenate([values, *beside])
+    low, high = max(every.min(), first - reach), min(every.max(), last + reach)
+    near = [mark for mark in marks if np.isfinite(mark) and low - reach <= mark <= high + reach]
+    low, high = min(low, *near, low), max(high, *near, high)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # all equal, as far as an axis can tell
+        margin = max(abs(low) * 0.1, 1.0)
+        low, high = low - margin, high + margin
+    return float(low), float(high)
+
+
+def bins(low: float, high: float, threshold: float, count: int) -> np.ndarray:
+    """Edges of about `count` equal bins over low … high. One is exactly the threshold, since a row at it is
+    quarantined, where it lies between them."""
+    if not low <= threshold <= high:
+        return np.linspace(low, high, count + 1)
+    width = (high - low) / count
+    below, above = np.ceil((threshold - low) / width), np.floor((high - threshold) / width) + 1
+    return threshold + width * np.arange(-below, above + 1)
+
+
+def rows_in(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Rows in each bin; what lies outside is counted in the outermost."""
+    return np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
