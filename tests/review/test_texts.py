@@ -91,7 +91,7 @@ def test_the_texts_are_made_once_and_anew_when_they_are_not_whole(run, tmp_path)
 def test_a_kill_while_the_texts_are_made_leaves_nothing_that_counts(run, monkeypatch):
     (run / texts.FILE).unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(texts.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             texts.open_texts(run, read_run(run))
     assert not (run / texts.FILE).exists()
