@@ -43,7 +43,7 @@ def hooks(context: Context, options: Options) -> Hooks:
     """Zeroes weights of the trained adapter."""
 
     def finish(net: Any) -> None:
-        zero_harmful(context.model, net, context.anchors["harmful"], options.share, context.settings.batch_tokens)
+        zero_harmful(context.model, net, context.anchors["harmful"], options.share, context.model.batch_tokens)
 
     return Hooks(finish=finish)
 

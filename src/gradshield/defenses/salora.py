@@ -91,7 +91,7 @@ def read(context: Context, layers: Sequence[LoraLayer], rows: Sequence[Example])
     every = max(1, sum(int(e.mask.sum()) for e in rows) // TOKENS)
     found: list[list[Tensor]] = [[] for _ in layers]
     linears = [layer.linear for layer in layers]
-    tokens = context.settings.batch_tokens
+    tokens = context.model.batch_tokens
     read_inputs(context.model, linears, rows, tokens, lambda n, x: found[n].append(x[::every]), responses=True)
     return [torch.cat(parts) for parts in found]
 

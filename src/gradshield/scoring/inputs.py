@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from gradshield.data.encode import Example
-from gradshield.models.batching import pad
+from gradshield.models.batching import batches, pad
 from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
-from gradshield.scoring.engine import batches
 
 
 @torch.no_grad()
