@@ -1,6 +1,5 @@
 """`apply` writes what follows from scores and decisions: without any, the same bytes, whatever was killed before."""
 
-import fcntl
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ import yaml
 from review.made import chat, make_run, write_jsonl
 
 from gradshield.base.errors import UserError
+from gradshield.base.storage import exclusive_lock
 from gradshield.review import store
 from gradshield.review.apply import apply_decisions
 
@@ -193,11 +193,8 @@ def test_a_link_keeps_the_name_that_was_filtered(tmp_path):
 
 
 def test_only_one_writes_at_a_time(run):
-    folder = os.open(run, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another command"):
+    with exclusive_lock(run), pytest.raises(UserError, match="another command"):
         apply_decisions(run)
-    os.close(folder)
     apply_decisions(run)
 
 
