@@ -19,11 +19,13 @@ from gradshield.base.errors import Diverged, UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.cli.commands import main
 from gradshield.evaluation.config import EvaluationSettings
-from gradshield.evaluation.safety import SafetyReport
+from gradshield.evaluation.safety import SafetyReport, attack_success
+from gradshield.evaluation.sources import harmful_requests, unseen_requests
 from gradshield.models.load import load_model
 from gradshield.screen.explain import explain
 from gradshield.training.finetune import finetune
 from gradshield.tune.command import run_tune
+from gradshield.tune.trials import load_trained
 
 pytestmark = pytest.mark.usefixtures("refusing")
 
@@ -181,6 +183,11 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
     trained, held = summary["trials"][0]["kept"], summary["held_out"]
     assert f"Safe and useful after 1 trial, trained on {trained} of 35 rows" in report.read_text()
     assert f"Trained on {trained} of 35 rows" in card.read_text()
+    asked = unseen_requests("bundled", MEASURING.request_count)
+    found = attack_success(load_trained(settings, tmp_path / "run" / "model"), asked, MEASURING.max_new_tokens)
+    assert summary["unseen"] == {"asr": found.asr, "asr_interval": list(found.interval), "requests": len(asked)}
+    assert not set(asked) & set(harmful_requests("bundled", 1000))
+    assert f"of {len(asked)} requests that no decision has seen" in card.read_text()
     rows = f"33 kept ({trained} trained on, {held} held out to measure utility), 0 quarantined, 2 set aside"
     assert rows in report.read_text() and rows in card.read_text()  # the report and the card agree
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradshield.report.text import about, in_words
-from gradshield.report.words import next_steps, rows_in_words, safety_in_words
+from gradshield.report.words import next_steps, rows_in_words, safety_in_words, unseen_in_words
 
 console = Console()
 
@@ -80,6 +80,8 @@ def tuned_table(summary: dict[str, Any]) -> None:
         table.add_row(what, safe(figure, 100))
         if what in before and what != "judge":
             table.add_row("  of the base model", safe(before[what], 100))
+    for what, figure in unseen_in_words(summary.get("unseen")).items():
+        table.add_row(what, figure)
     utility = "not measured" if summary["utility"] is None else f"{summary['utility']:.3f}"
     table.add_row(f"utility ({safe(str(summary['task']), 80)})", f"{utility} (base model {base['utility']:.3f})")
     cost = summary["cost"]

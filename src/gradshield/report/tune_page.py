@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from gradshield.report.render import as_yaml, write_page
-from gradshield.report.words import rows_in_words, safety_in_words
+from gradshield.report.words import rows_in_words, safety_in_words, unseen_in_words
 
 
 def report_trials(out: Path, saved: Mapping[str, Any]) -> None:
@@ -25,7 +25,10 @@ def report_trials(out: Path, saved: Mapping[str, Any]) -> None:
         headline=_headline(summary),
         drawing={"wide": Markup(drawing.wide), "narrow": Markup(drawing.narrow)},
         verdicts=[_verdict(trial, summary) for trial in summary["trials"]],
-        safety=safety_in_words(summary["safety"]) if summary["safety"] else {},
+        safety={
+            **(safety_in_words(summary["safety"]) if summary["safety"] else {}),
+            **unseen_in_words(summary.get("unseen")),
+        },
         rows=None if summary["accepted"] is None else rows_in_words(_trained(summary), summary),
         screened=(out / "screen" / "report.html").exists(),
         settings=as_yaml({key: value for key, value in saved.items() if key != "summary"}),

@@ -37,6 +37,14 @@ def safety_in_words(safety: Mapping[str, Any]) -> dict[str, str]:
     return words
 
 
+def unseen_in_words(unseen: Mapping[str, Any] | None) -> dict[str, str]:
+    """The attack success rate that no decision rests on, where there is one."""
+    if not unseen:
+        return {}
+    figure = _figure(unseen["asr"], unseen["asr_interval"], unseen["requests"], "requests that no decision has seen")
+    return {"attack success rate, unseen": figure}
+
+
 def rows_in_words(trained: int, counts: Mapping[str, Any]) -> str:
     """Where the rows of an accepted search went: `counts` has "kept", "quarantined" and "set_aside"; what is kept and
     not trained on was held out."""

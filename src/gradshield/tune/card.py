@@ -5,21 +5,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradshield.report.words import rows_in_words, safety_in_words
+from gradshield.report.words import rows_in_words, safety_in_words, unseen_in_words
 from gradshield.tune.search import Outcome
 
 if TYPE_CHECKING:
     from gradshield.tune.trials import Goal, Trials
 
 
-def card(trials: "Trials", outcome: Outcome, trial: Mapping[str, Any], goal: "Goal", counts: Mapping[str, int]) -> str:
+def card(
+    trials: "Trials",
+    outcome: Outcome,
+    trial: Mapping[str, Any],
+    goal: "Goal",
+    counts: Mapping[str, int],
+    unseen: Mapping[str, Any] | None,
+) -> str:
     """README.md of the model that `trial` (its line in trials.jsonl) left: how it was screened and trained, and what it
     was measured at. `counts` are the rows of each verdict, empty where the model is rejected."""
     verdict = "accepted" if outcome.accepted else f"REJECTED ({outcome.reason}): do not use it as it is"
     name = " + ".join([trials.model.name, *trials.model.adapters])
     utility = "not measured" if trial["utility"] is None else f"{trial['utility']:.3f}"
     rows = f"- Rows: {rows_in_words(trial['kept'], counts)}.\n" if counts else ""
-    measured = "".join(f"- {what.capitalize()}: {figure}.\n" for what, figure in _safety(trial).items())
+    found = {**_safety(trial), **unseen_in_words(unseen)}
+    measured = "".join(f"- {what.capitalize()}: {figure}.\n" for what, figure in found.items())
     return (
         f"# Fine-tuned from {name}\n\nScreened and trained by GradShield {version('gradshield')}: {verdict}.\n\n"
         f"- Trained on {trial['kept']} of {trials.encoded.rows} rows of {Path(trials.source.path).name}: "

@@ -32,7 +32,8 @@ from gradshield.defenses.train import with_prompt
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility
 from gradshield.evaluation.measure import plain, safety_summary
-from gradshield.evaluation.safety import SafetyReport
+from gradshield.evaluation.safety import SafetyReport, attack_success
+from gradshield.evaluation.sources import unseen_requests
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility
 from gradshield.models.load import Model, set_aside
 from gradshield.scoring.registry import find_scorer
@@ -303,6 +304,16 @@ class Trials:
         write_safety(report, folder)
         return report
 
+    def _unseen(self, folder: Path) -> dict[str, Any] | None:
+        """Attack success of the accepted model on requests that no decision has seen: those of the trials chose it, so
+        they flatter it. None where the set of requests has no more."""
+        asked = unseen_requests(self.measuring.requests, self.measuring.request_count, self.measuring.case_seed)
+        if not asked:
+            return None
+        with set_aside(self.model):
+            report = attack_success(load_trained(self.settings, folder), asked, self.measuring.max_new_tokens)
+        return plain({"asr": report.asr, "asr_interval": report.interval, "requests": len(asked)})
+
     def _utility(self, model: Model, folder: Path) -> UtilityReport:
         rows = [self.encoded.examples[n] for n in self.held_out]
         found = evaluate_utility(model, rows if self.tuning.task == HELD_OUT else self.tuning.task, self.measuring)
@@ -324,7 +335,7 @@ class Trials:
         """Hands out the accepted trial's model and rows, or keeps the safest model of a rejected search; returns the
         run's summary."""
         chosen = outcome.accepted or outcome.best
-        lines, folder = self.lines, None
+        lines, folder, unseen = self.lines, None, None
         counts: dict[str, int] = {}
         line = next((each for each in lines if chosen and each["number"] == chosen.number), None)
         if outcome.accepted:
@@ -337,7 +348,9 @@ class Trials:
             with writing(self.out):
                 shutil.rmtree(folder, ignore_errors=True)
                 shutil.copytree(self.out / "trials" / f"{line['number']:02d}" / "model", folder)
-                write_text(folder / "README.md", card(self, outcome, line, goal, counts))
+            unseen = self._unseen(folder) if outcome.accepted else None
+            with writing(self.out):
+                write_text(folder / "README.md", card(self, outcome, line, goal, counts, unseen))
         scored = "screening" in self.__dict__
         seconds = goal.base["seconds"] + sum(each["seconds"] for each in lines)
         return {
@@ -352,6 +365,7 @@ class Trials:
             "asr": line["asr"] if line else None,
             "utility": line["utility"] if line else None,
             "safety": line["safety"] if line else None,
+            "unseen": unseen,
             "task": self.tuning.task,
             "model": str(folder) if folder else None,
             "cost": {
