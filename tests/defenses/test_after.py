@@ -14,6 +14,7 @@ from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example
 from gradshield.defenses.antidote import highest, zero_harmful
 from gradshield.defenses.base import Context, check_defense
+from gradshield.defenses.nlsr import critical_rows, restored_layers
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.safe_lora import projected
 from gradshield.defenses.train import train_defended
@@ -91,7 +92,7 @@ def test_the_base_is_found_by_itself_or_must_be_named(tiny_folder, tiny_base_fol
         saved(model, tmp_path / "same", f"safe-lora:base={tiny_folder}")
 
 
-@pytest.mark.parametrize("name", ["safe-lora", "antidote"])
+@pytest.mark.parametrize("name", ["safe-lora", "antidote", "nlsr"])
 def test_a_defense_of_the_adapter_refuses_what_has_none(model, name):
     defense, options = find_defense(name)
     full = FinetuneSettings(method="full")
@@ -147,3 +148,39 @@ def test_antidote_is_wanda_on_the_bundled_harmful_rows(model, tmp_path):
     for name, weight in cured.items():
         changed = weight != plain[name]
         assert int(changed.sum()) == weight.numel() // 4 and not weight[changed].any()
+
+
+def test_a_neuron_is_safety_critical_where_the_alignment_answers_to_refusals():
+    torch.manual_seed(0)
+    x = torch.zeros(6, 50)
+    x[:3] = torch.randn(3, 50)  # refusals excite the first three inputs alone
+    v = torch.zeros(10, 6)
+    v[[2, 5], :3] = torch.randn(2, 3)
+    v[7, 3:] = 100.0  # a large change that refusals do not meet
+    assert sorted(critical_rows(v, x @ x.T, 2, 0.2).tolist()) == [2, 5]
+    u = torch.linalg.svd(v @ x).U[:, :1]
+    strongest = (u @ u.T @ v).norm(dim=1).argmax()
+    assert critical_rows(v, x @ x.T, 1, 0.1).tolist() == [int(strongest)]
+
+
+def test_layers_that_drifted_more_are_restored_more_often():
+    cosines = [0.9, -0.2, 0.5]
+    drawn = np.mean([restored_layers(cosines, 0.5, 0.2, seed) for seed in range(4000)], axis=0)
+    assert np.allclose(drawn, [0.3, 0.7, 0.5], atol=0.03)
+    assert restored_layers(cosines, 1, 0, 0).all() and not restored_layers(cosines, 0, 0, 0).any()
+
+
+def test_restored_neurons_are_the_reference_s_and_the_others_are_untouched(model, tiny_base_folder, tmp_path):
+    plain = saved(model, tmp_path / "plain", "none")
+    # the alignment changed row 3 of one Linear: of its 32 neurons, that one is restored
+    options = f"base={tiny_base_folder},rate=1,spread=0,share={1 / 32}"
+    restored = saved(model, tmp_path / "restored", f"nlsr:{options}")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    assert [k for k in plain if not torch.equal(restored[k], plain[k])] == [name]
+    assert not restored[name][3].any() and plain[name][3].any()
+    others = torch.arange(32) != 3
+    assert torch.equal(restored[name][others], plain[name][others])
+    loaded = load_model(model.name, adapter=str(tmp_path / "restored")).net.model.layers[0].self_attn.q_proj
+    assert torch.equal(loaded.weight[3], model.layers[0].self_attn.q_proj.weight[3])
+    kept = saved(model, tmp_path / "kept", f"nlsr:base={tiny_base_folder},rate=0,spread=0")
+    assert all(torch.equal(kept[k], plain[k]) for k in plain)
