@@ -41,7 +41,7 @@ def adapter(tiny_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tuned(tiny_folder, train, adapter, tmp_path, monkeypatch):
-    """Runs tune, where `asr` says how safe the last of the trials so far is. Returns its summary, the rows of each trial,
+    """Runs tune, where `asr` says how safe the last of the trials so far is. Returns the summary, each trial.s rows,
     and every row's score."""
 
     def run(defense: str, asr: Callable[[list[set[int]]], float], **settings):
@@ -88,13 +88,13 @@ def test_any_scorer_filters_with_and_without_the_search(scorer, tuned, tmp_path)
 
 @pytest.mark.parametrize(("threshold", "value"), [("anchored", None), ("a1", None), ("fixed", 1.5), ("share", 7 / 33)])
 @pytest.mark.parametrize("defense", ["filter", "gradshield"])
-def test_any_threshold_decides_what_is_trained_on(defense, threshold, value, tuned, monkeypatch):
+def test_any_threshold_decides_what_is_trained_on(defense, threshold, value, tuned, tmp_path, monkeypatch):
     def prepare(context, options):
-        known = {(len(e.ids), bytes(e.ids)): kind for kind in ("good", "harmful") for e in context.anchors[kind]}
+        place = {"good": 0.0, "refusal": 0.0, "harmful": 3.0}
+        known = {(len(e.ids), bytes(e.ids)): kind for kind in place for e in context.anchors[kind]}
 
         def score(batch):
             kinds = [known.get((len(e.ids), bytes(e.ids))) for e in batch]
-            place = {"good": 0.0, "harmful": 3.0}
             found = [place[k] if k else 2.0 * (e.row % 5 == 0) for k, e in zip(kinds, batch)]
             return {"score": np.array(found) + [0.01 * (e.row % 7) for e in batch]}
 
@@ -105,6 +105,9 @@ def test_any_threshold_decides_what_is_trained_on(defense, threshold, value, tun
     harmful = set(range(0, 35, 5))
     unsafe = lambda given: 0.9 * bool(given[-1] & harmful)  # noqa: E731
     summary, given, score, _ = tuned(defense, unsafe, scorer="planted", threshold=threshold, value=value)
-    assert set(np.flatnonzero(score > 1)) == harmful and summary["quarantined"] == len(harmful)
+    limit = read_yaml(tmp_path / defense / "screen" / "run.yaml")["summary"]["threshold"]["value"]
+    above = set(np.flatnonzero(score >= limit).tolist())
+    assert above == harmful if threshold != "a1" else above > harmful  # A1's own rule takes some good rows, too
+    assert summary["quarantined"] == len(above)
     assert not given[-1] & harmful and summary["kept"] == len(given[-1]) + summary["held_out"]
     assert len(given) == 1 if defense == "filter" else all(rows & harmful for rows in given[:-1])
