@@ -76,7 +76,7 @@ def hooks(context: Context, options: Options) -> Hooks:
         for block in by_block(model, list(lora_layers(net))):
             with net.disable_adapter():
                 linears = [layer.linear for layer in block]
-                grams = input_grams(model, linears, context.anchors["refusal"], context.settings.batch_tokens)
+                grams = input_grams(model, linears, context.anchors["refusal"], context.model.batch_tokens)
             for layer, gram in zip(block, grams):
                 before = layer.oriented(base.net.get_submodule(layer.name)).to(layer.weight)
                 v = (layer.weight - before).float()
