@@ -10,8 +10,10 @@ from gradshield.cli.commands import main
 
 
 @pytest.fixture
-def resolved(monkeypatch, capsys):
+def resolved(monkeypatch, capsys, tmp_path):
     """The settings that a command would run with, or (exit code, what it says)."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text('{"prompt": "Name a city", "q": "Name one", "response": "Rome"}\n')
 
     def run(command: str, *arguments: str):
         found: dict = {}
@@ -44,12 +46,14 @@ def test_the_preset_sets_every_choice_of_the_paper(resolved):
 def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(resolved, tmp_path):
     config = tmp_path / "settings.yaml"
     config.write_text(
-        yaml.safe_dump({"threshold": "fixed", "value": 1.5, "max-length": 77, "columns": {"prompt": "q"}})
+        yaml.safe_dump(
+            {"threshold": "fixed", "value": 1.5, "max-length": 77, "columns": {"prompt": "q", "response": "response"}}
+        )
     )
     found = resolved("filter", "x.jsonl", "--preset", "paper", "--config", str(config), "--value", "2")
     assert (found["threshold"], found["value"], found["max_length"]) == ("fixed", 2, 77)
-    assert found["scorer"] == PAPER["scorer"] and found["columns"] == {"prompt": "q"}
-    assert resolved("filter", "x", "--preset", "paper", "--threshold", "anchored")["threshold"] == "anchored"
+    assert found["scorer"] == PAPER["scorer"] and found["columns"] == {"prompt": "q", "response": "response"}
+    assert resolved("filter", "x.jsonl", "--preset", "paper", "--threshold", "anchored")["threshold"] == "anchored"
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_a_guard_that_takes_content_in_parts_is_told_what_was_said(tiny_folder, 
     with patch("gradshield.models.graders.continue_ids", lambda guard, encoded, *_, **__: encoded):
         told = []
         with patch("gradshield.models.graders.guard_grade", told.append):
-            guard(["Rob a shop"], ["Sure, first"], 2)
+            guard(["Rob a shop"], ["Sure, first"])
     assert "Rob a shop" in told[0] and "Sure, first" in told[0]
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}{% endfor %}")
     with pytest.raises(UserError, match="leaves out the request"):

@@ -356,9 +356,9 @@ def test_a_local_judge_takes_no_memory_from_the_training(tiny_folder, train, tmp
     monkeypatch.setattr(work, "evaluate_safety", evaluate)
 
     def loading(*arguments, **more):
-        judge = load(*arguments, **more)
+        judge, info = load(*arguments, **more)
         judges.append(weakref.ref(judge))
-        return judge
+        return judge, info
 
     monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", loading)
     judge = save_classifier(tmp_path / "judge", ["safe", "unsafe"])

@@ -87,7 +87,7 @@ def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
         set_aside=aside,
         settings={key: value for key, value in saved.items() if key != "summary"},
         axis=axis_title(out, saved["summary"]["scorer"]),
-        next_steps=next_steps(out, high[0] + 1 if high else None),
+        next_steps=next_steps(out, high[0] + 1 if high else None, Path(out.resolve().name)),
     )
 
 

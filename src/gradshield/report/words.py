@@ -53,13 +53,15 @@ def rows_in_words(trained: int, counts: Mapping[str, Any]) -> str:
     return f"{kept:,} kept{parts}, {counts['quarantined']:,} quarantined, {counts['set_aside']:,} set aside"
 
 
-def next_steps(out: Path, row: int | None) -> list[tuple[str, str]]:
-    """(what, command to copy) after a filter run in `out`; `row` is the one worth explaining, if any."""
+def next_steps(out: Path, row: int | None, called: Path | None = None) -> list[tuple[str, str]]:
+    """(what, command to copy) after a filter run in `out`; `row` is the one worth explaining, if any. `called` is what
+    the commands call the folder, where that is not its path: a report is the same wherever its folder stands."""
     kept = next((path for path in (out / "kept", *sorted(out.glob("kept.*"))) if path.exists()), None)
-    script, folder = out / "train.py", shlex.quote(str(out))
+    called = called or out
+    folder = shlex.quote(str(called))
     steps = []
-    if kept and script.exists():
-        steps.append((f"train with {kept}", f"python {shlex.quote(str(script))}"))
+    if kept and (out / "train.py").exists():
+        steps.append((f"train with {called / kept.name}", f"python {shlex.quote(str(called / 'train.py'))}"))
     steps.append(("look at rows and decide", f"gradshield review {folder}"))
     if row is not None:
         steps.append((f"see why row {row} scored highest", f"gradshield explain {folder} {row}"))
