@@ -106,7 +106,8 @@ def test_what_a_killed_driver_left_is_taken_up_by_either_engine(tiny_folder, tra
         "from gradshield.base.settings import FilterSettings;"
         "run_filter(sys.argv[1], Path(sys.argv[2]), FilterSettings(**json.loads(sys.argv[3])))"
     )
-    arguments = [str(train), str(there), json.dumps({**given.model_dump(), "engine": "ray", "workers": 2})]
+    unsaved = {"engine": "ray", "workers": 2, "batch_tokens": 256}
+    arguments = [str(train), str(there), json.dumps({**given.model_dump(), **unsaved})]
     driver = subprocess.Popen([sys.executable, "-c", code, *arguments])
     journal = there / "scores.partial"
     while driver.poll() is None and not (journal.exists() and journal.stat().st_size):
@@ -127,7 +128,7 @@ def test_a_users_mistake_in_a_worker_is_one_line(tiny_folder):
     from conftest import random_examples
 
     with pytest.raises(UserError, match=r"^model x: no such folder$"):
-        list(engine.ray_engine(build, "none", 1)([(0, random_examples(2, 50))]))
+        list(engine.ray_engine(build, [], 1)([(0, random_examples(2, 50))]))
 
 
 def test_ray_that_is_missing_is_named_before_a_model_is_loaded(monkeypatch, tmp_path):
