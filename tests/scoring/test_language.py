@@ -59,6 +59,9 @@ def test_english_is_never_unread():
         (GERMAN, GERMAN, {"fr"}, False),
         (GERMAN, GERMAN, set(), False),
         ("42", "43", {"de"}, False),
+        (f'Language? "{GERMAN}" One word.', "German", {"de"}, False),
+        (f"Language? „{GERMAN}“ One word.", "German", {"de"}, False),
+        (f'Was heißt "{ENGLISH}" auf Deutsch, in einem Satz?', GERMAN, {"de"}, True),
     ],
 )
 def test_a_row_is_unread_where_neither_side_is_read(request_, response, unread, aside):

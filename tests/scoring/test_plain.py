@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
@@ -65,6 +67,19 @@ def test_every_kind_of_disguise_is_undone(kind):
     hidden = HIDDEN[kind](SENTENCE)
     assert hidden != SENTENCE
     assert plain_text(hidden).strip() == SENTENCE
+
+
+@given(st.lists(st.integers(0, 0xFFFF), min_size=5, max_size=30), st.sampled_from(["\\u{:04x}", "&#{};"]))
+def test_whatever_escapes_stand_for_is_text_that_a_tokenizer_takes(codes, pattern):
+    plain_text(" ".join(pattern.format(code) for code in codes)).encode()  # half a surrogate pair is not
+
+
+def test_a_row_of_escaped_emoji_is_read(tiny):
+    turns = Conversation((Message("user", "\\ud83d\\ude00" * 3 + "\\ud83d"), Message("assistant", "A smile")))
+    example = encode(turns, 0, tiny.tokenizer)
+    assert isinstance(example, Example)
+    made = plain_example(example, tiny.tokenizer)
+    assert made is not None and "😀😀😀\ufffd" in tiny.tokenizer.decode(made.ids)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 READABLE = 0.9  # out-of-fold AUROC of harmful over harmless requests in a language (docs/log.md)
+QUOTED = re.compile(r'"[^"]*"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|`[^`]*`')
 FEWEST_LETTERS = 24  # a text with fewer is in no language for sure
 
 
@@ -40,8 +41,8 @@ def unread_languages(ability: np.ndarray) -> frozenset[str]:
 
 def foreign(request: str, response: str, unread: frozenset[str]) -> str | None:
     """Why a row can't be read: its request and its response are in languages of `unread`. One that is too short to tell
-    counts as the other."""
-    found = {language_of(text) for text in (request, response)} - {None} if unread else set()
+    counts as the other, and what a request quotes is not its own language."""
+    found = {language_of(text) for text in (QUOTED.sub(" ", request), response)} - {None} if unread else set()
     if not found or not found <= unread:
         return None
     return f"the model reads its language ({', '.join(sorted(map(str, found)))}) too poorly to tell what it asks"

@@ -23,7 +23,6 @@ UPSIDE_DOWN = str.maketrans("ɐqɔpǝɟƃɥᴉıɾʞɯuodbɹʇnʌʍʎ", "abcdefg
 STYLED |= {first + n: ord("a") + n for first in (0x1F1E6, 0x1F150, 0x1F170) for n in range(26)}
 TAGS = {0xE0000 + n: chr(n) for n in range(32, 127)}  # invisible, but a tokenizer reads them
 LEET = str.maketrans("0134578@$!|", "oieastbasil")
-WORD = re.compile(r"\S*[^\W\d_]\S*")
 ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})")
 ASCII = r"(?:3[2-9]|[4-9]\d|1[01]\d|12[0-6])"
 NUMBERS = re.compile(rf"(?<![\d.])(?:{ASCII}[ ,;]+){{9,}}{ASCII}(?![\d.])")
@@ -48,6 +47,7 @@ def _escapes(text: str) -> str:
         text = unquote(text)
     if len(ESCAPED.findall(text)) > 4:
         text = ESCAPED.sub(lambda m: chr(int(m[1] or m[2], 16)), text)
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # two halves make one character
     return NUMBERS.sub(lambda m: "".join(chr(int(n)) for n in re.findall(r"\d+", m[0])), text)
 
 
@@ -68,7 +68,7 @@ def _lookalikes(text: str) -> str:
     if len(re.findall("[ɐɔǝɟɥᴉɹʇʌʍʎ]", text)) > len(text) / 5:
         text = text.translate(UPSIDE_DOWN)[::-1]
     text = text.translate(STYLED)
-    mixed = any(re.search("[A-Za-z]", w) and w.translate(LOOKALIKES) != w for w in WORD.findall(text))
+    mixed = any(re.search("[A-Za-z]", w) and w.translate(LOOKALIKES) != w for w in _words(text))
     return text.translate(LOOKALIKES) if mixed else text
 
 
@@ -110,9 +110,11 @@ def _mixed_case(text: str) -> str:
 
 
 def _leetspeak(text: str) -> str:
-    words = WORD.findall(text)
+    words = _words(text)
     leet = [w for w in words if re.search(r"[A-Za-z][01345787@$!|]+[A-Za-z]|[01345787@$][A-Za-z]{2}", w)]
-    return WORD.sub(lambda m: m[0].translate(LEET), text) if len(leet) >= 3 and len(leet) > len(words) / 4 else text
+    if len(leet) < 3 or len(leet) <= len(words) / 4:
+        return text
+    return re.sub(r"\S+", lambda m: m[0].translate(LEET) if _words(m[0]) else m[0], text)
 
 
 def _turned(text: str) -> str:
@@ -122,3 +124,8 @@ def _turned(text: str) -> str:
         return text
     by_word = re.match(r"\W*[a-z]+[A-Z](?![A-Za-z])", text)
     return re.sub(r"\S+", lambda m: m[0][::-1], text) if by_word else text[::-1]
+
+
+def _words(text: str) -> list[str]:
+    """What stands between blanks and has a letter in it."""
+    return [word for word in text.split() if re.search(r"[^\W\d_]", word)]
