@@ -13,7 +13,6 @@ row; here t starts again at every answer of a conversation.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
 from pydantic import Field
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from gradshield.base.registry import NoOptions
 from gradshield.defenses.base import Context, Defense
-from gradshield.training.batches import log_probs, start_of
+from gradshield.training.batches import log_probs, remembered_start
 from gradshield.training.interventions import Batch, Hooks
 
 LEAST = 1e-3
@@ -38,13 +37,10 @@ class Options(NoOptions):
 
 def hooks(context: Context, options: Options) -> Hooks:
     """The weighted cross-entropy."""
-    start: list[Callable[[], AbstractContextManager[nn.Module]]] = []
-
-    def adapt(net: nn.Module) -> None:
-        start[:] = [start_of(net)]
+    adapt, start = remembered_start()
 
     def loss(net: nn.Module, batch: Batch, loss_of: Callable[[Batch], Tensor], step: int) -> Tensor:
-        with start[0]() as reference, torch.no_grad():
+        with start() as reference, torch.no_grad():
             before = log_probs(reference, batch)
         now = log_probs(net, batch)
         weights = token_weights(now.detach(), before, betas(batch["labels"], options).to(now.device))

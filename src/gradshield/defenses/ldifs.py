@@ -10,7 +10,6 @@ fine-tuning (Antidote, 2408.09600, with the outputs of the MLPs).
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
 from pydantic import Field
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from gradshield.base.registry import NoOptions
 from gradshield.defenses.base import Context, Defense
-from gradshield.training.batches import start_of
+from gradshield.training.batches import remembered_start
 from gradshield.training.interventions import Batch, Hooks
 
 
@@ -30,13 +29,10 @@ class Options(NoOptions):
 
 def hooks(context: Context, options: Options) -> Hooks:
     """Cross-entropy with the penalty."""
-    start: list[Callable[[], AbstractContextManager[nn.Module]]] = []
-
-    def adapt(net: nn.Module) -> None:
-        start[:] = [start_of(net)]
+    adapt, start = remembered_start()
 
     def loss(net: nn.Module, batch: Batch, loss_of: Callable[[Batch], Tensor], step: int) -> Tensor:
-        with start[0]() as reference, torch.no_grad():
+        with start() as reference, torch.no_grad():
             before = hidden(reference, batch)
         away = distances(hidden(net, batch), before, batch["attention_mask"])
         return loss_of(batch) + options.rho / 2 * away.sum() / batch["step_rows"]

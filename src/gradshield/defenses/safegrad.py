@@ -12,7 +12,6 @@ it depends on the batch's padding.) At the first step π = π_ref and g_safe is 
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
 from pydantic import Field
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from gradshield.base.processes import processes
 from gradshield.defenses.base import Context, Defense, SafeRows
-from gradshield.training.batches import drawn, logits_of, start_of, trained
+from gradshield.training.batches import drawn, logits_of, remembered_start, trained
 from gradshield.training.interventions import Batch, Hooks
 
 SMALLEST = 1e-9  # ‖g_safe‖² from which there is a direction to project on, as in the authors' code
@@ -35,18 +34,19 @@ class Options(SafeRows):
 def hooks(context: Context, options: Options) -> Hooks:
     """The safe gradient of every batch, and the surgery at the end of its step."""
     draw = drawn(context.safe_rows(options), context.training.seed, context.model.device)
-    start: list[Callable[[], AbstractContextManager[nn.Module]]] = []
+    remember, start = remembered_start()
     own: list[nn.Module] = []
     safe: dict[str, Tensor] = {}  # of the step so far
 
     def adapt(net: nn.Module) -> None:
-        start[:], own[:] = [start_of(net)], [net]
+        remember(net)
+        own[:] = [net]
         safe.clear()
 
     def loss(net: nn.Module, batch: Batch, loss_of: Callable[[Batch], Tensor], step: int) -> Tensor:
         rows, weights = len(batch["index"]), trained(own[0])
         given = draw(step, rows)
-        with start[0]() as reference, torch.no_grad():
+        with start() as reference, torch.no_grad():
             before = logits_of(reference, given)[0].log_softmax(-1)
         now = logits_of(own[0], given)[0].log_softmax(-1)
         away = nn.functional.kl_div(now, before, reduction="batchmean", log_target=True)

@@ -64,6 +64,16 @@ def trained(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
 
 
+def remembered_start() -> tuple[Callable[[nn.Module], None], Callable[[], AbstractContextManager[nn.Module]]]:
+    """(`Hooks.adapt`, a context with the network as it was when that was called)."""
+    start: list[Callable[[], AbstractContextManager[nn.Module]]] = []
+
+    def adapt(net: nn.Module) -> None:
+        start[:] = [start_of(net)]
+
+    return adapt, lambda: start[0]()
+
+
 def start_of(net: Any) -> Callable[[], AbstractContextManager[nn.Module]]:
     """A context with the network as it is before training: without its adapter, or a copy where every weight is
     trained. To be called in `adapt`. Gradients are off in it."""
