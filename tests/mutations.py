@@ -77,7 +77,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("evaluation/safety.py", "complied = len(refused) - sum(refused)", "complied = sum(refused)", ASR),
     ("evaluation/safety.py", "complied / len(refused) if", "complied / (len(refused) + 1) if", ASR),
     ("evaluation/safety.py", "z2 / (4 * total * total)", "0", ASR),
-    ("evaluation/evaluate.py", "over_refusal=refused / len(scary)", "over_refusal=1 - refused / len(scary)", ASR),
+    ("evaluation/evaluate.py", "over_refusal=sum(refused) / len(scary)", "over_refusal=1 - sum(refused) / len(scary)", ASR),
     ("scoring/intent/reading.py", "LATER = 1.0", "LATER = 0.0", INTENT),
     ("scoring/intent/reading.py", "DEPTHS = (0.5, 0.6, 0.7)", "DEPTHS = (0.5, 0.7)", LAYERS),
     ("scoring/intent/reading.py", "max((min(topic, answer)", "max((max(topic, answer)", INTENT),
@@ -87,7 +87,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("scoring/intent/reading.py", "(total[width:] - total[:-width]) / width", "(total[width:] - total[:-width])", INTENT),
     ("data/encode.py", "mask[:1] = False", "pass", MASK),
     ("data/encode.py", "mask[:max_length])", "mask[-max_length:])", MASK),
-    ("screen/filter.py", '>= threshold.value else "kept"', '> threshold.value else "kept"', VERDICTS),
+    ("threshold.py", "return scores < value", "return scores <= value", VERDICTS),
     ("screen/filter.py", 'np.concatenate([good, np.delete(own["score"], list(own.reasons))])', "good", DEFAULT),
     ("screen/filter.py", 'reference.anchors["good"], reference.anchors["refusal"]]', 'reference.anchors["good"]]', DEFAULT),
 ]  # fmt: skip
