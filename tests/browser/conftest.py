@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from review.made import chat, make_run, write_jsonl
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import ActionChains
@@ -185,3 +187,18 @@ def serve() -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="session")
 def docs() -> Path:
     return Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Rows 1 … 120 with scores -60 … 59, so rows 61 … 120 are quarantined; row 121 is set aside."""
+    rows = [chat(f"request {n}", f"answer {n}", source="odd" if n % 2 else "even") for n in range(119)]
+    rows.append(chat("request 118", "answer 118, nearly", source="odd"))
+    file = write_jsonl(tmp_path / "train.jsonl", [*rows, "{"])
+    return make_run(tmp_path / "run", file, list(np.arange(-60.0, 60.0)))
+
+
+@pytest.fixture
+def other(tmp_path, run):
+    scores = list(np.arange(-60.0, 60.0) + np.where(np.arange(120) % 4, 0, 8))
+    return make_run(tmp_path / "other", tmp_path / "train.jsonl", scores, threshold=4.0)

@@ -13,6 +13,7 @@ from gradshield.base.settings import FilterSettings
 from gradshield.data import Source, detect_layout, open_source, read_rows, to_conversation, write_outputs
 from gradshield.data.run_folder import write_run
 from gradshield.report.filter_report import keep_for_report, report_run
+from gradshield.review import store
 
 
 def chat(request: str, answer: str, **more: Any) -> dict[str, Any]:
@@ -83,3 +84,8 @@ def _saved(
             "threshold": {"value": value, "rule": "fixed", "note": "", "good_lost": None, "harmful_kept": None},
         },
     }
+
+
+def decided(run: Path) -> dict[int, str]:
+    """The verdicts that were decided and stand, by row."""
+    return {row: decision.verdict for row, decision in store.standing(run).items()}

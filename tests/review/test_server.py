@@ -1,84 +1,23 @@
 """The page answers only whom it was made for, says everything without a script, and obeys nothing that a row holds."""
 
-import http.client
 import json
 import re
 import socket
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from html import unescape
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import numpy as np
 import pytest
-from report.test_report import PAYLOADS
-from report.test_report import Page as ReportPage
+from report.made import PAYLOADS
+from review.client import Page, serving
 from review.made import chat, make_run, write_jsonl
 
 from gradshield.base.errors import UserError
 from gradshield.cli import commands as cli
 from gradshield.review import store
-from gradshield.review.server import open_server, serve
-from gradshield.review.state import Review
-
-
-class Page(ReportPage):
-    """The report's reader, for pages that have fields."""
-
-    def handle_starttag(self, tag, attrs):
-        super().handle_starttag(tag, attrs)
-        if tag == "input":
-            self.open.pop()
-
-
-class Client:
-    """A browser without a script: it keeps the cookie, and says where a form came from."""
-
-    def __init__(self, address):
-        self.port = int(re.search(r":(\d+)/", address)[1])
-        self.enter = address.split(str(self.port))[1]
-        self.cookie = ""
-
-    def ask(self, path, method="GET", body=None, **headers):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        given = {"Cookie": self.cookie, **({"Origin": f"http://127.0.0.1:{self.port}"} if body is not None else {})}
-        given |= {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body, {k: v for k, v in given.items() if v})
-        answer = connection.getresponse()
-        answer.text = answer.read().decode()
-        connection.close()
-        return answer
-
-    def open(self):
-        answer = self.ask(self.enter)
-        assert answer.status == 200
-        self.cookie = answer.headers["Set-Cookie"].split(";")[0]
-        return answer
-
-    def post(self, path, form, **headers):
-        return self.ask(path, "POST", urlencode(form), **headers)
-
-    def done(self, path, form):
-        return json.loads(self.post(path, form, Accept="application/json").text)
-
-    def page(self, path="/", **given):
-        answer = self.ask(f"{path}?{urlencode(given)}")
-        assert answer.status == 200, answer.text
-        return answer.text
-
-
-@contextmanager
-def serving(out, other=None, who="ann"):
-    server, listening, address = open_server(Review(out, other, who), 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        yield Client(address)
-    finally:
-        server.should_exit = True
-        thread.join(10)
+from gradshield.review.server import serve
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from report.test_report import PAYLOADS
+from report.made import PAYLOADS
 from review.made import chat, make_run, write_jsonl
 
 from gradshield.base.errors import UserError
