@@ -25,10 +25,10 @@ def screen(rows: Rows, *settings: FilterSettings | PathLike, out: PathLike = "ru
     """Keeps the rows that are safe to train on and quarantines the rest, in the run folder `out`.
 
     `rows` is a path, a Hub dataset id, a `datasets.Dataset`, a pandas DataFrame or a list of dicts. Settings are given
-    by name, such as `model="Qwen/Qwen2.5-7B-Instruct"`, as `FilterSettings`, or both (a name wins); a bare text is the
-    model.
-    `help(FilterSettings)` lists them. Calling it again resumes an interrupted run and returns a finished one at once.
-    Raises UserError for anything the caller can fix.
+    by name, such as `model="Qwen/Qwen2.5-7B-Instruct"`, as `FilterSettings`, or both (a name wins). A bare text is the
+    model. `help(FilterSettings)` lists the settings.
+
+    Calling it again resumes an interrupted run and returns a finished one at once. Raises UserError for anything the caller can fix.
     """
     from gradshield.screen.filter_once import filter_file
 
