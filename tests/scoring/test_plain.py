@@ -2,6 +2,7 @@
 
 import base64
 import codecs
+import unicodedata
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
+from gradshield.scoring.intent.corpus import ROWS, anchor_records, language_records
 from gradshield.scoring.intent.plain import plain_text
 from gradshield.scoring.intent.unreadable import HIDDEN_TOKENS, hidden_words, plain_example, token_length, unreadable
 from gradshield.study.dresses import READABLE
@@ -127,6 +129,13 @@ def test_ordinary_text_is_readable_and_stays_as_it_is(text):
     assert unreadable(text) is None
     if "α" not in text:
         assert plain_text(text) == text or not text.isascii()
+
+
+def test_no_bundled_text_is_taken_for_a_disguise():
+    records = [*language_records(), *(row for kind in ROWS for row in anchor_records(kind))]
+    texts = sorted({r[side] for r in records for side in ("prompt", "response") if side in r})[::3]
+    found = [text for text in texts if unreadable(text) or plain_text(text) != unicodedata.normalize("NFKC", text)]
+    assert len(texts) > 500 and not found
 
 
 @pytest.mark.parametrize(
