@@ -28,7 +28,8 @@ def screen(rows: Rows, *settings: FilterSettings | PathLike, out: PathLike = "ru
     by name, such as `model="Qwen/Qwen2.5-7B-Instruct"`, as `FilterSettings`, or both (a name wins). A bare text is the
     model. `help(FilterSettings)` lists the settings.
 
-    Calling it again resumes an interrupted run and returns a finished one at once. Raises UserError for anything the caller can fix.
+    Calling it again resumes an interrupted run and returns a finished one at once. Raises UserError for anything the
+    caller can fix.
     """
     from gradshield.screen.filter_once import filter_file
 
