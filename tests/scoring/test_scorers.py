@@ -29,7 +29,7 @@ from gradshield.screen.explain import explain
 from gradshield.screen.filter import run_filter
 
 FORMS = ["normalise=cosine", "normalise=module", "s=own", "contrast=minus", "contrast=orthogonal", "weights=lora"]
-FORMS += ["mapping=sign", "weights=all"]
+FORMS += ["mapping=sign", "weights=all", "tokens=4"]
 SPECS = [*SCORERS.names(), *(f"fihs:probes=2,{form}" for form in FORMS)]
 SPECS = [spec for spec in SPECS if "endpoint" not in find_scorer(spec)[0].needs]
 PROBES = tuple(read_requests(ASSETS / "probes.jsonl")[:4])
@@ -80,6 +80,20 @@ def test_scores_depend_neither_on_the_batch_nor_on_the_order(prepared):
     for values in ordered.values():
         values[list(whole.reasons)] = np.nan
     close(Scores(ordered), whole)
+
+
+def test_fihs_of_the_first_tokens_ignores_those_behind_them(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADSHIELD_CACHE", str(tmp_path))
+    rows = [{"prompt": "A question", "response": f"Sure, here it is: {end}"} for end in ("yes", "no")]
+    rows = [encode_anchor(tiny, row, n) for n, row in enumerate(rows)]
+    examples = [e for e in rows if isinstance(e, Example)]
+    found = {}
+    for spec in ("fihs:probes=2", "fihs:probes=2,tokens=3"):
+        scorer = make_reference(tiny, CHECK, FilterSettings(scorer=spec, threshold="fixed"), examples).scorer
+        found[spec] = scorer(examples)["score"]
+    whole, short = found.values()
+    assert whole[0] != pytest.approx(whole[1], rel=1e-3)
+    assert short[0] == pytest.approx(short[1], rel=1e-4) and short[0] != pytest.approx(whole[0], rel=1e-3)
 
 
 def test_equal_rows_are_scored_once_and_equally(prepared):

@@ -48,7 +48,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command("score")
 def score_rows(
-    scorer: list[str], out: Out, model: str = "embedded", rows: int = 20, dressed: int = 3, seed: int = 3
+    scorer: list[str], out: Out, model: str = "embedded", rows: int = 20, dressed: int = 1, seed: int = 3
 ) -> None:
     """Scores the rows with each scorer that scores.csv lacks. To a scorer of the whole file, they are the file."""
     file = out / "scores.csv"
@@ -79,7 +79,7 @@ def train(
     out: Out,
     model: str = "embedded",
     rows: int = 20,
-    dressed: int = 3,
+    dressed: int = 1,
     seeds: int = 1,
     rate: float = 2e-4,
     requests: int = 60,

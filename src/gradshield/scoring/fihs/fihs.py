@@ -12,8 +12,9 @@ from gradshield.base.registry import NoOptions, make_options, parse
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
-from gradshield.scoring.base import Context, Prepared, Scorer
+from gradshield.scoring.base import Context, Prepared, ScoreFunction, Scorer
 from gradshield.scoring.fihs.autograd import autograd_scorer
+from gradshield.scoring.fihs.descent import first_tokens
 from gradshield.scoring.fihs.probe import (
     ProbeGradient,
     SafetyScore,
@@ -46,6 +47,7 @@ class FihsOptions(NoOptions):
         default="identity", description="g of eq. 4: the gradient, or its sign as in Adam's first step (slow)"
     )
     probes: int = Field(default=12, ge=1, description="probes whose mean gradient is used")
+    tokens: int | None = Field(default=None, ge=1, description="response tokens whose loss counts (default: all)")
 
 
 def fihs_options(spec: str) -> FihsOptions:
@@ -63,19 +65,26 @@ def prepare(context: Context, options: FihsOptions) -> Prepared:
         gradient = probe_gradient(model, probes, s)
         harmless = harmless_part(model, [gradient], s, options)
         gradient = minus(gradient, *harmless) if harmless else gradient
-        return Prepared(fihs_scorer(model, gradient, column, lora=options.weights == "lora"))
+        return Prepared(
+            _shortened(fihs_scorer(model, gradient, column, lora=options.weights == "lora"), options.tokens)
+        )
     if options.normalise == "module" or options.contrast == "orthogonal" or options.weights == "lora":
         raise UserError(
             "--scorer fihs: weights=all and mapping=sign exclude normalise=module, contrast=orthogonal and weights=lora"
         )
     against = _harmless(options) if options.contrast == "minus" else ()
-    scored = autograd_scorer(model, probes, s, against=against, weights=options.weights, mapping=options.mapping)
+    slow = autograd_scorer(model, probes, s, against=against, weights=options.weights, mapping=options.mapping)
 
-    def score(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
-        columns = scored(batch)
+    def scored(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
+        columns = slow(batch)
         return columns | {"score": columns[column]}
 
-    return Prepared(score)
+    return Prepared(_shortened(scored, options.tokens))
+
+
+def _shortened(score: ScoreFunction, tokens: int | None) -> ScoreFunction:
+    """The score of rows that end after so many response tokens."""
+    return score if tokens is None else lambda batch: score([first_tokens(e, tokens) for e in batch])
 
 
 def safety_score(model: Model, probes: Sequence[str], options: FihsOptions) -> SafetyScore:
