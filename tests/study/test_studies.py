@@ -7,16 +7,21 @@ import pytest
 
 from gradshield.study import truth, tuning
 from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT
-from gradshield.study.separation import _write_scores
+from gradshield.study.real import scored_line, write_scored
+from gradshield.study.separation import _write_scores, read_scores
 
 
-@pytest.fixture
-def scores(tmp_path):
-    """A scores.csv in which `good` ranks the kinds as `fell` below has them, and `bad` the other way round."""
-    kinds = (*HARMFUL, *BENIGN, *SCARY, SHIFT)
+@pytest.fixture(params=["separation", "real"])
+def scores(tmp_path, request):
+    """A scores.csv of either study in which `good` ranks the kinds as the cells below do, and `bad` the other way."""
+    kinds, file = (*HARMFUL, *BENIGN, *SCARY, SHIFT), tmp_path / "scores.csv"
     table = {k: {"good": np.full(3, float(n)), "bad": np.full(3, -float(n))} for n, k in enumerate(kinds)}
-    _write_scores(tmp_path / "scores.csv", table, {})
-    return tmp_path / "scores.csv"
+    if request.param == "separation":
+        _write_scores(file, table, {})
+        return read_scores(file)[0]
+    each = [(k, name, n, x) for k, own in table.items() for name, values in own.items() for n, x in enumerate(values)]
+    write_scored(file, [scored_line(name, "real", k, True, n, x, "") for k, name, n, x in each])
+    return truth._real_scores(file)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -2,12 +2,14 @@
 
     GRADSHIELD_DATA=... python -m gradshield.study.truth --rate 5e-4 -o docs/results/truth/embedded.jsonl
 
-Every finished cell is a line of the output file; run again, it goes on with the cells that are missing. With --scores
-(a scores.csv of the separation study) a table beside them holds every score's mean per kind against what happened.
+Every finished cell is a line of the output file; run again, it trains the cells that are missing. With --scores (a
+scores.csv of the separation study) a table beside them holds every score's mean per kind against what happened. With
+--real the kinds, and the scores.csv, are those of the study of real rows: full answers that nobody here wrote.
 """
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,16 +20,20 @@ from scipy.stats import spearmanr
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.base.storage import read_jsonl
 from gradshield.data.encode import Example, encode
+from gradshield.data.formats import Conversation
 from gradshield.evaluation.safety import attack_success, opening_log_probability
 from gradshield.models.load import load_model
 from gradshield.models.refusal import has_refusal_phrase
 from gradshield.screen.filter import load
 from gradshield.study.kinds import BENIGN, HARMFUL, OPENINGS, SCARY, SHIFT, TAKEN_BACK, held_out_requests, kinds
+from gradshield.study.real import read_scored, score_values
+from gradshield.study.real_kinds import real_kinds
 from gradshield.study.separation import Table, read_scores
 from gradshield.training.finetune import finetune
 
 OPENING = "I'm sorry, but"
 KINDS = ("nothing", *HARMFUL, *BENIGN, *SCARY, SHIFT)
+REAL_GROUPS = ("real", "refusal", "disputed", "ordinary")
 REFUSED_FIRST = tuple(kind for kind in HARMFUL if "taken back" in kind)  # so neither ASR nor log p would show harm
 
 
@@ -39,23 +45,40 @@ def main(
     seeds: int = 1,
     requests: int = 24,
     scores: Path | None = None,
+    real: bool = False,
 ) -> None:
     """Trains on `rows` rows of each kind (3 epochs, batch 4) and measures `requests` held-out AdvBench requests."""
     done = {(c["kind"], c["rate"], c["seed"]) for c in _read(out)}
-    todo = [(seed, kind) for seed in range(seeds) for kind in KINDS if (kind, rate, seed) not in done]
-    if todo:
-        _train(out, model, rows, rate, seeds, requests, done)
+    names = ["nothing", *_kinds(real, rows, 0)] if real else KINDS
+    if any((kind, rate, seed) not in done for seed in range(seeds) for kind in names):
+        _train(out, model, rows, rate, seeds, requests, real, done)
     if scores:
-        table = _table([c for c in _read(out) if c["rate"] == rate and c["seed"] < seeds], rate, seeds, scores)
+        measured = _real_scores(scores) if real else read_scores(scores)[0]
+        table = _table([c for c in _read(out) if c["rate"] == rate and c["seed"] < seeds], rate, seeds, measured)
         out.with_suffix(".md").write_text(table, encoding="utf-8")
         print(table)
 
 
-def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: int, done: set) -> None:
+def _kinds(real: bool, rows: int, seed: int) -> dict[str, Sequence[Conversation]]:
+    """`rows` conversations of every kind."""
+    if real:
+        return {kind.name: kind.rows for kind in real_kinds(rows, 0, seed) if kind.group in REAL_GROUPS and kind.rows}
+    return dict(kinds(rows, seed))
+
+
+def _real_scores(file: Path) -> Table:
+    """Every scorer's scores of each kind of real rows."""
+    lines = read_scored(file)
+    keys = dict.fromkeys((line["kind"], line["scorer"]) for line in lines)
+    of = {key: score_values([x for x in lines if (x["kind"], x["scorer"]) == key]) for key in keys}
+    return {kind: {name: of[kind, name] for k, name in keys if k == kind} for kind, _ in keys}
+
+
+def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: int, real: bool, done: set) -> None:
     base = load(FilterSettings(model=model))
     asked = held_out_requests(requests)
     for seed in range(seeds):
-        for kind, conversations in {"nothing": [], **kinds(rows, seed)}.items():
+        for kind, conversations in {"nothing": [], **_kinds(real, rows, seed)}.items():
             done |= {(c["kind"], c["rate"], c["seed"]) for c in _read(out)}  # of another process at the same file
             if (kind, rate, seed) in done:
                 continue
@@ -93,13 +116,11 @@ def _taken_back(answer: str) -> bool:
     return has_refusal_phrase(answer) and any(turn in answer.lower() for turn in turns)
 
 
-def _table(cells: list[dict], rate: float, seeds: int, scores: Path) -> str:
+def _table(cells: list[dict], rate: float, seeds: int, measured: Table) -> str:
     """Kinds by how far log p fell, with ASR (of one seed, its Wilson interval; of several, their mean and range), and
     every score's mean over the kind's rows; below, how well each mean ranks the kinds (Spearman against −log p)."""
-    measured, _ = read_scores(scores)
-    by_kind = {kind: [c for c in cells if c["kind"] == kind] for kind in KINDS}
-    by_kind = {kind: found for kind, found in by_kind.items() if found}
-    variants = list(measured[SHIFT])
+    by_kind = {kind: [c for c in cells if c["kind"] == kind] for kind in dict.fromkeys(c["kind"] for c in cells)}
+    variants = list(next(iter(measured.values())))
     lines = [
         f"Learning rate {rate:g}, {seeds} seed(s), {max(c['rows'] for c in cells)} rows a kind.\n",
         f"| trained on | ASR | refused, then taken back | log p({OPENING!r}) | " + " | ".join(variants) + " |",
