@@ -5,9 +5,15 @@ Readers of this format trust its counts and offsets; here, each is compared with
 
 import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
+from unittest.mock import patch
+
+import numpy as np
 
 from gradshield.base.errors import UserError, first_line
 from gradshield.models.files import Shapes, shown
@@ -53,6 +59,31 @@ def gguf_header(path: Path) -> Header:
             "(llama-gguf-split --merge)"
         )
     return header
+
+
+@contextmanager
+def shared_reader() -> Iterator[None]:
+    """Within it, transformers shares one reader of a GGUF file, and one map of its tensors' names.
+
+    It opens the file four times and makes the map for each module. The reader slices a plain array here: a slice of a
+    memory map takes ten times as long, and a vocabulary has some hundred thousand.
+    """
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, value: Any) -> None:
+            self._data = np.asarray(value)
+
+    with (
+        patch.object(gguf, "GGUFReader", lru_cache(Reader)),
+        patch.object(gguf, "get_tensor_name_map", lru_cache(gguf.get_tensor_name_map)),
+    ):
+        yield
 
 
 def apply_rope_factors(net: Any, path: Path) -> None:

@@ -7,7 +7,7 @@ import gc
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from gradshield.models.adapters import CONFIG, WEIGHTS, base_of, with_adapter
 from gradshield.models.experts import Expert, experts_of
 from gradshield.models.files import Shapes, local_folder, text_files, weight_files
 from gradshield.models.fingerprint import fingerprint_of
-from gradshield.models.gguf import gguf_header, is_gguf
+from gradshield.models.gguf import gguf_header, is_gguf, shared_reader
 from gradshield.models.memory import automatic_tokens, keep_memory
 from gradshield.models.network import load_net
 from gradshield.models.on_disk import ADAPTER, EMBEDDED, EMBEDDED_BASE, embedded_gguf
@@ -180,9 +180,10 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
     source, shapes, files = _source(name, trust_remote_code)
-    net = load_net(name, source, shapes, quantize, device, dtype)
-    rows = int(net.get_input_embeddings().weight.shape[0])
-    tokenizer = load_tokenizer(name, source, folders, chat_template, rows, bundled=bundled)
+    with shared_reader() if "gguf_file" in source else nullcontext():
+        net = load_net(name, source, shapes, quantize, device, dtype)
+        rows = int(net.get_input_embeddings().weight.shape[0])
+        tokenizer = load_tokenizer(name, source, folders, chat_template, rows, bundled=bundled)
     for folder in folders:
         net = with_adapter(net, folder, merge=quantize is None)
         files += [folder / WEIGHTS, *text_files(folder)]

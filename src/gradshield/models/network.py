@@ -10,10 +10,8 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -60,7 +58,7 @@ def load_net(
     if device == "auto" or quantize:
         kwargs["device_map"] = device
     try:
-        with quiet_loading(), _one_name_map():
+        with quiet_loading():
             _check_described(name, source, shapes)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
@@ -87,15 +85,6 @@ def load_net(
         if not out_of_memory(error):
             raise
         raise UserError(f"model {name} does not fit on {device}: --quantize 4bit, or --device auto") from error
-
-
-@contextmanager
-def _one_name_map() -> Iterator[None]:
-    """Within it, the map of a GGUF's names is made once; transformers makes it again for each of a model's modules."""
-    import gguf
-
-    with patch.object(gguf, "get_tensor_name_map", lru_cache(gguf.get_tensor_name_map)):
-        yield
 
 
 def _on_cpu(device: str) -> bool:
