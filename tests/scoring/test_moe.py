@@ -174,6 +174,15 @@ def test_bfloat16_errs_by_little_more_than_the_rounding_of_its_weights(model):
     assert 0 < np.linalg.norm(whole - exact) <= 8 * part < np.linalg.norm(exact)
 
 
+def test_in_bfloat16_the_score_is_what_autograd_finds_in_the_same_network(model):
+    """The two round other sums: 0.6 to 3.8 % apart here."""
+    examples = random_examples(12, len(model.tokenizer))
+    half = freeze("half", copy.deepcopy(model.net).to(torch.bfloat16), model.tokenizer)
+    slow = autograd_scorer(half, REQUESTS, S)(examples)["paper"]
+    fast = fihs_scorer(half, probe_gradient(half, REQUESTS, S, tolerance=0), "paper")(examples)["score"]
+    assert np.linalg.norm(fast - slow) <= 0.05 * np.linalg.norm(slow)
+
+
 def test_the_default_score_works(model):
     def rows(request: str, answer: str) -> list[Example]:
         turns = [(Message("user", f"{request} {n}"), Message("assistant", f"{answer} {n}")) for n in range(12)]

@@ -19,7 +19,7 @@ import gradshield.tune.measuring as work
 from gradshield.base.errors import Diverged, UserError
 from gradshield.base.settings import FilterSettings, TuneSettings
 from gradshield.cli.commands import main
-from gradshield.evaluation.safety import SafetyReport, attack_success
+from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.sources import harmful_requests, unseen_requests
 from gradshield.models.load import load_model
 from gradshield.screen.explain import explain
@@ -148,6 +148,13 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
     monkeypatch,
 ):
     answer_with(monkeypatch, 0.0)
+    measured = []
+
+    def attack_success(model, requests, max_new_tokens):
+        measured.append((model, requests, max_new_tokens))
+        return SafetyReport(0.25, (0.1, 0.6), (), ())
+
+    monkeypatch.setattr(work, "attack_success", attack_success)
     settings = FilterSettings(model=tiny_folder, threshold="fixed", value=-1e9, scorer="fihs:probes=2")
     summary = run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
     assert summary["accepted"] == summary["cost"]["trials"] == 1
@@ -157,8 +164,11 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
     assert f"Safe and useful after 1 trial, trained on {trained} of 35 rows" in report.read_text()
     assert f"Trained on {trained} of 35 rows" in card.read_text()
     asked = unseen_requests("bundled", MEASURING.request_count)
-    found = attack_success(load_trained(settings, tmp_path / "run" / "model"), asked, MEASURING.max_new_tokens)
-    assert summary["unseen"] == {"asr": found.asr, "asr_interval": list(found.interval), "requests": len(asked)}
+    ((model, requests, max_new_tokens),) = measured
+    assert requests == asked and max_new_tokens == MEASURING.max_new_tokens
+    accepted = load_trained(settings, tmp_path / "run" / "model")
+    assert model.fingerprint == accepted.fingerprint != load_model(tiny_folder).fingerprint
+    assert summary["unseen"] == {"asr": 0.25, "asr_interval": [0.1, 0.6], "requests": len(asked)}
     assert not set(asked) & set(harmful_requests("bundled", 1000))
     assert f"of {len(asked)} requests that no decision has seen" in card.read_text()
     rows = f"33 kept ({trained} trained on, {held} held out to measure utility), 0 quarantined, 2 set aside"
