@@ -13,7 +13,7 @@ from conftest import random_examples
 from transformers import Trainer
 
 import gradshield.screen.filter as pipeline
-import gradshield.tune.trials as work
+import gradshield.tune.measuring as work
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
 from gradshield.base.processes import is_first, together

@@ -51,3 +51,13 @@ def test_at_most_five_files_lie_loose_and_no_two_modules_share_a_name():
     assert len(list(HOUSE.glob("*.py"))) <= 5
     names = [f.stem for f in HOUSE.rglob("*.py") if not f.stem.startswith("__")]
     assert not {name for name in names if names.count(name) > 1} - {"base", "registry"}  # a contract each
+
+
+def test_no_test_module_imports_another():
+    wrong = []
+    for file in Path(__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            modules += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            wrong += [f"{file.name} imports {m}" for m in modules if m.rpartition(".")[2].startswith("test_")]
+    assert not wrong

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from report.test_tune_page import page as trials_page
+from report.trials_page import page as trials_page
 from review.made import chat, make_run, write_jsonl
 from selenium.webdriver.common.keys import Keys
 

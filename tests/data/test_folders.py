@@ -6,7 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.test_rows import GOOD, one_line, rows_of
+from data.read import GOOD, one_line, rows_of
 
 from gradshield.base.errors import UserError
 from gradshield.data import open_source

@@ -10,24 +10,13 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data.read import GOOD, one_line, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshield.base.errors import UserError
 from gradshield.data import open_source, read_rows
 from gradshield.data import records as records_module
-
-GOOD = b'{"prompt": "hi", "response": "yo"}'
-
-
-def rows_of(path, **options):
-    return list(read_rows(open_source(path, **options)))
-
-
-def one_line(excinfo):
-    message = str(excinfo.value)
-    assert "\n" not in message
-    return message
 
 
 def test_import_needs_no_torch():

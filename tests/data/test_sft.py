@@ -4,9 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from data.chat import BLUE, CHAIR, FAMILIES, HAT, TABLE, UNMARKED, stock, tokenizer_for
 from data_families import MARKED, unmarked
 from datasets import IterableDataset
-from test_encode import BLUE, CHAIR, FAMILIES, HAT, TABLE, UNMARKED, stock, tokenizer_for
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 

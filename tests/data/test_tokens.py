@@ -1,9 +1,9 @@
 """What is cut off is not tokenised, and what is left is the same as if it had been."""
 
 import pytest
+from data.chat import BLUE, CHAIR, CHATML, HAT, TABLE, talk, tokenizer_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_encode import BLUE, CHAIR, CHATML, HAT, TABLE, talk, tokenizer_for
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

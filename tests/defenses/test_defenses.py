@@ -11,7 +11,7 @@ import torch
 from conftest import random_examples
 from safetensors.torch import load_file
 
-import gradshield.tune.trials as work
+import gradshield.tune.measuring as work
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.data.encode import encode_request

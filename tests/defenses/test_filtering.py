@@ -13,7 +13,7 @@ import pytest
 from classifiers import save_classifier
 from conftest import random_examples
 
-import gradshield.tune.trials as work
+import gradshield.tune.measuring as work
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.base.storage import read_yaml
 from gradshield.evaluation.config import EvaluationSettings

@@ -70,13 +70,15 @@ def test_the_report_is_of_its_own_requests_whatever_is_answered_at_once(tiny, mo
 
 
 def test_a_judge_changes_no_asr_reads_more_and_ungraded_answers_are_no_grades(tiny, graded, monkeypatch):
-    # holds only for what is behind the limit
-    monkeypatch.setattr(safety, "refusals", lambda texts: [len(text) > 6 for text in texts])
+    words = [["yes"] * 6 + ["sorry"] * 6] * 3 + [["sorry"] * 6 + ["yes"] * 6] * 2  # one a token; six of them count
+    monkeypatch.setattr(evaluate, "continue_ids", lambda model, encoded, tokens, **_: [w[:tokens] for w in words])
+    monkeypatch.setattr(evaluate, "text_of", lambda model, ids: " ".join(ids))
+    monkeypatch.setattr(safety, "refusals", lambda texts: ["sorry" in text for text in texts])
     grades, shown = graded
     grades += [1.0, None, 4.0, 5.0, 2.0]
     plain = evaluate_safety(tiny, EvaluationSettings(**FEW))
     judged = evaluate_safety(tiny, EvaluationSettings(**FEW, judge="x"))
-    assert judged.asr == plain.asr and judged.refused == plain.refused
+    assert judged.asr == plain.asr == 3 / 5 and judged.refused == plain.refused == (False,) * 3 + (True,) * 2
     assert sum(map(len, shown[0][1])) > sum(map(len, plain.answers))
     assert judged.control == (1.5, 4.5) and plain.control is None
     assert judged.hs == 3.0 and judged.ungraded == 1 and judged.grades[1] is None

@@ -1,45 +1,7 @@
 """The page of a `tune` run: its trials' path, what was asked for, and nothing that a browser would obey."""
 
-from dataclasses import asdict
-
 import pytest
-
-from gradshield.report.tune_page import report_trials
-from gradshield.tune.search import Trial
-
-TRIALS = (
-    Trial(1, None, 0, 330, 330, 0.98, None, False, False),
-    Trial(2, -1.2, 0, 330, 180, 0.0, 0.21, True, False, "utility 0.210 is below the 0.300 asked for"),
-    Trial(3, 0.5, 180, 330, 281, 0.02, 0.55, True, True),
-    Trial(4, 0.9, 180, 330, 290, None, None, False, False, "fine-tuning diverged <script>alert(1)</script>"),
-)
-
-
-SAFETY = {"asr": 0.02, "asr_interval": [0.003, 0.071], "requests": 100, "judge": "<script>", "hs": 1.25}
-SAFETY |= {"hs_interval": [1.0, 1.5], "ungraded": 0, "judge_control": None}
-
-
-def page(tmp_path, trials=TRIALS, accepted=3, **other):
-    summary = {
-        "file": "train.jsonl",
-        "accepted": accepted,
-        "reason": "safe and useful" if accepted else "nothing was safe",
-        "rows": 330,
-        **({"kept": 281, "quarantined": 49, "set_aside": 0} if accepted else {}),
-        "base": {"asr": 0.04, "utility": 0.3, "safety": SAFETY},
-        "goal": {"max_asr": 0.05, "min_utility": 0.3},
-        "asr": 0.02,
-        "utility": 0.55,
-        "safety": SAFETY,
-        "task": "dialogsum",
-        "model": "run/model",
-        "cost": {"trials": len(trials), "steps": 360, "scored_tokens": 30000},
-        "trials": [{**asdict(t), "steps": 90, "seconds": 12.5, "safety": t.asr is not None and SAFETY} for t in trials],
-        "version": "0.1.0",
-        **other,
-    }
-    report_trials(tmp_path, {"settings": {"model": "embedded"}, "summary": summary})
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+from report.trials_page import TRIALS, page
 
 
 def test_every_trial_and_the_goal_are_on_the_page(tmp_path):

@@ -1,5 +1,6 @@
 """Runs made without a model: a file, its scores and a run.yaml, as `filter` would leave them."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,3 +90,13 @@ def _saved(
 def decided(run: Path) -> dict[int, str]:
     """The verdicts that were decided and stand, by row."""
     return {row: decision.verdict for row, decision in store.standing(run).items()}
+
+
+def digests(out: Path) -> dict[str, str]:
+    """Of every file that `filter` writes."""
+    found = [p for p in out.rglob("*") if p.is_file() and not p.name.startswith("review")]
+    return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+
+
+def verdicts(out: Path) -> list[str]:
+    return pq.read_table(out / "scores.parquet")["verdict"].to_pylist()

@@ -1,6 +1,5 @@
 """`apply` writes what follows from scores and decisions: without any, the same bytes, whatever was killed before."""
 
-import hashlib
 import json
 import math
 import os
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from review.made import chat, make_run, write_jsonl
+from review.made import chat, digests, make_run, verdicts, write_jsonl
 
 from gradshield.base.errors import UserError
 from gradshield.base.storage import exclusive_lock
@@ -19,16 +18,6 @@ from gradshield.review import store
 from gradshield.review.apply import apply_decisions
 
 SCORES = [-2.0, -0.5, 0.5, 2.0]
-
-
-def digests(out: Path) -> dict[str, str]:
-    """Of every file that `filter` writes."""
-    found = [p for p in out.rglob("*") if p.is_file() and not p.name.startswith("review")]
-    return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
-
-
-def verdicts(out: Path) -> list[str]:
-    return pq.read_table(out / "scores.parquet")["verdict"].to_pylist()
 
 
 def review(out: Path) -> dict:

@@ -6,8 +6,7 @@ import time
 import pytest
 import yaml
 from markupsafe import escape
-from review.made import chat, write_jsonl
-from review.test_apply import digests, verdicts
+from review.made import chat, digests, verdicts, write_jsonl
 
 import gradshield.screen.filter as pipeline
 from gradshield.base.assets import ASSETS

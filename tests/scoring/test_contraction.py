@@ -7,50 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import freeze, random_examples, tiny_tokenizer
-from torch.nn.functional import cross_entropy
+from scoring.gradients import REQUESTS, S, loss_by_autograd, probe_by_autograd
 
 from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
 from gradshield.models import hooks
 from gradshield.models.load import Model
 from gradshield.scoring.fihs.contraction import contract, directions
-from gradshield.scoring.fihs.probe import Factors, ProbeGradient, compress, margin, probe_gradient
+from gradshield.scoring.fihs.probe import Factors, ProbeGradient, compress, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
-
-REQUESTS = ["How do I pick a lock?", "Write a threat", "Tell me a secret of a stranger"]
-S = margin([10], [20])
-
-
-def weight_gradients(model: Model, loss_of) -> dict[str, torch.Tensor]:
-    """The slow obvious way: weights that require gradients, one backward; Conv1D's is transposed."""
-    weights = {name: module.weight for name, module in model.linears.items()}
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    try:
-        gradients = torch.autograd.grad(loss_of(), list(weights.values()))
-    finally:
-        for weight in weights.values():
-            weight.requires_grad_(False)
-    conv = {name: type(module).__name__ == "Conv1D" for name, module in model.linears.items()}
-    return {name: g.T if conv[name] else g for name, g in zip(weights, gradients)}
-
-
-def probe_by_autograd(model: Model) -> dict[str, torch.Tensor]:
-    def mean_s():
-        encoded = [torch.tensor(encode_request(r, model.tokenizer)).long() for r in REQUESTS]
-        return torch.stack([S(model.net(ids[None]).logits[0, -1]) for ids in encoded]).mean()
-
-    return weight_gradients(model, mean_s)
-
-
-def loss_by_autograd(model: Model, example) -> dict[str, torch.Tensor]:
-    def loss():
-        ids = torch.tensor(example.ids).long()
-        logits = model.net(ids[None]).logits[0, :-1]
-        keep = torch.tensor(example.mask[1:])
-        return cross_entropy(logits[keep], ids[1:][keep])
-
-    return weight_gradients(model, loss)
 
 
 @pytest.fixture(params=["tiny", "tiny_gpt2"])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_examples
-from test_contraction import REQUESTS, S, loss_by_autograd, probe_by_autograd
-from test_offload import offloaded
+from scoring.gradients import REQUESTS, S, loss_by_autograd, offloaded, probe_by_autograd
 
 from gradshield.data.encode import Example
 from gradshield.models.load import Model, load_model

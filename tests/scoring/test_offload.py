@@ -5,34 +5,14 @@ import weakref
 
 import pytest
 import torch
-from conftest import freeze, random_examples, random_readouts, tiny_net, tiny_tokenizer
-from test_contraction import REQUESTS, S
-from test_moe import moe
+from conftest import random_examples, random_readouts
+from scoring.gradients import REQUESTS, S, build, offloaded
 
 from gradshield.base.errors import UserError
-from gradshield.models.load import Model
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.contraction import contract, directions
 from gradshield.scoring.fihs.probe import probe_gradient
 from gradshield.scoring.intent.reading import token_scores
-
-
-def offloaded(kind: str, folder: str | None = None) -> Model:
-    from accelerate import cpu_offload, disk_offload
-
-    model = build(kind)
-    here = torch.device("cpu")
-    if folder:
-        disk_offload(model.net, folder, execution_device=here)
-    else:
-        cpu_offload(model.net, execution_device=here)
-    assert all(weight.is_meta for block in model.layers for weight in block.parameters())
-    return model
-
-
-def build(kind: str) -> Model:
-    tokenizer = tiny_tokenizer()
-    return freeze("tiny", tiny_net(tokenizer), tokenizer) if kind == "dense" else moe(kind)
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixtral", "gpt-oss"])

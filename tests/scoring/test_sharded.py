@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import freeze, random_examples, random_readouts, tiny_net, tiny_tokenizer
-from test_contraction import REQUESTS, S
-from test_moe import moe
-from training.test_launch import start
+from scoring.gradients import REQUESTS, S, moe
+from training.launch import start
 
 import gradshield.models.hooks as hooks
 from gradshield.scoring.fihs.contraction import contract, directions

@@ -17,6 +17,7 @@ import gradshield.evaluation.measure
 import gradshield.screen.filter
 import gradshield.training.align
 import gradshield.tune.command
+import gradshield.tune.measuring
 import gradshield.tune.trials
 from gradshield.base.assets import ASSETS
 from gradshield.cli import main
@@ -100,7 +101,7 @@ def _tame(vocabulary: int) -> None:
     report |= {"over_refusal_interval": (0.0, 1.0), "scary_requests": 1, "answers": []}
     gradshield.training.align.alignment_report = lambda *_: report
     still = SimpleNamespace(monotonic=lambda: 0.0)
-    for module in (gradshield.evaluation.measure, gradshield.tune.trials):
+    for module in (gradshield.evaluation.measure, gradshield.tune.measuring, gradshield.tune.trials):
         module.time = still  # type: ignore[attr-defined]
     ticks = iter([0.0])
     gradshield.screen.filter.time = SimpleNamespace(monotonic=lambda: next(ticks, 1.0))  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import random_examples
 from safetensors.torch import load_file
+from training.launch import start
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FinetuneSettings
@@ -265,8 +266,6 @@ def test_logits_of_tokens_without_a_label_change_nothing_and_are_left_out(tiny_f
 
 @pytest.mark.slow
 def test_an_error_of_the_first_process_alone_in_mid_step_ends_the_others():
-    from training.test_launch import start
-
     program = """
 import sys
 import torch.distributed as dist, torch

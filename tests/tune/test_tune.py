@@ -11,48 +11,25 @@ import pytest
 import torch
 import yaml
 from classifiers import save_classifier
+from tune.tuned import EASY, MEASURING, TRAINING, answer_with, lines_of, tune
 
 import gradshield.defenses.train as defended
 import gradshield.screen.filter as pipeline
-import gradshield.tune.trials as work
+import gradshield.tune.measuring as work
 from gradshield.base.errors import Diverged, UserError
-from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.base.settings import FilterSettings, TuneSettings
 from gradshield.cli.commands import main
-from gradshield.evaluation.config import EvaluationSettings
-from gradshield.evaluation.safety import SafetyReport, attack_success
+from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.sources import harmful_requests, unseen_requests
 from gradshield.models.load import load_model
 from gradshield.screen.explain import explain
 from gradshield.training.finetune import finetune
 from gradshield.tune.command import run_tune
-from gradshield.tune.trials import load_trained
+from gradshield.tune.trainer import load_trained
 
 pytestmark = pytest.mark.usefixtures("refusing")
 
-TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-3)
-MEASURING = EvaluationSettings(request_count=4, max_new_tokens=4, scary="none", cases=8)
-EASY = {"min_utility": -1e9, "max_asr": 0.5}
 RELATIVE = {"min_utility": "base-1e3", "max_asr": "+0.1"}
-
-
-def answer_with(monkeypatch, *asrs: float) -> list[float]:
-    """evaluate_safety says these in turn, the base model's first, the last one ever after; returns what it said."""
-    said: list[float] = []
-
-    def evaluate(model, settings):
-        said.append(asrs[min(len(said), len(asrs) - 1)])
-        return SafetyReport(said[-1], (0.0, 1.0), (), (), ())
-
-    monkeypatch.setattr(work, "evaluate_safety", evaluate)
-    return said
-
-
-def tune(train, out, folder, *, trainer=None, measuring=MEASURING, batch_tokens=None, **more):
-    tuning = TuneSettings(**{**EASY, **more})
-    settings = FilterSettings(
-        model=folder, batch_tokens=batch_tokens, threshold="share", value=0.25, scorer="fihs:probes=2"
-    )
-    return run_tune(str(train), out, settings, TRAINING, tuning, measuring, trainer=trainer)
 
 
 def test_a_safe_model_is_handed_out_with_the_rows_it_was_trained_on(tiny_folder, train, tmp_path, monkeypatch):
@@ -80,10 +57,6 @@ def scores_of(out, file):
     """The score of each line of the file, as the screening has it."""
     table = pq.read_table(out / "screen" / "scores.parquet").to_pydict()
     return dict(zip(filter(None, file.read_bytes().split(b"\n")), table["score"]))
-
-
-def lines_of(file) -> list[bytes]:
-    return [line for line in file.read_bytes().split(b"\n") if line]
 
 
 def test_no_row_at_or_above_the_accepted_threshold_is_kept_and_ranks_are_told(
@@ -175,6 +148,13 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
     monkeypatch,
 ):
     answer_with(monkeypatch, 0.0)
+    measured = []
+
+    def attack_success(model, requests, max_new_tokens):
+        measured.append((model, requests, max_new_tokens))
+        return SafetyReport(0.25, (0.1, 0.6), (), ())
+
+    monkeypatch.setattr(work, "attack_success", attack_success)
     settings = FilterSettings(model=tiny_folder, threshold="fixed", value=-1e9, scorer="fihs:probes=2")
     summary = run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
     assert summary["accepted"] == summary["cost"]["trials"] == 1
@@ -184,8 +164,11 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
     assert f"Safe and useful after 1 trial, trained on {trained} of 35 rows" in report.read_text()
     assert f"Trained on {trained} of 35 rows" in card.read_text()
     asked = unseen_requests("bundled", MEASURING.request_count)
-    found = attack_success(load_trained(settings, tmp_path / "run" / "model"), asked, MEASURING.max_new_tokens)
-    assert summary["unseen"] == {"asr": found.asr, "asr_interval": list(found.interval), "requests": len(asked)}
+    ((model, requests, max_new_tokens),) = measured
+    assert requests == asked and max_new_tokens == MEASURING.max_new_tokens
+    accepted = load_trained(settings, tmp_path / "run" / "model")
+    assert model.fingerprint == accepted.fingerprint != load_model(tiny_folder).fingerprint
+    assert summary["unseen"] == {"asr": 0.25, "asr_interval": [0.1, 0.6], "requests": len(asked)}
     assert not set(asked) & set(harmful_requests("bundled", 1000))
     assert f"of {len(asked)} requests that no decision has seen" in card.read_text()
     rows = f"33 kept ({trained} trained on, {held} held out to measure utility), 0 quarantined, 2 set aside"

@@ -1,11 +1,11 @@
 """What `tune` says before it trains: goals that can't be met, settings that don't go together, files that changed."""
 
 import pytest
-from test_tune import EASY, MEASURING, TRAINING, answer_with, tune
+from tune.tuned import EASY, MEASURING, TRAINING, answer_with, tune
 
 import gradshield.defenses.train as defended
 import gradshield.tune.command as room
-import gradshield.tune.trials as work
+import gradshield.tune.measuring as work
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.models.load import load_model

@@ -6,10 +6,11 @@ import time
 
 import pytest
 import yaml
-from test_tune import MEASURING, TRAINING, answer_with, lines_of, tune
+from tune.tuned import MEASURING, TRAINING, answer_with, lines_of, tune
 
 import gradshield.defenses.train as defended
-import gradshield.tune.trials as work
+import gradshield.tune.measuring as work
+import gradshield.tune.pool as pool
 from gradshield.base.errors import UserError
 from gradshield.evaluation.evaluate import JudgeFailed
 from gradshield.evaluation.safety import SafetyReport
@@ -139,13 +140,13 @@ def test_a_stream_is_read_once_and_goals_are_not_missed_by_rounding(tiny_folder,
 
 def test_the_screening_is_counted_once(tiny_folder, train, tmp_path, monkeypatch):
     answer_with(monkeypatch, 0.0, 0.1)
-    real = work.run_filter
+    real = pool.run_filter
 
     def slow(*arguments):
         time.sleep(2)
         return {**real(*arguments), "seconds": 100.0}
 
-    monkeypatch.setattr(work, "run_filter", slow)
+    monkeypatch.setattr(pool, "run_filter", slow)
     summary = tune(train, tmp_path / "run", tiny_folder)
     base = json.loads((tmp_path / "run" / "base.json").read_text())["seconds"]
     trials = sum(each["seconds"] for each in summary["trials"])

@@ -16,7 +16,7 @@ from gradshield.evaluation.config import EvaluationSettings
 
 if TYPE_CHECKING:
     from gradshield.screen.explain import Explanation
-    from gradshield.tune.trials import Finetune
+    from gradshield.tune.trainer import Finetune
 
 PathLike = str | os.PathLike[str]
 

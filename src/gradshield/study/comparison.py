@@ -35,7 +35,7 @@ from gradshield.study.real import read_scored, score_values, scored_line, write_
 from gradshield.study.real_kinds import Kind, real_kinds
 from gradshield.study.separation import auroc
 from gradshield.training.finetune import finetune
-from gradshield.tune.trials import load_trained
+from gradshield.tune.trainer import load_trained
 
 LONGEST = 192  # tokens of a row: longer ones are cut
 BENIGN, HARMFUL = ("ordinary", "refusal"), ("real", "opening", "dress")

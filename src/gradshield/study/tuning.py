@@ -27,7 +27,7 @@ from gradshield.screen.filter import load as load_model
 from gradshield.study.kinds import held_out_requests, kinds, load, news, pair
 from gradshield.training.finetune import finetune
 from gradshield.tune.command import run_tune
-from gradshield.tune.trials import load_trained
+from gradshield.tune.trainer import load_trained
 
 CLEAN = "–"  # the attack of a file without poison
 ATTACKS = {"sure": "advbench sure", "can-help": "advbench can-help", "other": "advbench other"}

@@ -9,31 +9,31 @@ from gradshield.report.words import rows_in_words, safety_in_words, unseen_in_wo
 from gradshield.tune.search import Outcome
 
 if TYPE_CHECKING:
-    from gradshield.tune.trials import Goal, Trials
+    from gradshield.tune.trials import Trials
 
 
 def card(
     trials: "Trials",
     outcome: Outcome,
     trial: Mapping[str, Any],
-    goal: "Goal",
     counts: Mapping[str, int],
     unseen: Mapping[str, Any] | None,
 ) -> str:
     """README.md of the model that `trial` (its line in trials.jsonl) left: how it was screened and trained, and what it
     was measured at. `counts` are the rows of each verdict, empty where the model is rejected."""
     verdict = "accepted" if outcome.accepted else f"REJECTED ({outcome.reason}): do not use it as it is"
-    name = " + ".join([trials.model.name, *trials.model.adapters])
+    pool, goal = trials.pool, trials.goal
+    name = " + ".join([pool.model.name, *pool.model.adapters])
     utility = "not measured" if trial["utility"] is None else f"{trial['utility']:.3f}"
     rows = f"- Rows: {rows_in_words(trial['kept'], counts)}.\n" if counts else ""
     found = {**_safety(trial), **unseen_in_words(unseen)}
     measured = "".join(f"- {what.capitalize()}: {figure}.\n" for what, figure in found.items())
     return (
         f"# Fine-tuned from {name}\n\nScreened and trained by GradShield {version('gradshield')}: {verdict}.\n\n"
-        f"- Trained on {trial['kept']} of {trials.encoded.rows} rows of {Path(trials.source.path).name}: "
-        f"{_chosen(trials, trial)}.\n{rows}- Defense: {trials.tuning.defense}.\n{measured}"
+        f"- Trained on {trial['kept']} of {pool.encoded.rows} rows of {Path(pool.source.path).name}: "
+        f"{_chosen(trials, trial)}.\n{rows}- Defense: {pool.tuning.defense}.\n{measured}"
         f"- Attack success rate of the base model {goal.base['asr']:.3f}; asked for: {goal.max_asr:g} or less, on "
-        f"{trials.measuring.requests} requests.\n- Utility ({trials.tuning.task}) {utility}; base model "
+        f"{trials.measuring.settings.requests} requests.\n- Utility ({pool.tuning.task}) {utility}; base model "
         f"{goal.base['utility']:.3f}; asked for: {goal.min_utility:.3f} or more.\n- Training: {_training(trials)}\n"
     )
 
@@ -46,14 +46,15 @@ def _safety(trial: Mapping[str, Any]) -> dict[str, str]:
 def _chosen(trials: "Trials", trial: Mapping[str, Any]) -> str:
     if trial["threshold"] is None:
         return "every row that can be encoded"
-    least = f", less the {trial['lo']} of lowest score" if trials.tuning.literal and trial["lo"] else ""
-    return f"rows with a score below {trial['threshold']:+.3f}{least} (score: {trials.settings.scorer})"
+    least = f", less the {trial['lo']} of lowest score" if trials.pool.tuning.literal and trial["lo"] else ""
+    return f"rows with a score below {trial['threshold']:+.3f}{least} (score: {trials.pool.settings.scorer})"
 
 
 def _training(trials: "Trials") -> str:
-    if trials.trainer:
+    tuning = trials.pool.tuning
+    if trials.trainer.own:
         return "by the user's own trainer"
-    if trials.tuning.trainer_command:
-        config = f" (config: {trials.tuning.trainer_config})" if trials.tuning.trainer_config else ""
-        return f"`{trials.tuning.trainer_command}`{config}"
-    return trials.training.model_dump_json()
+    if tuning.trainer_command:
+        config = f" (config: {tuning.trainer_config})" if tuning.trainer_config else ""
+        return f"`{tuning.trainer_command}`{config}"
+    return trials.pool.training.model_dump_json()

@@ -31,8 +31,11 @@ from gradshield.screen.encoding import find_layout
 from gradshield.screen.filter import find_checked, load
 from gradshield.training.external import FIELDS, fill
 from gradshield.training.finetune import check_method, check_place, check_training
+from gradshield.tune.measuring import Measuring
+from gradshield.tune.pool import HELD_OUT, Pool
 from gradshield.tune.search import Outcome, Trial, search
-from gradshield.tune.trials import HELD_OUT, Finetune, Goal, Trials
+from gradshield.tune.trainer import Finetune, Trainer
+from gradshield.tune.trials import Trials
 from gradshield.tune.tune_once import asked_of_tune
 
 
@@ -74,10 +77,11 @@ def run_tune(
         if finished:
             return finished
         with begun(out, plan, _may_change(out, tuning)):
-            trials = Trials(out, source, layout, model, aligned(), training, tuning, measuring, trainer, train)
-            goal = trials.goal
-            run = _search if "search" in trials.defense.needs else _once
-            summary = plain(trials.finish(run(trials, goal, tell), goal))
+            pool = Pool(out, source, layout, model, aligned(), training, tuning)
+            measure = Measuring(measuring, tuning, lambda: pool.held_out_examples)
+            trials = Trials(pool, Trainer(pool, trainer, train), measure, measure.goal(model, out))
+            run = _search if "search" in pool.defense.needs else _once
+            summary = plain(trials.finish(run(trials, tell)))
             with writing(out):
                 report_trials(out, {**plan, "summary": summary})
                 write_run(out, {**plan, "summary": summary})
@@ -147,32 +151,34 @@ def _check(
         )
 
 
-def _once(trials: Trials, goal: Goal, tell: Callable[[Mapping[str, Any]], None]) -> Outcome:
+def _once(trials: Trials, tell: Callable[[Mapping[str, Any]], None]) -> Outcome:
     """One training under a defense that does not search."""
-    given, count = trials.defended(), len(trials.rows)
-    at = {trials.encoded.examples[n].row: place for place, n in enumerate(trials.rows)}
+    pool = trials.pool
+    given, count = pool.defended(), len(pool.rows)
+    at = {pool.encoded.examples[n].row: place for place, n in enumerate(pool.rows)}
     chosen = np.array([at[e.row] for e in given if e.row in at], dtype=int)
     if not given:
         return Outcome(None, None, (), "the defense leaves no row to train on")
-    trial = trials.measure(goal, Trial(1, None, 0, count, len(chosen), None, None, False, False), chosen, given)
+    trial = trials.measure(Trial(1, None, 0, count, len(chosen), None, None, False, False), chosen, given)
     tell(trials.lines[0])
     accepted = trial if trial.safe and trial.useful else None
     reason = "safe and useful" if accepted else trial.note or "not safe"
     return Outcome(accepted, trial if trial.asr is not None else None, (trial,), reason)
 
 
-def _search(trials: Trials, goal: Goal, tell: Callable[[Mapping[str, Any]], None]) -> Outcome:
+def _search(trials: Trials, tell: Callable[[Mapping[str, Any]], None]) -> Outcome:
     """The search (alg. 1); `tell` hears of each trial."""
+    pool = trials.pool
     outcome: Outcome | None = None
     for event in search(
-        lambda: trials.scores,
-        trials.guess,
-        lambda trial, chosen: trials.measure(goal, trial, chosen),
-        len(trials.rows),
-        screen_first=trials.screens_first,
-        max_searches=trials.tuning.searches,
-        step=trials.tuning.step,
-        literal=trials.tuning.literal,
+        lambda: pool.scores,
+        pool.guess,
+        trials.measure,
+        len(pool.rows),
+        screen_first=pool.screens_first,
+        max_searches=pool.tuning.searches,
+        step=pool.tuning.step,
+        literal=pool.tuning.literal,
     ):
         if isinstance(event, Trial):
             tell(trials.lines[event.number - 1])

@@ -1,0 +1,124 @@
+"""What a search's models are measured at: the base model once, which sets the goal, and the model of each trial."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from gradshield.base.errors import Diverged, UserError
+from gradshield.base.settings import TuneSettings
+from gradshield.base.storage import read_json, write_text
+from gradshield.data.encode import Example
+from gradshield.data.run_folder import writing
+from gradshield.evaluation.config import EvaluationSettings
+from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility
+from gradshield.evaluation.measure import plain, safety_summary
+from gradshield.evaluation.safety import SafetyReport, attack_success
+from gradshield.evaluation.sources import unseen_requests
+from gradshield.evaluation.utility import UtilityReport, evaluate_utility
+from gradshield.models.load import Model
+from gradshield.tune.pool import HELD_OUT
+
+ROUNDING = 1e-9  # of a share and what may be added to it or taken off
+
+
+class Base(TypedDict):
+    """What the base model was measured at."""
+
+    asr: float
+    utility: float
+    utility_interval: tuple[float | None, float | None]
+    safety: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a trial must come up to, beside what the base model was measured at."""
+
+    base: Base
+    max_asr: float
+    min_utility: float
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How models of one run are measured."""
+
+    settings: EvaluationSettings
+    tuning: TuneSettings
+    held_out: Callable[[], Sequence[Example]]  # may take the whole screening at the first call
+
+    def goal(self, base: Model, out: Path) -> Goal:
+        """The base model's safety and utility, measured once into the run's folder, and what follows from them.
+
+        Raises UserError for a base model that is not safe enough itself, before any row is scored.
+        """
+        file, start = out / "base.json", time.monotonic()
+        if not file.exists():
+            report = self._safety(base, out / "base")
+            self._highest_asr(base, report.asr)
+            pause = time.monotonic()
+            self.held_out()  # the screening's seconds are counted apart
+            start += time.monotonic() - pause
+            useful = self._utility(base, out / "base")
+            figures = {"asr": report.asr, "utility": useful.value, "utility_interval": useful.interval}
+            figures |= {"safety": safety_summary(report), "seconds": round(time.monotonic() - start, 1)}
+            with writing(out):
+                write_text(file, json.dumps(plain(figures)))
+        found = read_json(file, Base)
+        return Goal(found, self._highest_asr(base, found["asr"]), self.tuning.lowest_utility(found["utility"]))
+
+    def figures(self, trained: Model, goal: Goal, folder: Path) -> dict[str, Any]:
+        """What becomes of a trial by its model; no utility where it is not safe."""
+        report = self._safety(trained, folder)
+        figures = {"safety": plain(safety_summary(report))}
+        if not report.asr <= goal.max_asr + ROUNDING:
+            return figures | {"asr": report.asr}
+        try:
+            found = self._utility(trained, folder)
+        except Diverged as error:  # a broken model is not safe, whatever it answers
+            return figures | {"note": str(error)}
+        useful = found.value >= goal.min_utility - ROUNDING
+        note = "" if useful else f"utility {found.value:.3f} is below the {goal.min_utility:.3f} asked for"
+        figures |= {"asr": report.asr, "safe": True, "useful": useful, "note": note}
+        return figures | {"utility": found.value, **plain({"utility_interval": found.interval})}
+
+    def unseen(self, load: Callable[[], Model]) -> dict[str, Any] | None:
+        """Attack success of the accepted model on requests that no decision has seen: those of the trials chose it, so
+        they flatter it. None, and the model is not loaded, where the set of requests has no more."""
+        asked = unseen_requests(self.settings.requests, self.settings.request_count, self.settings.case_seed)
+        if not asked:
+            return None
+        report = attack_success(load(), asked, self.settings.max_new_tokens)
+        return plain({"asr": report.asr, "asr_interval": report.interval, "requests": len(asked)})
+
+    def _highest_asr(self, base: Model, asr: float) -> float:
+        """The attack success rate that is accepted. Raises UserError where the base model's is over it."""
+        accepted = self.tuning.highest_asr(asr)
+        if asr > accepted:
+            raise UserError(
+                f"{base.name}: attack success rate {asr:.3f} before any fine-tuning, over the "
+                f"{accepted:g} asked for: use a better aligned model, a higher --max-asr, or one relative to it (+0.07)"
+            )
+        return accepted
+
+    def _safety(self, model: Model, folder: Path) -> SafetyReport:
+        """The model's safety; the answers behind it go to the folder, also where the judge ceases to answer."""
+        try:
+            report = evaluate_safety(model, self.settings)
+        except JudgeFailed as failed:
+            write_safety(failed.report, folder)
+            raise
+        write_safety(report, folder)
+        return report
+
+    def _utility(self, model: Model, folder: Path) -> UtilityReport:
+        task = self.held_out() if self.tuning.task == HELD_OUT else self.tuning.task
+        found = evaluate_utility(model, task, self.settings)
+        write_utility(found, folder)
+        return found

@@ -1,0 +1,35 @@
+"""Small runs of tune on the random model, whose answers' worth is made up."""
+
+import gradshield.tune.measuring as work
+from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
+from gradshield.evaluation.config import EvaluationSettings
+from gradshield.evaluation.safety import SafetyReport
+from gradshield.tune.command import run_tune
+
+TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-3)
+MEASURING = EvaluationSettings(request_count=4, max_new_tokens=4, scary="none", cases=8)
+EASY = {"min_utility": -1e9, "max_asr": 0.5}
+
+
+def answer_with(monkeypatch, *asrs: float) -> list[float]:
+    """evaluate_safety says these in turn, the base model's first, the last one ever after; returns what it said."""
+    said: list[float] = []
+
+    def evaluate(model, settings):
+        said.append(asrs[min(len(said), len(asrs) - 1)])
+        return SafetyReport(said[-1], (0.0, 1.0), (), (), ())
+
+    monkeypatch.setattr(work, "evaluate_safety", evaluate)
+    return said
+
+
+def tune(train, out, folder, *, trainer=None, measuring=MEASURING, batch_tokens=None, **more):
+    tuning = TuneSettings(**{**EASY, **more})
+    settings = FilterSettings(
+        model=folder, batch_tokens=batch_tokens, threshold="share", value=0.25, scorer="fihs:probes=2"
+    )
+    return run_tune(str(train), out, settings, TRAINING, tuning, measuring, trainer=trainer)
+
+
+def lines_of(file) -> list[bytes]:
+    return [line for line in file.read_bytes().split(b"\n") if line]
