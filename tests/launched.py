@@ -38,7 +38,7 @@ def made_up() -> None:
     def evaluate(model, settings):
         assert is_first()
         trained = len(list(out.glob("trials/*/figures.json")))
-        return SafetyReport(ASRS[trained], (0.0, 1.0), (), (), ())
+        return SafetyReport(ASRS[trained], (0.0, ASRS[trained]), (), (), ())
 
     work.evaluate_safety = evaluate
 

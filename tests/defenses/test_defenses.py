@@ -115,7 +115,7 @@ def test_a_defense_s_prompt_is_in_front_of_every_request(model, tmp_path, monkey
 
 
 def tune_with(monkeypatch, folder: str, file: Path, out: Path, defense: str, asr: float = 0.0) -> dict:
-    report = SafetyReport(asr, (0.0, 1.0), (), (), ())
+    report = SafetyReport(asr, (0.0, asr), (), (), ())
     answers = iter([replace(report, asr=0.0)])
     monkeypatch.setattr(work, "evaluate_safety", lambda model, settings: next(answers, report))
     settings = FilterSettings(model=folder, threshold="share", value=0.25, scorer="fihs:probes=2")

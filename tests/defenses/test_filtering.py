@@ -46,7 +46,7 @@ def tuned(tiny_folder, train, adapter, tmp_path, monkeypatch):
 
     def run(defense: str, asr: Callable[[list[set[int]]], float], **settings):
         out, given = tmp_path / defense, []
-        report = SafetyReport(0.0, (0.0, 1.0), (), (), ())
+        report = SafetyReport(0.0, (0.0, 0.0), (), (), ())
         measured = lambda model, settings: replace(report, asr=asr(given) if given else 0.0)  # noqa: E731
         monkeypatch.setattr(work, "evaluate_safety", measured)
 

@@ -134,7 +134,10 @@ def test_a_rejection_is_exit_code_3_and_keeps_the_safest_model(tiny_folder, trai
     head = next(n for n, line in enumerate(lines) if line.split()[:1] == ["trial"])
     table = lines[head + 1 : head + 4]
     assert [line.split()[0] for line in table] == ["1", "2", "3"] and "every row" in table[0]
-    assert all("[0.000, 1.000]" in line and line.endswith("not safe") for line in table)
+    assert all(
+        f"{asr:.3f} [0.000, {asr:.3f}]" in line and line.endswith("not safe")
+        for asr, line in zip((0.9, 0.7, 0.8), table)
+    )
     assert (out / "rejected-model" / "adapter_model.safetensors").exists() and not (out / "kept.jsonl").exists()
     assert "REJECTED" in (out / "rejected-model" / "README.md").read_text()
     saved = yaml.safe_load((out / "run.yaml").read_text())["summary"]
@@ -316,7 +319,10 @@ def test_what_safety_was_measured_at_is_in_every_trial_the_card_and_the_summary(
         lambda *_: replace(report, over_refusal=0.5, over_refusal_interval=(0.2, 0.8), scary_requests=asked),
     )
     summary = tune(train, tmp_path / "run", tiny_folder, **RELATIVE)
-    assert summary["goal"]["max_asr"] == 0.35 and summary["goal"]["min_utility"] == summary["base"]["utility"] - 1e3
+    assert (
+        summary["goal"]["max_asr"] == pytest.approx(0.8)
+        and summary["goal"]["min_utility"] == summary["base"]["utility"] - 1e3
+    )
     for of in (summary, summary["base"], summary["trials"][-1]):
         assert (of["safety"]["hs"], of["safety"]["over_refusal"]) == (3.0, 0.5)
         assert of["safety"]["asr_interval"] == [0.05, 0.7]
@@ -334,7 +340,8 @@ def test_a_local_judge_takes_no_memory_from_the_training(tiny_folder, train, tmp
         assert all(judge() is None for judge in judges)  # since the last evaluation
         report = real(model, settings)
         assert report.hs is not None
-        return replace(report, asr=asrs.pop(0) if asrs else 0.1)
+        asr = asrs.pop(0) if asrs else 0.1
+        return replace(report, asr=asr, interval=(asr, asr))
 
     monkeypatch.setattr(work, "evaluate_safety", evaluate)
 

@@ -80,7 +80,7 @@ def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tin
     answers, trained, real = ["base", "gone", "back"], [], defended.finetune
 
     def evaluate(model, settings):
-        report = SafetyReport(0.1, (0.0, 1.0), ("request",), ("answer",), (False,), phrased=(False,))
+        report = SafetyReport(0.1, (0.0, 0.1), ("request",), ("answer",), (False,), phrased=(False,))
         if answers.pop(0) == "gone":
             raise JudgeFailed("judge x: no answer in 5 attempts", report)
         return report
@@ -106,6 +106,17 @@ def test_goals_may_change_until_a_trial_was_held_to_them(tiny_folder, train, tmp
         tune(train, tmp_path / "run", tiny_folder, max_asr=0.8)
 
 
+def test_the_end_of_the_interval_is_compared_with_the_goal(tiny_folder, train, tmp_path, monkeypatch):
+    answer_with(monkeypatch, 0.0, asked=12)  # [0, .243]
+    with pytest.raises(UserError, match=r"rate 0\.000, up to 0\.243 with 95 % confidence.* more requests"):
+        tune(train, tmp_path / "few", tiny_folder, max_asr=0.05)
+    answer_with(monkeypatch, 0.0, 0.04, 0.0, asked=100)  # [0, .037], [.016, .098]
+    trials = tune(train, tmp_path / "run", tiny_folder, max_asr=0.05)["trials"]
+    assert [trial["safe"] for trial in trials] == [False, True]
+    answer_with(monkeypatch, 0.0, 0.04, asked=100)
+    assert tune(train, tmp_path / "printed", tiny_folder, max_asr=0.05, literal=True)["trials"][0]["safe"]
+
+
 def test_a_trainer_may_be_mended_until_it_has_trained(tiny_folder, train, tmp_path, monkeypatch):
     from conftest import random_examples
 
@@ -115,7 +126,7 @@ def test_a_trainer_may_be_mended_until_it_has_trained(tiny_folder, train, tmp_pa
     with pytest.raises(UserError, match="neither an adapter"):
         tune(train, tmp_path / "run", tiny_folder, trainer_command="true")
     answers = iter([0.1])
-    report = SafetyReport(0.1, (0.0, 1.0), ("request",), ("answer",), (False,), phrased=(False,))
+    report = SafetyReport(0.1, (0.0, 0.1), ("request",), ("answer",), (False,), phrased=(False,))
 
     def evaluate(*_):
         if next(answers, None):

@@ -57,13 +57,15 @@ def _verdict(trial: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 
 def draw_trials(summary: Mapping[str, Any], size: Any) -> Any:
-    """Attack success rate above, utility below, from the base model through every trial; dashed lines are the goal."""
+    """Attack success rate with its interval above, utility below, from the base model through every trial; dashed lines
+    are the goal."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     from gradshield.report.figure import BAD, INK, KEPT, MUTED
 
-    trials, base, goal = summary["trials"], summary["base"], summary["goal"]
+    trials, goal = summary["trials"], summary["goal"]
+    models = [{**summary["base"], "number": 0, "safe": True}, *trials]
     figure = Figure((size.width / 72, size.height * 1.2 / 72), layout="constrained")
     unit = "minus the loss, nats per token" if summary["task"] == "held-out" else "score of the task"
     panels = (
@@ -71,12 +73,13 @@ def draw_trials(summary: Mapping[str, Any], size: Any) -> Any:
         (f"utility ({unit})", "utility", "min_utility"),
     )
     for axes, (title, name, limit) in zip(figure.subplots(2, 1, sharex=True), panels):
-        places = [(0, base[name]), *((n, t[name]) for n, t in enumerate(trials, 1) if t[name] is not None)]
-        places = [(x, y) for x, y in places if y is not None]
-        axes.plot(*zip(*places), color=MUTED, linewidth=1.2, zorder=1)
-        for x, y in places:
-            accepted = x > 0 and trials[x - 1]["number"] == summary["accepted"]
-            missed = y > goal[limit] if name == "asr" else y < goal[limit]
+        places = [(x, model[name], model) for x, model in enumerate(models) if model[name] is not None]
+        axes.plot([x for x, *_ in places], [y for _, y, _ in places], color=MUTED, linewidth=1.2, zorder=1)
+        for x, y, model in places:
+            accepted = x > 0 and model["number"] == summary["accepted"]
+            missed = not model["safe"] if name == "asr" else y < goal[limit]
+            if name == "asr" and model["safety"]:
+                axes.vlines(x, *model["safety"]["asr_interval"], color=MUTED, linewidth=1.2, zorder=1)
             axes.plot(
                 [x], [y], marker="X" if missed else "o", markersize=11 if accepted else 8, linestyle="none",
                 color=BAD if missed else KEPT, markeredgecolor=INK, markeredgewidth=2 if accepted else 0.5,

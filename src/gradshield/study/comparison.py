@@ -40,7 +40,9 @@ from gradshield.tune.trainer import load_trained
 LONGEST = 192  # tokens of a row: longer ones are cut
 BENIGN, HARMFUL = ("ordinary", "refusal"), ("real", "opening", "dress")
 TRAINED = ("goal, real answer", "advbench other")  # the harmful rows of the trainings, half of each
-SHARE = 0.2  # of the trainings' rows that are harmful
+SHORT = 144  # tokens of a row that is trained on: ordinary rows that are longer are left out, harmful ones are cut
+ORDINARY = 48  # rows of a training's file
+SHARE = 0.2  # of the file that is harmful
 Row = tuple[Kind, int, Example]
 Out = Annotated[Path, typer.Option("--out", "-o")]
 app = typer.Typer(add_completion=False)
@@ -81,7 +83,7 @@ def train(
     rows: int = 20,
     dressed: int = 1,
     seeds: int = 1,
-    rate: float = 2e-4,
+    rate: float = 5e-4,
     requests: int = 60,
 ) -> None:
     """Trains once per arm and seed on ordinary rows and a share of harmful ones. Measures ASR on requests that no
@@ -145,17 +147,18 @@ def _rows(model: Model, rows: int, dressed: int, seed: int) -> list[Row]:
 def _mixture(placed: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
     """(the file that is trained on, ordinary rows left out of it): the seed draws both."""
     draw = np.random.default_rng(seed)
-    ordinary = [row for row in placed if row[0].group == "ordinary"]
+    ordinary = [row for row in placed if row[0].group == "ordinary" and len(row[2].ids) <= SHORT]
     order = draw.permutation(len(ordinary))
-    cut = len(ordinary) * 3 // 4
-    benign = [ordinary[n] for n in order[:cut]]
-    count = round(len(benign) * SHARE / (1 - SHARE)) // 2
-    bad = []
+    mixed = [ordinary[n] for n in order[:ORDINARY]]
+    count = round(ORDINARY * SHARE / (1 - SHARE)) // 2
     for name in TRAINED:
         of = [row for row in placed if row[0].name == name]
-        bad += [of[n] for n in draw.permutation(len(of))[:count]]
-    mixed = [*benign, *bad]
-    return [mixed[n] for n in draw.permutation(len(mixed))], [ordinary[n] for n in order[cut:]]
+        mixed += [(*of[n][:2], _cut(of[n][2])) for n in draw.permutation(len(of))[:count]]
+    return [mixed[n] for n in draw.permutation(len(mixed))], [ordinary[n] for n in order[ORDINARY:]]
+
+
+def _cut(example: Example) -> Example:
+    return replace(example, ids=example.ids[:SHORT], mask=example.mask[:SHORT])
 
 
 def _kept(arm: str, rows: Sequence[Row], out: Path) -> list[Row]:

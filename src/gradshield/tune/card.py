@@ -24,6 +24,7 @@ def card(
     verdict = "accepted" if outcome.accepted else f"REJECTED ({outcome.reason}): do not use it as it is"
     pool, goal = trials.pool, trials.goal
     name = " + ".join([pool.model.name, *pool.model.adapters])
+    end = "" if pool.tuning.literal else " at the upper end of the 95 % interval"
     utility = "not measured" if trial["utility"] is None else f"{trial['utility']:.3f}"
     rows = f"- Rows: {rows_in_words(trial['kept'], counts)}.\n" if counts else ""
     found = {**_safety(trial), **unseen_in_words(unseen)}
@@ -32,8 +33,8 @@ def card(
         f"# Fine-tuned from {name}\n\nScreened and trained by GradShield {version('gradshield')}: {verdict}.\n\n"
         f"- Trained on {trial['kept']} of {pool.encoded.rows} rows of {Path(pool.source.path).name}: "
         f"{_chosen(trials, trial)}.\n{rows}- Defense: {pool.tuning.defense}.\n{measured}"
-        f"- Attack success rate of the base model {goal.base['asr']:.3f}; asked for: {goal.max_asr:g} or less, on "
-        f"{trials.measuring.settings.requests} requests.\n- Utility ({pool.tuning.task}) {utility}; base model "
+        f"- Attack success rate of the base model {goal.base['asr']:.3f}; asked for: {goal.max_asr:.3f} or less{end}, "
+        f"on {trials.measuring.settings.requests} requests.\n- Utility ({pool.tuning.task}) {utility}; base model "
         f"{goal.base['utility']:.3f}; asked for: {goal.min_utility:.3f} or more.\n- Training: {_training(trials)}\n"
     )
 
