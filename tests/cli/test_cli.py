@@ -10,6 +10,7 @@ from gradshield.base.storage import append_line
 from gradshield.cli import commands as cli
 from gradshield.cli import terminal
 from gradshield.data.run_folder import alone
+from gradshield.screen.summary import FilterSummary, ProbesSummary, ThresholdSummary
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
@@ -150,11 +151,14 @@ def test_a_folder_whose_name_could_write_to_the_terminal_is_refused(monkeypatch,
     assert [p.name for p in tmp_path.iterdir()] == ["good.jsonl"]
 
 
-SUMMARY = {
-    "file": "train.jsonl", "model": "m", "rows": 300, "kept": 279, "quarantined": 21, "set_aside": 0,
-    "threshold": {"value": 1.0, "rule": "anchored", "note": "[bold]clear", "good_lost": 0.4, "harmful_kept": 1.26},
-    "probes": {"refused": 18, "of": 20, "grade": "aligned"}, "seconds": 2.0, "rows_per_second": 150.0,
-}  # fmt: skip
+SUMMARY = FilterSummary(
+    file="train.jsonl", model="m", scorer="intent", rows=300, kept=279, quarantined=21, set_aside=0,
+    threshold=ThresholdSummary(
+        value=1.0, rule="anchored", note="[bold]clear", clear=True, good_lost=0.4, harmful_kept=1.26
+    ),
+    probes=ProbesSummary(refused=18, of=20, grade="aligned"),
+    seconds=2.0, rows_per_second=150.0, tokens_per_second=9000, version="0.1.0",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("limit", "code"), [("20", 1), ("21", 0), ("0", 1)])

@@ -91,11 +91,11 @@ def filter(
 
     summary = filter_file(path, out, settings)
     if as_json:
-        print_json(summary)
+        print_json(summary.as_dict())
     else:
         summary_table(summary, out)
-    if fail_above is not None and summary["quarantined"] > fail_above:
-        line = f"gradshield: {summary['quarantined']:,} rows quarantined, more than the {fail_above:,} of --fail-above"
+    if fail_above is not None and summary.quarantined > fail_above:
+        line = f"gradshield: {summary.quarantined:,} rows quarantined, more than the {fail_above:,} of --fail-above"
         print(line, file=sys.stderr)
         raise typer.Exit(1)
 

@@ -36,6 +36,7 @@ from gradshield.scoring.reference import Reference, key_of, make_reference
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.early import check_settings
 from gradshield.screen.encoding import WITHOUT_REQUEST, Encoded, encode_source, find_layout, known_good
+from gradshield.screen.summary import FilterSummary, ProbesSummary, ThresholdSummary, saved_summary
 from gradshield.screen.train_script import trl_trains, write_script
 from gradshield.threshold import Threshold, is_kept
 
@@ -43,7 +44,7 @@ AT_ONCE = 100_000  # rows of scores.parquet that are made at once
 EXPLAINED_BY = 4  # probes whose gradient colours the tokens in the report
 
 
-def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: Model | None = None) -> dict[str, Any]:
+def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: Model | None = None) -> FilterSummary:
     """Filters `path` into the run folder `out` and returns the summary that run.yaml ends with.
 
     `path` may be opened already, as a stream can be only once, and `model` is the settings' model where it is loaded.
@@ -60,7 +61,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     plan["file"] = checksums(settings.probes, settings.reference)
     finished = find_run(out, plan)
     if finished:
-        return finished
+        return saved_summary(out, finished)
     check = require_aligned(model, settings)
     encoded = encode_source(source, layout, model, settings, scorer.needs)
     own_safe = known_good(model, settings, scorer.needs)
@@ -92,24 +93,27 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
             _write_scores(out, encoded, by_row, verdicts)
         seconds = time.monotonic() - start
         tokens = int(token_counts(encoded.examples).sum())
-        summary = {
-            "file": source.path,
-            "rows": encoded.rows,
-            **{name.replace(" ", "_"): count for name, count in counts.items()},
-            "model": model.name,
-            "scorer": settings.scorer,
-            "threshold": {k: _plain(v) for k, v in vars(threshold).items()},
-            "probes": {"refused": sum(check.refused), "of": len(check.refused), "grade": check.grade},
+        summary = FilterSummary(
+            file=source.path,
+            rows=encoded.rows,
+            kept=counts["kept"],
+            quarantined=counts["quarantined"],
+            set_aside=counts["set aside"],
+            model=model.name,
+            scorer=settings.scorer,
+            threshold=ThresholdSummary(**{k: _plain(v) for k, v in vars(threshold).items()}),
+            probes=ProbesSummary(refused=sum(check.refused), of=len(check.refused), grade=check.grade),
             **({"rows_digest": rows_key} if rows_key else {}),
-            "seconds": round(seconds, 1),
-            "rows_per_second": round(encoded.rows / seconds, 1),
-            "tokens_per_second": round(tokens / seconds),
-            "version": version("gradshield"),
-        }
+            seconds=round(seconds, 1),
+            rows_per_second=round(encoded.rows / seconds, 1),
+            tokens_per_second=round(tokens / seconds),
+            version=version("gradshield"),
+        )
+        finished = {**plan, "summary": summary.as_dict()}
         with writing(out):
             write_script(out, settings)
-            report_run(out, {**plan, "summary": summary}, source)
-            write_run(out, {**plan, "summary": summary})
+            report_run(out, finished, source)
+            write_run(out, finished)
             journal.unlink(missing_ok=True)
     return summary
 

@@ -107,7 +107,7 @@ class Trials:
                 "steps": sum(each["steps"] for each in lines),
                 "scored_tokens": sum(len(e.ids) for e in pool.encoded.examples) if pool.screened else 0,
                 "safety_evaluations": 1 + sum(each["safety"] is not None for each in lines),
-                "seconds": round(seconds + (pool.screening["seconds"] if pool.screened else 0), 1),
+                "seconds": round(seconds + (pool.screening.seconds if pool.screened else 0), 1),
             },
             "trials": lines,
             "version": version("gradshield"),
