@@ -9,7 +9,7 @@ import pytest
 from gradshield.base.storage import append_line
 from gradshield.cli import commands as cli
 from gradshield.cli import terminal
-from gradshield.data.run_folder import alone
+from gradshield.data.run_folder import run_lock
 from gradshield.screen.summary import FilterSummary, ProbesSummary, ThresholdSummary
 
 
@@ -122,7 +122,7 @@ def test_a_model_of_the_hub_that_is_not_there_says_what_to_do(monkeypatch, capsy
 
 def test_ctrl_c_says_what_is_saved_and_how_to_resume(monkeypatch, capsys, tmp_path):
     def stopped(*_):
-        with alone(tmp_path):
+        with run_lock(tmp_path):
             append_line(tmp_path / "scores.partial", {"batch": 0, "of": 2})
             raise KeyboardInterrupt
 

@@ -92,7 +92,7 @@ def _saved(
 
 def decided(run: Path) -> dict[int, str]:
     """The verdicts that were decided and stand, by row."""
-    return {row: decision.verdict for row, decision in store.standing(run).items()}
+    return {row: decision.verdict for row, decision in store.decisions_in_force(run).items()}
 
 
 def digests(out: Path) -> dict[str, str]:

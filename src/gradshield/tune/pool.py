@@ -24,7 +24,7 @@ from gradshield.threshold import Threshold, a1, is_kept
 from gradshield.tune.search import leaves_nothing
 
 HELD_OUT, HELD_OUT_ROWS = "held-out", 50
-TRAINED = 5.0  # forward passes that a token costs which is trained on once (docs/performance.md)
+TRAINING_COST = 5.0  # forward passes that a token costs which is trained on once (docs/performance.md)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Pool:
             return "screening" in self.defense.needs
         scoring = find_scorer(self.settings.scorer)[0].cost
         return self.tuning.start == "screen" or (
-            self.tuning.start == "auto" and scoring < TRAINED * self.training.epochs
+            self.tuning.start == "auto" and scoring < TRAINING_COST * self.training.epochs
         )
 
     @property
