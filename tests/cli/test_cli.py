@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from gradshield.base.storage import append_line
 from gradshield.cli import commands as cli
 from gradshield.cli import terminal
 from gradshield.data.run_folder import run_lock
+from gradshield.defenses.registry import DEFENSES
+from gradshield.scoring.registry import SCORERS
 from gradshield.screen.summary import FilterSummary, ProbesSummary, ThresholdSummary
 
 
@@ -197,3 +200,22 @@ def test_check_ends_with_its_verdict(monkeypatch, capsys, grade, said):
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1].startswith(f"m<U+001B>[2J refuses 9 of 10 probes: {said}")
     assert "\x1b" not in shown and "I 0.750" in shown
+
+
+@pytest.mark.parametrize(("command", "registry"), [("scorers", SCORERS), ("defenses", DEFENSES)])
+def test_the_lists_are_whole_at_80_columns(monkeypatch, capsys, command, registry):
+    monkeypatch.setattr(cli, "console", Console(width=80))
+    monkeypatch.setattr(sys, "argv", ["gradshield", command])
+    with pytest.raises(SystemExit):
+        cli.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    middle = " ".join(" ".join(line.split("│")[2].split()) for line in lines if line.startswith("│"))
+    for name in registry.names():
+        found = registry.find(name)[0]
+        said = found.summary + "".join(
+            f" {what}: {', '.join(sorted(names))}"
+            for what, names in (("needs", found.needs), ("options", found.options.model_fields))
+            if names
+        )
+        assert said in middle and any(line.startswith(f"│ {name} ") for line in lines)
