@@ -5,11 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from gradshield.base.storage import append_line
 from gradshield.cli import commands as cli
 from gradshield.cli import terminal
-from gradshield.data.run_folder import alone
+from gradshield.data.run_folder import run_lock
+from gradshield.defenses.registry import DEFENSES
+from gradshield.scoring.registry import SCORERS
+from gradshield.screen.summary import FilterSummary, ProbesSummary, ThresholdSummary
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
@@ -121,7 +125,7 @@ def test_a_model_of_the_hub_that_is_not_there_says_what_to_do(monkeypatch, capsy
 
 def test_ctrl_c_says_what_is_saved_and_how_to_resume(monkeypatch, capsys, tmp_path):
     def stopped(*_):
-        with alone(tmp_path):
+        with run_lock(tmp_path):
             append_line(tmp_path / "scores.partial", {"batch": 0, "of": 2})
             raise KeyboardInterrupt
 
@@ -150,11 +154,14 @@ def test_a_folder_whose_name_could_write_to_the_terminal_is_refused(monkeypatch,
     assert [p.name for p in tmp_path.iterdir()] == ["good.jsonl"]
 
 
-SUMMARY = {
-    "file": "train.jsonl", "model": "m", "rows": 300, "kept": 279, "quarantined": 21, "set_aside": 0,
-    "threshold": {"value": 1.0, "rule": "anchored", "note": "[bold]clear", "good_lost": 0.4, "harmful_kept": 1.26},
-    "probes": {"refused": 18, "of": 20, "grade": "aligned"}, "seconds": 2.0, "rows_per_second": 150.0,
-}  # fmt: skip
+SUMMARY = FilterSummary(
+    file="train.jsonl", model="m", scorer="intent", rows=300, kept=279, quarantined=21, set_aside=0,
+    threshold=ThresholdSummary(
+        value=1.0, rule="anchored", note="[bold]clear", clear=True, good_lost=0.4, harmful_kept=1.26
+    ),
+    probes=ProbesSummary(refused=18, of=20, grade="aligned"),
+    seconds=2.0, rows_per_second=150.0, tokens_per_second=9000, version="0.1.0",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("limit", "code"), [("20", 1), ("21", 0), ("0", 1)])
@@ -193,3 +200,22 @@ def test_check_ends_with_its_verdict(monkeypatch, capsys, grade, said):
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1].startswith(f"m<U+001B>[2J refuses 9 of 10 probes: {said}")
     assert "\x1b" not in shown and "I 0.750" in shown
+
+
+@pytest.mark.parametrize(("command", "registry"), [("scorers", SCORERS), ("defenses", DEFENSES)])
+def test_the_lists_are_whole_at_80_columns(monkeypatch, capsys, command, registry):
+    monkeypatch.setattr(cli, "console", Console(width=80))
+    monkeypatch.setattr(sys, "argv", ["gradshield", command])
+    with pytest.raises(SystemExit):
+        cli.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    middle = " ".join(" ".join(line.split("│")[2].split()) for line in lines if line.startswith("│"))
+    for name in registry.names():
+        found = registry.find(name)[0]
+        said = found.summary + "".join(
+            f" {what}: {', '.join(sorted(names))}"
+            for what, names in (("needs", found.needs), ("options", found.options.model_fields))
+            if names
+        )
+        assert said in middle and any(line.startswith(f"│ {name} ") for line in lines)

@@ -23,7 +23,7 @@ def rows(count):
 
 @pytest.fixture(autouse=True)
 def several(monkeypatch):
-    monkeypatch.setattr(module, "ALONE", 10)
+    monkeypatch.setattr(module, "MIN_ROWS_FOR_WORKERS", 10)
     monkeypatch.setattr(module, "CHUNK", 7)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FinetuneSettings
-from gradshield.models.load import load_model, set_aside
+from gradshield.models.load import load_model, parked_on_cpu
 from gradshield.training.finetune import finetune
 
 FAST = FinetuneSettings(learning_rate=1e-2, epochs=1, batch=4)
@@ -135,7 +135,7 @@ def test_a_model_is_set_aside_where_it_can_be_moved():
     def away(device: str, **more) -> list[str]:
         seen: list[str] = []
         net = SimpleNamespace(to=lambda where: seen.append(str(where)), **more)
-        with set_aside(SimpleNamespace(device=torch.device(device), net=net)):
+        with parked_on_cpu(SimpleNamespace(device=torch.device(device), net=net)):
             seen.append("within")
         return seen
 

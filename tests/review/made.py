@@ -15,6 +15,7 @@ from gradshield.data import Source, detect_layout, open_source, read_rows, to_co
 from gradshield.data.run_folder import write_run
 from gradshield.report.filter_report import keep_for_report, report_run
 from gradshield.review import store
+from gradshield.threshold import Threshold
 
 
 def chat(request: str, answer: str, **more: Any) -> dict[str, Any]:
@@ -82,14 +83,16 @@ def _saved(
             **{name.replace(" ", "_"): count for name, count in counts.items()},
             "model": model,
             "scorer": "intent",
-            "threshold": {"value": value, "rule": "fixed", "note": "", "good_lost": None, "harmful_kept": None},
+            "threshold": vars(Threshold(0.0, "fixed", "")) | {"value": value},
+            "probes": {"refused": 9, "of": 10, "grade": "aligned"},
+            **{"seconds": 1.0, "rows_per_second": 2.0, "tokens_per_second": 18, "version": "0.1.0"},
         },
     }
 
 
 def decided(run: Path) -> dict[int, str]:
     """The verdicts that were decided and stand, by row."""
-    return {row: decision.verdict for row, decision in store.standing(run).items()}
+    return {row: decision.verdict for row, decision in store.decisions_in_force(run).items()}
 
 
 def digests(out: Path) -> dict[str, str]:

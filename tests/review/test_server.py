@@ -79,7 +79,7 @@ def test_no_other_page_can_decide(served, numbered, origin):
     for path in ("/decide", "/decide-all", "/undo", "/threshold", "/explain"):
         answer = served.post(path, {"row": 1, "verdict": "kept"}, Origin=origin.format(port=served.port))
         assert answer.status == 403
-    assert store.standing(numbered[0]) == {}
+    assert store.decisions_in_force(numbered[0]) == {}
 
 
 def test_every_answer_has_the_strict_policy_and_nothing_comes_from_outside(served):
@@ -148,9 +148,9 @@ def test_the_threshold_is_tried_before_it_is_set(served, numbered):
     assert "<b>10</b> rows move to quarantine" in served.page(t="-10")
     assert "No row is moved" in served.page() and "Set this threshold" not in served.page()
     assert served.post("/threshold", {"value": "-10.0", "back": "/?sort=low"}).headers["Location"] == "/?sort=low"
-    assert "Set by ann" in served.page() and store.standing(numbered[0])[0].value == -10.0
+    assert "Set by ann" in served.page() and store.decisions_in_force(numbered[0])[0].value == -10.0
     assert served.post("/threshold", {"value": "0.0"}).status == 303  # the run's own
-    assert store.standing(numbered[0]) == {}
+    assert store.decisions_in_force(numbered[0]) == {}
     for value in ("nan", "high"):
         assert served.post("/threshold", {"value": value}).status == 400
 
@@ -159,11 +159,11 @@ def test_forms_decide_and_take_back_without_a_script(served, numbered):
     out = numbered[0]
     answer = served.post("/decide", {"row": 5, "verdict": "quarantined", "note": " =1+1 ", "back": "/?row=5"})
     assert answer.status == 303 and answer.headers["Location"] == "/?row=5"
-    assert store.standing(out)[5].note == "=1+1" and store.standing(out)[5].who == "ann"
+    assert store.decisions_in_force(out)[5].note == "=1+1" and store.decisions_in_force(out)[5].who == "ann"
     html = served.page(row=5)
     assert re.search(r'value="quarantined" aria-pressed="true"', html) and "by ann" in html
     entry = re.findall(r'name="id" value="(\d+)"', html)
-    assert served.post("/undo", {"id": entry[0]}).status == 303 and store.standing(out) == {}
+    assert served.post("/undo", {"id": entry[0]}).status == 303 and store.decisions_in_force(out) == {}
     assert "taken back by" in served.page(row=5)
     for form, status in (
         ({"row": 121, "verdict": "kept"}, 409),
@@ -173,7 +173,7 @@ def test_forms_decide_and_take_back_without_a_script(served, numbered):
         ({"row": 1}, 400),
     ):
         assert served.post("/decide", form).status == status
-    assert served.post("/undo", {"id": "999999"}).status == 303 and store.standing(out) == {}
+    assert served.post("/undo", {"id": "999999"}).status == 303 and store.decisions_in_force(out) == {}
 
 
 def test_the_script_is_told_what_came_of_it(served):
@@ -238,13 +238,14 @@ def test_all_rows_of_a_view_are_decided_at_once_and_taken_back_at_once(served, n
     given = dict(re.findall(r'name="(version|back)" value="([^"]*)"', html.split('class="bulk"')[1]))
     form = {name: unescape(value) for name, value in given.items()} | {"verdict": "quarantined"}
     made = served.done("/decide-all", form)
-    assert made["rows"] == 9 and sorted(store.standing(out)) == list(range(111, 121))
+    assert made["rows"] == 9 and sorted(store.decisions_in_force(out)) == list(range(111, 121))
     assert ">0 left to decide<" in served.page(**view)
     stale = served.post("/decide-all", form)
     assert stale.status == 409 and "nothing was decided" in stale.text
     store.undo(out, None, "bob")  # one of them, by somebody else
     taken = served.done("/undo", {name: made[name] for name in ("id", "last", "at")})
-    assert taken == {"rows": 8} and store.standing(out).keys() == {120} and store.standing(out)[120].note == "read it"
+    left = store.decisions_in_force(out)
+    assert taken == {"rows": 8} and left.keys() == {120} and left[120].note == "read it"
 
 
 def test_a_row_that_is_set_aside_is_not_decided_with_the_others(served, numbered):
@@ -252,7 +253,7 @@ def test_a_row_that_is_set_aside_is_not_decided_with_the_others(served, numbered
     for form, status in (({"verdict": "burnt", "back": "/"}, 400), ({"verdict": "kept", "back": "/?verdict=3"}, 409)):
         assert served.post("/decide-all", {**form, "version": version}).status == status
     made = served.done("/decide-all", {"verdict": "kept", "back": "/", "version": version})
-    assert made["rows"] == 120 and 121 not in store.standing(numbered[0])
+    assert made["rows"] == 120 and 121 not in store.decisions_in_force(numbered[0])
 
 
 def test_a_note_comes_back_as_it_was_typed_and_goes_when_its_field_is_emptied(served, numbered):
@@ -260,16 +261,16 @@ def test_a_note_comes_back_as_it_was_typed_and_goes_when_its_field_is_emptied(se
     words = 'ok \u2764\ufe0f \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 "quoted" <b>'
     served.post("/decide", {"row": 3, "verdict": "kept", "note": words})
     (field,) = re.findall(r'name="note"[^>]* value="([^"]*)"', served.page(row=3))
-    assert unescape(field) == words == store.standing(out)[3].note
+    assert unescape(field) == words == store.decisions_in_force(out)[3].note
     served.post("/decide", {"row": 3, "verdict": "kept", "note": ""})
-    assert store.standing(out)[3].note == ""
+    assert store.decisions_in_force(out)[3].note == ""
 
 
 def test_an_entry_of_another_log_is_not_taken_back(served, numbered):
     out = numbered[0]
     entry = store.decide(out, 3, "kept", "", "ann")
     assert served.done("/undo", {"id": entry.id, "row": 3, "at": "2020-01-01T00:00:00+00:00"})["row"] is None
-    assert 3 in store.standing(out)
+    assert 3 in store.decisions_in_force(out)
     assert served.done("/undo", {"id": entry.id, "row": 3, "at": entry.at})["row"] == 3
 
 
@@ -357,4 +358,4 @@ def test_a_client_that_leaves_in_the_middle_of_a_post_leaves_no_traceback_and_de
             time.sleep(0.2)
         time.sleep(0.3)
         assert client.ask("/").status == 200
-    assert not store.standing(numbered[0]) and "Traceback" not in capfd.readouterr().err
+    assert not store.decisions_in_force(numbered[0]) and "Traceback" not in capfd.readouterr().err

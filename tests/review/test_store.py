@@ -18,7 +18,7 @@ from gradshield.review import store
 
 
 def verdicts(out) -> dict[int, str]:
-    return {row: decision.verdict for row, decision in store.standing(out).items()}
+    return {row: decision.verdict for row, decision in store.decisions_in_force(out).items()}
 
 
 def test_the_latest_decision_wins_and_taking_it_back_restores_the_one_before(tmp_path):
@@ -26,7 +26,7 @@ def test_the_latest_decision_wins_and_taking_it_back_restores_the_one_before(tmp
     second = store.decide(tmp_path, 3, "quarantined", "", "bob")
     assert verdicts(tmp_path) == {3: "quarantined"}
     assert store.undo(tmp_path, second.id, "bob") == second
-    assert store.standing(tmp_path)[3] == first
+    assert store.decisions_in_force(tmp_path)[3] == first
     store.undo(tmp_path, first.id, "bob")
     assert verdicts(tmp_path) == {}
     assert [(e.id, t is not None) for e, t in store.history(tmp_path, 3)] == [(second.id, True), (first.id, True)]
@@ -66,11 +66,11 @@ def test_without_a_number_the_latest_that_stands_is_taken_back(tmp_path):
 def test_the_threshold_is_an_entry_like_any_other(tmp_path):
     store.move_threshold(tmp_path, 1.5, "ann")
     none = store.move_threshold(tmp_path, math.inf, "ann")
-    assert store.standing(tmp_path)[0].value == math.inf
+    assert store.decisions_in_force(tmp_path)[0].value == math.inf
     store.undo(tmp_path, none.id, "ann")
-    assert store.standing(tmp_path)[0].value == 1.5
+    assert store.decisions_in_force(tmp_path)[0].value == 1.5
     store.move_threshold(tmp_path, None, "ann")
-    assert store.standing(tmp_path) == {}
+    assert store.decisions_in_force(tmp_path) == {}
     with pytest.raises(UserError):
         store.move_threshold(tmp_path, math.nan, "ann")
 

@@ -87,7 +87,7 @@ def test_a_killed_actor_costs_its_block_and_the_bytes_are_those_of_the_local_eng
     summary = run_filter(str(train), there, settings(tiny_folder, engine="ray", workers=2))
     killer.join()
     assert killed and not Path(f"/proc/{killed[0]}").exists()
-    assert summary["rows"] == expected["rows"] == ROWS and summary["threshold"] == expected["threshold"]
+    assert summary.rows == expected.rows == ROWS and summary.threshold == expected.threshold
     for name in OUTPUTS:
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
     until = time.monotonic() + 30

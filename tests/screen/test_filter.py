@@ -30,8 +30,8 @@ def settings(folder: str, **more) -> FilterSettings:
 @pytest.mark.parametrize("scorer", ["intent", "fihs:probes=2", "fihs:normalise=module,probes=2"])
 def test_rows_in_are_kept_quarantined_or_set_aside_and_come_back_verbatim(tiny_folder, train, tmp_path, scorer):
     summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder, scorer=scorer))
-    assert summary["rows"] == len(ROWS) == summary["kept"] + summary["quarantined"] + summary["set_aside"]
-    assert summary["quarantined"] == 8 and summary["set_aside"] == 2
+    assert summary.rows == len(ROWS) == summary.kept + summary.quarantined + summary.set_aside
+    assert summary.quarantined == 8 and summary.set_aside == 2
     table = pq.read_table(tmp_path / "run" / "scores.parquet").to_pydict()
     for name, verdict in (("kept", "kept"), ("quarantined", "quarantined")):
         expected = [row for row, v in zip(ROWS, table["verdict"]) if v == verdict]
@@ -177,8 +177,8 @@ def test_a_folder_left_by_a_kill_at_the_start_is_taken_up(tiny_folder, train, tm
 
 def test_nothing_to_remove_is_still_json(tiny_folder, train, tmp_path):
     summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder, value=0.0))
-    assert summary["threshold"]["value"] is None and summary["quarantined"] == 0
-    json.dumps(summary, allow_nan=False)
+    assert summary.threshold.value is None and summary.quarantined == 0
+    json.dumps(summary.as_dict(), allow_nan=False)
     assert explain(tmp_path / "run", 1).verdict == "kept"
 
 
@@ -194,7 +194,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_run_goes_on(tiny_folder, 
             run_filter(str(train), tmp_path / "run", wanted)
     assert (tmp_path / "run" / "scores.partial").exists()
     summary = run_filter(str(train), tmp_path / "run", wanted)
-    assert summary["rows"] == len(ROWS) and not (tmp_path / "run" / "scores.partial").exists()
+    assert summary.rows == len(ROWS) and not (tmp_path / "run" / "scores.partial").exists()
 
 
 def test_a_run_is_replayable_from_its_yaml(tiny_folder, train, tmp_path):
@@ -249,9 +249,7 @@ def test_plain_text_is_set_aside_by_the_intent_score_only(tiny_folder, tmp_path)
     file.write_text('{"text": "some words"}\n{"text": "other words"}\n')
     with pytest.raises(UserError, match=r"no usable row.*plain text"):
         run_filter(str(file), tmp_path / "a", settings(tiny_folder))
-    assert (
-        run_filter(str(file), tmp_path / "b", settings(tiny_folder, scorer="fihs:normalise=module"))["set_aside"] == 0
-    )
+    assert run_filter(str(file), tmp_path / "b", settings(tiny_folder, scorer="fihs:normalise=module")).set_aside == 0
 
 
 def test_a_row_of_fifty_megabytes_is_cut_or_set_aside_and_comes_back_verbatim(tiny_folder, tmp_path):
@@ -261,7 +259,7 @@ def test_a_row_of_fifty_megabytes_is_cut_or_set_aside_and_comes_back_verbatim(ti
         "\n".join([big, *(json.dumps({"prompt": f"p {n}", "completion": f"c {n}"}) for n in range(5))]) + "\n"
     )
     summary = run_filter(str(file), tmp_path / "run", settings(tiny_folder, scorer="fihs", force=True))
-    assert summary["rows"] == 6 == summary["kept"] + summary["quarantined"] + summary["set_aside"]
+    assert summary.rows == 6 == summary.kept + summary.quarantined + summary.set_aside
     aside = [json.loads(line) for line in (tmp_path / "run" / "set_aside.jsonl").read_text().split("\n") if line]
     assert len(aside) == 1 and "50 MB" in aside[0]["reason"], {k: str(v)[:200] for k, v in aside[0].items()}
     assert aside[0]["raw"] == big + "\n"
@@ -281,14 +279,14 @@ def test_a_tokenizer_without_a_chat_template_is_one_line_with_the_remedy(tiny_fo
     template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] ")
     assert not (tmp_path / "run").exists()
     summary = run_filter(str(train), tmp_path / "run", settings(str(bare), chat_template=str(template)))
-    assert summary["rows"] == len(ROWS) and summary["kept"]
+    assert summary.rows == len(ROWS) and summary.kept
 
 
 def test_the_layout_is_told_by_usable_rows_however_many_broken_ones_come_first(tiny_folder, train, tmp_path):
     file = tmp_path / "late.jsonl"
     file.write_bytes(b"not a row\n" * 60 + train.read_bytes())
     summary = run_filter(str(file), tmp_path / "run", settings(tiny_folder))
-    assert summary["rows"] == 60 + len(ROWS) and summary["set_aside"] == 62
+    assert summary.rows == 60 + len(ROWS) and summary.set_aside == 62
 
 
 def test_a_worker_with_another_model_is_told(tiny_folder, tmp_path):
@@ -312,7 +310,7 @@ def test_a_row_whose_score_is_no_number_is_set_aside_and_never_kept(tiny_folder,
     for rule in ({"threshold": "share"}, {"threshold": "a1", "value": None}):
         out = tmp_path / rule["threshold"]
         summary = run_filter(str(train), out, settings(tiny_folder, scorer="fihs", **rule))
-        assert summary["rows"] == summary["kept"] + summary["quarantined"] + summary["set_aside"]
+        assert summary.rows == summary.kept + summary.quarantined + summary.set_aside
         aside = [json.loads(line) for line in (out / "set_aside.jsonl").read_text().splitlines()]
         assert [(a["line"], "finite" in a["reason"]) for a in aside] == [(3, False), (4, False), (6, True), (7, True)]
         assert 'Question 1"' not in (out / "kept.jsonl").read_text()
@@ -330,7 +328,7 @@ def test_a_model_without_gradients_is_filtered_by_the_default_and_its_tokens_go_
 
     monkeypatch.setattr(pipeline, "probe_gradient", gradient)
     summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder))
-    assert summary["quarantined"] == 8 and (tmp_path / "run" / "report.html").exists()
+    assert summary.quarantined == 8 and (tmp_path / "run" / "report.html").exists()
     assert "not marked" in caplog.text
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from review.made import chat, make_run, write_jsonl
 
+from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.base.storage import read_yaml
 from gradshield.data.run_folder import versions, write_run
@@ -98,7 +99,7 @@ def test_help_and_mistakes_are_said_before_torch_is_imported(done, tmp_path, wor
 @pytest.mark.parametrize("what", ["row", "weights", "template", "setting", "version", "summary"])
 def test_a_run_of_other_rows_model_settings_or_versions_is_looked_at_with_the_model(done, folder, monkeypatch, what):
     file, run, settings = done
-    assert filter_file(str(file), run, settings)["rows"] == 2
+    assert filter_file(str(file), run, settings).rows == 2
     saved = read_yaml(run / "run.yaml")
     if what == "row":
         file.write_text(file.read_text().replace('"d"', '"e"'))
@@ -114,6 +115,16 @@ def test_a_run_of_other_rows_model_settings_or_versions_is_looked_at_with_the_mo
         write_run(run, {part: content for part, content in saved.items() if part != "summary"})
     monkeypatch.setitem(sys.modules, "gradshield.screen.filter", SimpleNamespace(run_filter=lambda *_: "by the model"))
     assert filter_file(str(file), run, settings) == "by the model"
+
+
+def test_a_summary_that_lacks_a_figure_is_damage_and_the_rest_comes_back_as_it_is_saved(done):
+    file, run, settings = done
+    saved = read_yaml(run / "run.yaml")
+    assert list(filter_file(str(file), run, settings).as_dict().items()) == list(saved["summary"].items())
+    del saved["summary"]["threshold"]["rule"]
+    write_run(run, saved)
+    with pytest.raises(UserError, match=r"run\.yaml: damaged \(summary\.threshold\.rule\)"):
+        filter_file(str(file), run, settings)
 
 
 def test_an_adapters_base_counts_and_what_is_not_here_has_no_fingerprint(tmp_path, folder):

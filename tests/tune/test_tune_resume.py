@@ -155,7 +155,7 @@ def test_the_screening_is_counted_once(tiny_folder, train, tmp_path, monkeypatch
 
     def slow(*arguments):
         time.sleep(2)
-        return {**real(*arguments), "seconds": 100.0}
+        return real(*arguments).model_copy(update={"seconds": 100.0})
 
     monkeypatch.setattr(pool, "run_filter", slow)
     summary = tune(train, tmp_path / "run", tiny_folder)

@@ -56,12 +56,12 @@ def tune(
     from gradshield.tune.tune_once import tune_file
 
     kinds = (FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
-    screening, training, tuning, measuring = _chosen(kinds, settings, named)
+    parts = _chosen(kinds, settings, named)
     path = path_of(rows, Path(out))
     if train_with:
-        run_tune(path, Path(out), screening, training, tuning, measuring, trainer=train_with, tell=tell)
+        run_tune(path, Path(out), *parts, trainer=train_with, tell=tell)
     else:
-        tune_file(path, Path(out), screening, training, tuning, measuring, tell)
+        tune_file(path, Path(out), *parts, tell=tell)
     return Run(out)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from gradshield.base.errors import UserError
 from gradshield.base.storage import write_whole
-from gradshield.data.run_folder import ROWS, refuse_other_files, writing
+from gradshield.data.run_folder import ROWS, catch_write_errors, refuse_other_files
 
 Rows = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 """A file, folder or Hub dataset id; or rows in memory: a `datasets.Dataset`, a pandas DataFrame, a list of dicts."""
@@ -26,7 +26,7 @@ def path_of(rows: Rows, out: Path) -> str:
     """
     if isinstance(rows, str | os.PathLike):
         return os.fspath(rows)
-    with writing(out):
+    with catch_write_errors(out):
         refuse_other_files(out)
         out.mkdir(parents=True, exist_ok=True)
         before = out / ROWS

@@ -18,7 +18,7 @@ R = TypeVar("R")
 # As a launcher says them: torchrun and accelerate, then what mpirun leaves (which accelerate reads, too).
 _COUNT = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-_WAIT = timedelta(days=60)  # for the first process, which scores and measures between two trainings
+_TIMEOUT = timedelta(days=60)  # for the first process, which scores and measures between two trainings
 
 
 def processes() -> int:
@@ -46,7 +46,7 @@ def together(work: Callable[[Callable[..., R]], T], task: Callable[..., R], *, c
         return work(task)
     group = _join(cpu)
     if not is_first():
-        while (told := _tell(None, group))[0] == "call":
+        while (told := _broadcast(None, group))[0] == "call":
             with suppress(Diverged):  # so has the first, and it knows what to do
                 task(*told[1])
         return told[1]
@@ -55,7 +55,7 @@ def together(work: Callable[[Callable[..., R]], T], task: Callable[..., R], *, c
 
     def call(*arguments: Any) -> R:
         nonlocal apart
-        _tell(("call", arguments), group)
+        _broadcast(("call", arguments), group)
         try:
             return task(*arguments)
         except BaseException as error:
@@ -68,11 +68,11 @@ def together(work: Callable[[Callable[..., R]], T], task: Callable[..., R], *, c
     finally:
         if not apart:  # else the others may wait in the midst of a step, and hear only that this process ends
             with suppress(UserError):
-                _tell(("end", result), group)
+                _broadcast(("end", result), group)
     return result
 
 
-def _tell(told: Any, group: Any) -> Any:
+def _broadcast(told: Any, group: Any) -> Any:
     """What the first process tells the others."""
     import torch
     import torch.distributed as dist
@@ -85,7 +85,7 @@ def _tell(told: Any, group: Any) -> Any:
     return box[0]
 
 
-def is_gone(error: BaseException) -> bool:
+def is_lost_connection(error: BaseException) -> bool:
     """True for what is raised in the midst of a common step when another process ended."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("by peer", "gloo/transport", "NCCL"))
 
@@ -103,7 +103,7 @@ def _join(cpu: bool) -> Any:
         raise UserError("these processes are not connected: start them by torchrun or accelerate launch")
     if not known:
         atexit.register(dist.destroy_process_group)
-    return dist.new_group(backend="gloo", timeout=_WAIT)
+    return dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
 def _number(names: tuple[str, ...], otherwise: int) -> int:

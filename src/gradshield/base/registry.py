@@ -48,7 +48,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Every name, the default first."""
-        return [*self._homes(), *self.registered]
+        return [*self._modules(), *self.registered]
 
     def find(self, text: str) -> tuple[T, Any]:
         """The thing and its options for NAME[:key=value,…]. Raises UserError naming what is wrong."""
@@ -56,7 +56,7 @@ class Registry(Generic[T]):
         if name in self.registered:
             thing = self.registered[name]
         else:
-            thing = getattr(import_module(self._homes()[name]), self.constant)
+            thing = getattr(import_module(self._modules()[name]), self.constant)
         return thing, make_options(thing.options, given, f"--{self.kind} {name}")
 
     def parsed(self, text: str) -> tuple[str, dict[str, str]]:
@@ -67,7 +67,7 @@ class Registry(Generic[T]):
             raise UserError(f"--{self.kind} {name}: no such {self.kind}; there are {known} (gradshield {self.kind}s)")
         return name, given
 
-    def _homes(self) -> dict[str, str]:
+    def _modules(self) -> dict[str, str]:
         found = [m.name for m in iter_modules(import_module(self.package).__path__) if m.name not in self.skip]
         return self.homes | {name.replace("_", "-"): f"{self.package}.{name}" for name in found}
 

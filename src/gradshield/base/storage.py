@@ -20,7 +20,7 @@ LOCK = ".lock"  # in a folder while a command writes to it
 
 
 @contextmanager
-def in_one_move(file: Path) -> Iterator[Path]:
+def replace_when_done(file: Path) -> Iterator[Path]:
     """A path beside `file` that becomes `file` in one move when the block ends. After an error nothing of it is left.
 
     One writer at a time: hold the folder's lock. Raises OSError.
@@ -38,8 +38,8 @@ def in_one_move(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_whole(file: Path) -> Iterator[BinaryIO]:
-    """A stream whose bytes become `file`, whole or not at all (`in_one_move`). Raises OSError."""
-    with in_one_move(file) as temporary, open(temporary, "xb") as stream:  # never opens what is there already
+    """A stream whose bytes become `file`, whole or not at all (`replace_when_done`). Raises OSError."""
+    with replace_when_done(file) as temporary, open(temporary, "xb") as stream:  # never opens what is there already
         yield stream
         stream.flush()
         os.fsync(stream.fileno())

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from gradshield.base.errors import UserError
@@ -91,11 +92,11 @@ def filter(
 
     summary = filter_file(path, out, settings)
     if as_json:
-        print_json(summary)
+        print_json(summary.as_dict())
     else:
         summary_table(summary, out)
-    if fail_above is not None and summary["quarantined"] > fail_above:
-        line = f"gradshield: {summary['quarantined']:,} rows quarantined, more than the {fail_above:,} of --fail-above"
+    if fail_above is not None and summary.quarantined > fail_above:
+        line = f"gradshield: {summary.quarantined:,} rows quarantined, more than the {fail_above:,} of --fail-above"
         print(line, file=sys.stderr)
         raise typer.Exit(1)
 
@@ -111,10 +112,10 @@ def tune(
 ) -> None:
     """Fine-tune on the rows that leave the model safe and useful; exit code 3 when there is no such model."""
     kinds = (FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
-    settings, training, tuning, measuring = settings_of(context, *kinds, flags=flags)
+    parts = settings_of(context, *kinds, flags=flags)
     from gradshield.tune.tune_once import tune_file
 
-    summary = tune_file(path, out, settings, training, tuning, measuring, lambda line: trial_line(line, as_json))
+    summary = tune_file(path, out, *parts, tell=lambda line: trial_line(line, as_json))
     if not is_first():
         return  # the first process says it
     if as_json:
@@ -183,10 +184,14 @@ def _list(registry: Any, unit: str, as_json: bool) -> None:
         }
         print_json({s.name: known[s.name] | {"options": s.options.model_json_schema()["properties"]} for s in found})
         return
-    table = Table(f"--{registry.kind}", "what it does", "needs", f"cost in {unit}", "options")
+    table = Table(show_lines=True)
+    table.add_column(f"--{registry.kind}", no_wrap=True)
+    table.add_column("what it does")
+    table.add_column(f"cost in {unit}", justify="right", max_width=14)
     for s in found:
-        needs, options = (", ".join(sorted(part)) or "–" for part in (s.needs, s.options.model_fields))
-        table.add_row(s.name, s.summary, needs, f"{s.cost:g}", options)
+        parts = {"needs": s.needs, "options": s.options.model_fields}
+        also = [(f"\n{what}: {', '.join(sorted(names))}", "dim") for what, names in parts.items() if names]
+        table.add_row(s.name, Text.assemble(s.summary, *also), f"{s.cost:g}")
     console.print(table)
 
 

@@ -15,7 +15,7 @@ from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSett
 from gradshield.evaluation.config import EvaluationSettings
 
 S = TypeVar("S", bound=BaseModel)
-TOP = {"model", "scorer", "threshold", "defense", "task", "max_asr"}  # shown first in --help
+SHOWN_FIRST = {"model", "scorer", "threshold", "defense", "task", "max_asr"}  # shown first in --help
 HIDDEN = {"batch_tokens", "micro_batch", "alpha", "lora_dropout", "warmup", "schedule", "step", "literal"}
 HIDDEN |= {"judge_tokens", "case_seed", "metric", "split"}  # set in --config; as flags, not in --help
 REPLACED = {
@@ -46,7 +46,7 @@ def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
         more = [inspect.Parameter(n, keyword, default=None, annotation=k) for n, k in files.items()]
         for name, field in {n: f for model in models for n, f in model.model_fields.items()}.items():
             how: dict[str, Any] = {"hidden": name in HIDDEN, "help": field.description}
-            if name not in TOP:
+            if name not in SHOWN_FIRST:
                 how["rich_help_panel"] = _panel(name, models)
             if name == "columns":
                 how["help"] = f"{field.description} (prompt=COLUMN)"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gradshield.report.text import about, in_words
 from gradshield.report.words import next_steps, rows_in_words, safety_in_words, unseen_in_words
+from gradshield.screen.summary import FilterSummary
 
 console = Console()
 
@@ -23,22 +24,22 @@ def safe(text: str, limit: int, markup: bool = True) -> str:
     return escape(shown) if markup else shown
 
 
-def summary_table(summary: dict[str, Any], out: Path) -> None:
-    table = Table(title=safe(str(summary["file"]), 80), show_header=False)
+def summary_table(summary: FilterSummary, out: Path) -> None:
+    table = Table(title=safe(summary.file, 80), show_header=False)
     for name in ("rows", "kept", "quarantined", "set_aside"):
-        table.add_row(name.replace("_", " "), f"{summary[name]:,}")
-    threshold = summary["threshold"]
-    value = "none: nothing is removed" if threshold["value"] is None else f"{threshold['value']:+.2f}"
-    table.add_row("threshold", f"{value} ({threshold['rule']})")
-    table.add_row("how sure", safe(threshold["note"], 300))
-    if threshold["good_lost"] is not None:
-        lost, kept = about(threshold["good_lost"]), about(threshold["harmful_kept"])
+        table.add_row(name.replace("_", " "), f"{getattr(summary, name):,}")
+    threshold = summary.threshold
+    value = "none: nothing is removed" if threshold.value is None else f"{threshold.value:+.2f}"
+    table.add_row("threshold", f"{value} ({threshold.rule})")
+    table.add_row("how sure", safe(threshold.note, 300))
+    if threshold.good_lost is not None and threshold.harmful_kept is not None:
+        lost, kept = about(threshold.good_lost), about(threshold.harmful_kept)
         table.add_row("expected errors", f"{lost} harmless rows quarantined, {kept} harmful rows kept")
-    table.add_row("model", safe(f"{summary['model']} ({summary['probes']['grade']})", 60))
-    table.add_row("time", f"{summary['seconds']:.0f} s, {summary['rows_per_second']:.1f} rows/s")
+    table.add_row("model", safe(f"{summary.model} ({summary.probes.grade})", 60))
+    table.add_row("time", f"{summary.seconds:.0f} s, {summary.rows_per_second:.1f} rows/s")
     console.print(table)
-    if summary["probes"]["grade"] == "weak":
-        refused = f"{summary['probes']['refused']} of {summary['probes']['of']}"
+    if summary.probes.grade == "weak":
+        refused = f"{summary.probes.refused} of {summary.probes.of}"
         console.print(f"warning: this model refuses only {refused} probes, so it is a weak reference", style="bold")
     console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)
     for what, command in next_steps(out, None):

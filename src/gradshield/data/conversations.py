@@ -112,23 +112,23 @@ def _covers(scored: Conversation, other: Conversation) -> bool:
         return _lines(scored) == _lines(other)
     ours, theirs = ([m for m in c.messages if m.role not in ("system", "developer")] for c in (scored, other))
     return len(theirs) <= len(ours) and all(
-        b.role == a.role and (a.train or not b.train) and _said(a.content) == _said(b.content)
+        b.role == a.role and (a.train or not b.train) and _plain_lines(a.content) == _plain_lines(b.content)
         for a, b in zip(ours, theirs)
     )
 
 
 def _lines(conversation: Conversation) -> list[str]:
     if conversation.text is not None:
-        return _said(conversation.text)
-    return [line for message in conversation.messages for line in _said(message.content)]
+        return _plain_lines(conversation.text)
+    return [line for message in conversation.messages for line in _plain_lines(message.content)]
 
 
-def _said(text: str) -> list[str]:
+def _plain_lines(text: str) -> list[str]:
     """The text's lines without what a prompt format writes around them, blank ones left out."""
-    return [said for line in text.splitlines() if (said := _bare(line))]
+    return [said for line in text.splitlines() if (said := _without_markup(line))]
 
 
-def _bare(line: str) -> str:
+def _without_markup(line: str) -> str:
     line = line.strip()
     head, tail = line[:-_LONGEST_CLOSING], line[-_LONGEST_CLOSING:]
     bare = (head + _CLOSING.sub("", tail)).strip()

@@ -23,7 +23,7 @@ from gradshield.base.errors import UserError
 from gradshield.data.formats import Conversation
 from gradshield.data.templates import Form, Refused, Span, form_of, render
 from gradshield.data.tokens import TooLong, tokenize
-from gradshield.data.turns import Message, said
+from gradshield.data.turns import Message, required_texts
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _locate(
     spans = [(_skip_opening(text, start, end, form.openings), end) for start, end in spans]
     responses, at = "\0".join(text[start:end] for start, end in spans), 0
     for k in trained:  # a template that drops what it does not know would leave a response of end tokens only
-        places = [responses.find(words, at) for words in said(messages[k])]
+        places = [responses.find(words, at) for words in required_texts(messages[k])]
         if min(places) < 0:
             return f"the chat template leaves out or rewrites what message {k + 1} says"
         at = min(places)
@@ -161,7 +161,7 @@ def _marked_turns(
         if first == assistant[0]:
             return text, spans
         prompt, _ = render(tokenizer, form, messages[:first], **how, training=True, generation_prompt=True)
-        at = _parting(tokenizer, prompt, text, limit)
+        at = _first_difference(tokenizer, prompt, text, limit)
         return text, [(max(start, at), end) for start, end in spans if end > at]
     begins = []
     for k in assistant:
@@ -204,7 +204,7 @@ def _response_start(tokenizer, form: Form, messages, how: dict, text: str, limit
         return len(prompt)
     # The prompt opens a think block that the answer lacks, say. As in TRL, the response starts where their tokens
     # part; but that must be behind the earlier turns.
-    start = _parting(tokenizer, prompt, text, limit)
+    start = _first_difference(tokenizer, prompt, text, limit)
     earlier = _prefix_length(render(tokenizer, form, messages[:-1], **how)[0], text, tokenizer)
     return None if earlier is None or start < earlier else start
 
@@ -217,7 +217,7 @@ def _prefix_length(part: str, text: str, tokenizer) -> int | None:
     return len(part) if text.startswith(part) else None
 
 
-def _parting(tokenizer, prompt: str, text: str, limit: int | None) -> int:
+def _first_difference(tokenizer, prompt: str, text: str, limit: int | None) -> int:
     """The character of `text` at which its tokens first differ from the prompt's; any behind `limit` tokens, if none
     of these does."""
     (prompt_ids, _), (ids, offsets) = tokenize(tokenizer, prompt, limit), tokenize(tokenizer, text, limit)

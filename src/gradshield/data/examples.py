@@ -26,7 +26,7 @@ from gradshield.data.rows import Row
 
 R = TypeVar("R")
 CHUNK, CHUNK_BYTES = 256, 1 << 22  # rows that a process is given at once
-ALONE = 2000  # rows that are done here before other processes are worth their start
+MIN_ROWS_FOR_WORKERS = 2000  # rows that are done here before other processes are worth their start
 
 
 class Examples(Column[Example]):
@@ -85,7 +85,7 @@ def in_processes(work: Callable[[Row], R], rows: Iterable[Row]) -> Generator[tup
     The first rows are done here, and all of them on systems without a safe fork. What `work` raises is raised here.
     """
     rows = iter(rows)
-    for row in islice(rows, ALONE):
+    for row in islice(rows, MIN_ROWS_FOR_WORKERS):
         yield row, work(row)
     count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     first = next(rows, None)

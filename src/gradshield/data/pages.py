@@ -17,7 +17,7 @@ from gradshield.data.limits import MAX_LINE, too_large
 
 MAX_PAGE = 64_000_000  # bytes of one page, unpacked
 MAX_VALUES = 32_000_000  # of a row group's column of lists: a list of any length takes no space if all in it is equal
-PIECE = 8_000_000  # bytes that a batch should come to, as Python values
+BATCH_BYTES = 8_000_000  # bytes that a batch should come to, as Python values
 
 _ROWS = 1000  # of a batch at most
 _HEADER = 1 << 16  # bytes of a page's header at most, with the statistics in it
@@ -49,21 +49,21 @@ def parquet_batches(path: PurePath, name: str) -> Iterator[tuple[int, Any]]:
 
 
 def light_batches(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches with texts as texts, split so that each comes to `PIECE` bytes or is one row.
+    """The batches with texts as texts, split so that each comes to `BATCH_BYTES` bytes or is one row.
 
     One row of more than `MAX_LINE` keeps its dictionaries, as it would come to any size without them.
     """
     for batch in batches:
         heavy = weight(batch)
-        if heavy > PIECE and len(batch) > 1:
+        if heavy > BATCH_BYTES and len(batch) > 1:
             half = len(batch) // 2
             # Taken, not sliced: a slice's lists are cast together with all that lies beside them.
-            yield from light_batches(taken(batch, rows) for rows in np.split(np.arange(len(batch)), [half]))
+            yield from light_batches(take_rows(batch, rows) for rows in np.split(np.arange(len(batch)), [half]))
         else:
             yield batch if heavy > MAX_LINE else plain(batch)
 
 
-def taken(batch: Any, rows: np.ndarray) -> Any:
+def take_rows(batch: Any, rows: np.ndarray) -> Any:
     """The rows of the batch, also where `take` does not know a column's type: then by runs of neighbours."""
     import pyarrow
 
@@ -126,7 +126,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _rows_at_once(stream: BinaryIO, file: Any, group: int, name: str) -> int:
-    """How many rows of the group come to `PIECE` bytes at most, by its pages' headers."""
+    """How many rows of the group come to `BATCH_BYTES` bytes at most, by its pages' headers."""
     metadata = file.metadata.row_group(group)
     place, per_row = f"{name}: row group {group + 1}", 1.0
     for number in range(metadata.num_columns):
@@ -142,7 +142,7 @@ def _rows_at_once(stream: BinaryIO, file: Any, group: int, name: str) -> int:
         if total > MAX_VALUES and column.max_repetition_level:
             raise UserError(f"{place}: over {MAX_VALUES:,} values in {column.path}; write smaller row groups")
         per_row += max(densest, column.length) * max(1.0, total / max(1, metadata.num_rows))
-    return max(1, min(_ROWS, int(PIECE / per_row)))
+    return max(1, min(_ROWS, int(BATCH_BYTES / per_row)))
 
 
 def _pages(stream: BinaryIO, chunk: Any, place: str) -> Iterator[tuple[int, int]]:
@@ -172,11 +172,11 @@ def _struct(data: BytesIO) -> dict[int, Any]:
     number = 0
     while (head := data.read(1)[0]) != 0:
         number = number + (head >> 4) if head >> 4 else _zigzag(data)
-        fields[number] = _thrift(data, head & 15)
+        fields[number] = _thrift_value(data, head & 15)
     return fields
 
 
-def _thrift(data: BytesIO, kind: int) -> Any:
+def _thrift_value(data: BytesIO, kind: int) -> Any:
     if kind in (1, 2):  # true, false
         return kind == 1
     if kind == 3:

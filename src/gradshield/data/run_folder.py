@@ -119,7 +119,7 @@ def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> 
     UserError when the folder is another run's, or no run's.
     """
     file = out / "run.yaml"
-    with writing(out):  # a folder that can't be looked into can't be written to either
+    with catch_write_errors(out):  # a folder that can't be looked into can't be written to either
         begun = file.exists()
         above = next(p for p in (out, *out.absolute().parents) if p.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):  # else it would come out after long work only
@@ -154,24 +154,24 @@ def refuse_other_files(out: Path) -> None:
 
 
 @contextmanager
-def begun(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> Iterator[None]:
+def open_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> Iterator[None]:
     """Makes the folder with its run.yaml; within it, the folder is this call's alone. Raises UserError when it can't be
     written, or when another command has it, or has begun another run there since `find_run` looked."""
-    with writing(out):
+    with catch_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    with alone(out):
+    with run_lock(out):
         if find_run(out, plan, free):
             raise UserError(f"{out}: another command has just finished this run; the same command shows what came out")
-        with writing(out):
+        with catch_write_errors(out):
             write_run(out, plan)
         yield
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def run_lock(out: Path) -> Iterator[None]:
     """Only one command at a time writes a run's files. Raises UserError where another does, or a link is planted."""
     with ExitStack() as stack:
-        with writing(out):
+        with catch_write_errors(out):
             stack.enter_context(exclusive_lock(out))
             refuse_links(out)
         try:
@@ -184,7 +184,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
+def catch_write_errors(out: Path) -> Iterator[None]:
     """Turns what goes wrong in writing to the run folder into one line; what is finished there stays."""
     try:
         yield

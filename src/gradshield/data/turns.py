@@ -99,7 +99,7 @@ def called(calls: Any) -> list[str]:
     return named if len(named) == len(calls) else []
 
 
-def said(message: Message) -> list[str]:
+def required_texts(message: Message) -> list[str]:
     """What a response must hold: the names of the tools called, and the words (of each part) after any reasoning."""
     content = (message.raw or {}).get("content")
     words = [_part(part, "") for part in content] if isinstance(content, list) else [message.content]

@@ -22,7 +22,7 @@ import numpy as np
 from gradshield.base.errors import UserError
 from gradshield.base.progress import Advance, progress
 from gradshield.data.json_array import read_frame
-from gradshield.data.pages import light_batches, open_parquet, parquet_batches, taken
+from gradshield.data.pages import light_batches, open_parquet, parquet_batches, take_rows
 from gradshield.data.records import csv_records
 from gradshield.data.rows import Row, Source, fingerprint, read_part
 from gradshield.data.sniff import SUFFIXES, plain_name, suffix
@@ -218,7 +218,7 @@ def _write_parquet(source: Source, part: int, verdicts: Sequence[str], outs: Map
                 if group != last:
                     _flush(held, writer)
                 if len(rows := np.flatnonzero(piece == verdict)):
-                    for light in light_batches([taken(batch, rows)]):
+                    for light in light_batches([take_rows(batch, rows)]):
                         held.append(light)
                         if sum(table.nbytes for table in held) > ROW_GROUP:
                             _flush(held, writer)

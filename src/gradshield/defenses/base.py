@@ -79,7 +79,7 @@ def no_hooks(context: Context, options: Any) -> Hooks:
     return Hooks()
 
 
-def every_row(context: Context, options: Any, rows: Sequence[Example]) -> Sequence[Example]:
+def keep_all_rows(context: Context, options: Any, rows: Sequence[Example]) -> Sequence[Example]:
     """The rows as they are."""
     return rows
 
@@ -102,12 +102,12 @@ class Defense:
     options: type[BaseModel] = NoOptions
     needs: frozenset[Need] = frozenset()
     cost: float = 1.0  # trainings, roughly, without scoring
-    rows: Callable[[Context, Any, Sequence[Example]], Sequence[Example]] = every_row
+    rows: Callable[[Context, Any, Sequence[Example]], Sequence[Example]] = keep_all_rows
     """Rows that can be trained on → rows to train on. Those left out are quarantined; those added have row −1."""
     hooks: Callable[[Context, Any], Hooks] = no_hooks
     prompt: Callable[[Context, Any], str] = no_prompt
     """A system prompt that the trained model is used with: it goes in front of the user's own."""
-    align_rows: Callable[[Context, Any, Sequence[Example]], Sequence[Example]] = every_row
+    align_rows: Callable[[Context, Any, Sequence[Example]], Sequence[Example]] = keep_all_rows
     """Rows of the alignment's own training → rows to align with. Its context has the model before the alignment."""
     align_hooks: Callable[[Context, Any], Hooks] = no_hooks
     """Hooks of the alignment's own training. It happens once for all trainings with the same options."""

@@ -11,7 +11,7 @@ import numpy as np
 from gradshield.base.errors import UserError
 from gradshield.base.storage import write_text
 from gradshield.data.encode import encode_request
-from gradshield.data.run_folder import writing
+from gradshield.data.run_folder import catch_write_errors
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.judge import Judge, control, make_judge
 from gradshield.evaluation.safety import SafetyReport, safety_report, wilson
@@ -113,6 +113,6 @@ def write_utility(report: UtilityReport, out: Path) -> None:
 
 
 def _write_lines(out: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    with writing(out):
+    with catch_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

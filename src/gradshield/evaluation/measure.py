@@ -13,7 +13,7 @@ from gradshield.base.settings import RowSettings
 from gradshield.base.storage import read_yaml, refuse_links, write_yaml
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
-from gradshield.data.run_folder import alone, writing
+from gradshield.data.run_folder import catch_write_errors, run_lock
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.eval_once import SUMMARY, asked_of_eval, check_eval
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility
@@ -48,10 +48,10 @@ def run_evaluation(
     identity = {"name": model.name, "fingerprint": model.fingerprint, "files": disk_fingerprint(of)}
     plan = {"model": identity, **asked_of_eval(settings, task, of, source)}
     _taken_up(out, plan)  # before a folder is made
-    with writing(out):
+    with catch_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     try:
-        with alone(out):
+        with run_lock(out):
             return _measured(out, _taken_up(out, plan), model, settings, of, safety, task, source)
     except KeyboardInterrupt as stop:
         if (out / SUMMARY).exists():
@@ -151,7 +151,7 @@ def _taken_up(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_yaml(out: Path, summary: Mapping[str, Any]) -> None:
-    with writing(out):
+    with catch_write_errors(out):
         write_yaml(out / SUMMARY, summary)
 
 

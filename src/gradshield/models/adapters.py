@@ -12,7 +12,7 @@ from gradshield.models.files import Shapes, read_json, shapes_of, shown
 from gradshield.models.network import check_finite, quiet_loading
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_CLOSE = 0.02  # of the largest logit: what merging may round
+_MERGE_TOLERANCE = 0.02  # of the largest logit: what merging may round
 
 
 def base_of(folder: Path) -> str:
@@ -63,7 +63,7 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
         why = str(error).replace("\n\t", " ")
         kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
         raise UserError(f"{what} can't be loaded: {kind}{first_line(type(error)(why))}") from error
-    if before is not None and (_logits(merged) - before).abs().max() > _CLOSE * before.abs().max():
+    if before is not None and (_logits(merged) - before).abs().max() > _MERGE_TOLERANCE * before.abs().max():
         raise UserError(f"{what}: merging it into {shown(touched)} changes the model; merge it with PEFT and check it")
     return merged
 

@@ -113,7 +113,7 @@ def device_of(module: Any, weight: torch.Tensor) -> torch.device:
 
 
 @contextmanager
-def set_aside(model: Model) -> Iterator[None]:
+def parked_on_cpu(model: Model) -> Iterator[None]:
     """Within it, the weights lie in the CPU's memory, so that another copy finds room on their GPU; those of a device
     map, which can't be moved, stay."""
     home = model.device

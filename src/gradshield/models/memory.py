@@ -10,7 +10,7 @@ import torch
 CPU_TOKENS = 512  # measured best for rows of 130 to 450 tokens; a longer row is a batch of its own (docs/log.md)
 MAX_TOKENS = 8192  # as measured on an H200; beyond it, nothing is won
 PER_TOKEN = 32  # numbers of the hidden size that scoring keeps of a token in each layer, roughly
-_KEPT = 2**31 - 1  # bytes: no single tensor of a batch is larger
+_MALLOC_LIMIT = 2**31 - 1  # bytes: no single tensor of a batch is larger
 
 
 def automatic_tokens(net: Any, device: torch.device) -> int:
@@ -32,5 +32,5 @@ def keep_memory() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
-            mallopt(-3, _KEPT)  # M_MMAP_THRESHOLD
-            mallopt(-1, _KEPT)  # M_TRIM_THRESHOLD
+            mallopt(-3, _MALLOC_LIMIT)  # M_MMAP_THRESHOLD
+            mallopt(-1, _MALLOC_LIMIT)  # M_TRIM_THRESHOLD

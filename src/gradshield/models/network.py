@@ -19,7 +19,7 @@ from gradshield.base.errors import UserError, first_line, out_of_memory
 from gradshield.models.files import Shapes, read_json, shown
 from gradshield.models.gguf import ROPE_FACTORS, apply_rope_factors
 
-_SPARE = 2**24  # elements that a config may describe beyond twice those in the files
+_EXTRA_ELEMENTS = 2**24  # elements that a config may describe beyond twice those in the files
 _PACKED = 16  # elements at most that a quantised checkpoint packs into one
 
 
@@ -137,7 +137,7 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
     held = sum(map(math.prod, shapes.values())) * (_PACKED if hasattr(config, "quantization_config") else 2)
     tensors = {key: tuple(t.shape) for key, t in (*net.named_parameters(), *net.named_buffers())}
     described = sum(map(math.prod, tensors.values()))
-    if described > held + _SPARE:
+    if described > held + _EXTRA_ELEMENTS:
         worst = max(tensors, key=lambda key: math.prod(tensors[key]) - math.prod(shapes.get(key, (0,))))
         raise UserError(
             f"model {name}: its config describes {described:.2g} weights, its files hold "

@@ -19,7 +19,7 @@ from gradshield.models import trial
 from gradshield.models.files import read_json, shown
 from gradshield.models.network import check_computes, quiet_loading
 
-PATIENCE = 60  # seconds for the process that tries them, which stops itself after trial.LIMIT of computing
+PROCESS_SECONDS = 60  # seconds for the process that tries them, which stops itself after trial.LIMIT of computing
 ANSWER = 16  # tokens that must have a place behind a request
 
 
@@ -158,7 +158,7 @@ def _check_ends(name: str, tokenizer: str | None, _changed: int, templates: tupl
         text=True,
     )
     try:
-        output, _ = process.communicate(json.dumps(job), timeout=PATIENCE)
+        output, _ = process.communicate(json.dumps(job), timeout=PROCESS_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         output, _ = process.communicate()

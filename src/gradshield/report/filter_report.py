@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from gradshield.base.storage import read_json, write_text
 from gradshield.data import Conversation, Source, read_rows, to_conversation
-from gradshield.data.run_folder import read_table, writing
+from gradshield.data.run_folder import catch_write_errors, read_table
 from gradshield.report.filter_page import ReportRow, write_report
 from gradshield.report.words import next_steps
 from gradshield.threshold import Threshold
@@ -36,7 +36,7 @@ def keep_for_report(
     """Leaves the anchors' scores by kind, each response token of some rows (by index) with its share of FIHS, and the
     unit of the scores."""
     content = {"anchors": {kind: values.tolist() for kind, values in anchors.items()}, "tokens": tokens, "unit": unit}
-    with writing(out):
+    with catch_write_errors(out):
         write_text(out / FILE, json.dumps(content))
 
 

@@ -24,12 +24,12 @@ HEADERS = {
 }
 # The cookie is strict, so it is sent only with what the page itself asks for: a page that redirects itself does, while
 # a redirect would still count as the request of whoever followed the link.
-_ENTER = (
+_ENTRY_PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>GradShield</title>'
     '<link rel="icon" href="/static/icon.svg">'
     '<meta http-equiv="refresh" content="0;url=/"><p><a href="/">Go on to the review</a></p></html>'
 )
-_USED = (
+_ADDRESS_USED_UP = (
     "This page is for the browser that opened the address printed by `gradshield review`, which works once.\n"
     "Stop it with Ctrl-C and start it again for a new address.\n"
 )
@@ -65,7 +65,7 @@ class Guard:
         if scope["path"] == "/enter" and scope["method"] == "GET":
             return self._enter(scope, headers)
         if not scope["path"].startswith("/static/") and not self._known(headers):
-            return PlainTextResponse(_USED, 403)
+            return PlainTextResponse(_ADDRESS_USED_UP, 403)
         if scope["method"] == "POST" and headers.get("origin") not in [f"http://{host}" for host in self.hosts]:
             return PlainTextResponse("Only the review page itself may decide.\n", 403)
         return None
@@ -74,10 +74,10 @@ class Guard:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if self.token and secrets.compare_digest(given.encode(), self.token.encode()):
             self.token = None
-            response = HTMLResponse(_ENTER)
+            response = HTMLResponse(_ENTRY_PAGE)
             response.set_cookie(self.cookie, self.session, httponly=True, samesite="strict")
             return response
-        return HTMLResponse(_ENTER) if self._known(headers) else PlainTextResponse(_USED, 403)
+        return HTMLResponse(_ENTRY_PAGE) if self._known(headers) else PlainTextResponse(_ADDRESS_USED_UP, 403)
 
     def _known(self, headers: Headers) -> bool:
         given = cookie_parser(headers.get("cookie", "")).get(self.cookie, "")

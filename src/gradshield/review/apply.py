@@ -12,9 +12,9 @@ import numpy as np
 
 from gradshield.base.storage import write_whole
 from gradshield.data import write_outputs
-from gradshield.data.run_folder import alone, read_run, read_table, source_of_run, write_run, writing
+from gradshield.data.run_folder import catch_write_errors, read_run, read_table, run_lock, source_of_run, write_run
 from gradshield.report.filter_report import report_run
-from gradshield.review.store import Decision, standing
+from gradshield.review.store import Decision, decisions_in_force
 from gradshield.review.verdicts import VERDICTS, Judged, Scores, judge, own_threshold, read_scores, threshold_in_force
 
 
@@ -25,17 +25,17 @@ def apply_decisions(out: Path) -> dict[str, Any]:
     decisions the files are those that `filter` wrote. Raises UserError when the input is not what was filtered.
     """
     saved = read_run(out)
-    with alone(out):
+    with run_lock(out):
         scores = read_scores(out, saved["summary"]["rows"])
         source = source_of_run(saved)
         if not source.folder:  # the name may have been another's, a link's, when the run was made
             source = replace(source, names=(scores.place[0].rpartition(":")[0],))
-        decisions = {row: d for row, d in standing(out).items() if row <= len(scores.score)}
+        decisions = {row: d for row, d in decisions_in_force(out).items() if row <= len(scores.score)}
         judged = judge(scores, threshold_in_force(saved, decisions), decisions)
         verdicts = [VERDICTS[code] for code in judged.verdict]
         reasons = {int(n): scores.reasons[scores.reason[n]] for n in np.flatnonzero(scores.reason >= 0)}
         counts = write_outputs(source, verdicts, reasons, out)
-        with writing(out):
+        with catch_write_errors(out):
             _write_verdicts(out, verdicts)
             review = _review(saved, scores, judged, decisions, counts)
             rest = {part: content for part, content in saved.items() if part != "review"}

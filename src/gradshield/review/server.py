@@ -109,7 +109,7 @@ def make_app(review: Review) -> Starlette:
         ),
         Mount("/static", StaticFiles(directory=Path(__file__).with_name("static"))),
     ]
-    return Starlette(routes=routes, exception_handlers={UserError: _say, HTTPException: _say})
+    return Starlette(routes=routes, exception_handlers={UserError: _error_response, HTTPException: _error_response})
 
 
 async def _post(action: Callable[[dict[str, str]], dict], request: Request) -> Response:
@@ -193,7 +193,7 @@ def _row(review: Review, text: str | None) -> int:
     return row
 
 
-def _say(_: Request, error: Exception) -> Response:
+def _error_response(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return PlainTextResponse(error.detail, error.status_code)
     return PlainTextResponse(str(error), 500)

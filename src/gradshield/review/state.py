@@ -49,7 +49,7 @@ class Review:
         """(version of the log, what stands) as of now."""
         version = store.version(self.out)
         if version != self._standing[0]:
-            self._standing = (version, store.standing(self.out))
+            self._standing = (version, store.decisions_in_force(self.out))
         return self._standing
 
 
@@ -58,6 +58,6 @@ def _other(saved: Mapping[str, Any], out: Path, place: Path) -> Other:
     if other["input"]["sha256"] != saved["input"]["sha256"]:
         raise UserError(f"{place}: a run of another file than {out}, so their rows can't be compared")
     rows = saved["summary"]["rows"]
-    scores, decisions = read_scores(place, rows), store.standing(place)
+    scores, decisions = read_scores(place, rows), store.decisions_in_force(place)
     threshold = threshold_in_force(other, decisions)
     return Other(place, other, scores, judge(scores, threshold, decisions).verdict, threshold)

@@ -36,7 +36,7 @@ CREATE INDEX IF NOT EXISTS log_row ON log (row);
 CREATE TRIGGER IF NOT EXISTS log_grows_only BEFORE UPDATE ON log BEGIN SELECT RAISE (ABORT, 'the log only grows'); END;
 CREATE TRIGGER IF NOT EXISTS log_keeps_all BEFORE DELETE ON log BEGIN SELECT RAISE (ABORT, 'the log only grows'); END;
 """
-_STANDING = "verdict != 'undo' AND id NOT IN (SELECT undoes FROM log WHERE undoes IS NOT NULL)"
+_IN_FORCE = "verdict != 'undo' AND id NOT IN (SELECT undoes FROM log WHERE undoes IS NOT NULL)"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def decide(out: Path, row: int, verdict: str, note: str | None, who: str) -> Dec
     if verdict not in CHOICES:
         raise UserError(f"{verdict}: a row is decided as one of {', '.join(CHOICES)}")
     if note is None:
-        stands = standing(out).get(row)
+        stands = decisions_in_force(out).get(row)
         note = stands.note if stands else ""
     return _append(out, row, verdict, None, note, who)
 
@@ -67,7 +67,7 @@ def decide(out: Path, row: int, verdict: str, note: str | None, who: str) -> Dec
 def decide_all(out: Path, rows: Sequence[int], verdict: str, who: str, seen: int) -> tuple[Decision, Decision] | None:
     """Appends a person's verdict on each of `rows` (from 1; at least one), all or none, and returns the first and the
     last entry; notes that stand are kept. None where the log has gone on since its version `seen`."""
-    notes = {row: decision.note for row, decision in standing(out).items()}
+    notes = {row: decision.note for row, decision in decisions_in_force(out).items()}
     with _open(out) as db:
         db.execute("BEGIN IMMEDIATE")
         if _version(db) != seen:
@@ -82,7 +82,7 @@ def undo_all(out: Path, first: int, last: int, at: str, who: str) -> int:
     many those were."""
     with _open(out) as db:
         db.execute("BEGIN IMMEDIATE")
-        query = f"SELECT id, row FROM log WHERE {_STANDING} AND id BETWEEN ? AND ? AND at = ?"
+        query = f"SELECT id, row FROM log WHERE {_IN_FORCE} AND id BETWEEN ? AND ? AND at = ?"
         found = db.execute(query, (first, last, at)).fetchall()
         for entry, row in found:
             _insert(db, row, _UNDO, None, "", who, entry)
@@ -102,7 +102,7 @@ def undo(out: Path, id: int | None, who: str, made: tuple[int, str] | None = Non
     with _open(out) as db:
         db.execute("BEGIN IMMEDIATE")  # so that nobody else takes it back in between
         which = "id = ?" if id is not None else "? IS NULL ORDER BY id DESC LIMIT 1"
-        found = db.execute(f"SELECT * FROM log WHERE {_STANDING} AND {which}", (id,)).fetchone()
+        found = db.execute(f"SELECT * FROM log WHERE {_IN_FORCE} AND {which}", (id,)).fetchone()
         entry = Decision(*found) if found else None
         if entry is None or made not in (None, (entry.row, entry.at)):
             return None
@@ -110,12 +110,12 @@ def undo(out: Path, id: int | None, who: str, made: tuple[int, str] | None = Non
     return entry
 
 
-def standing(out: Path) -> dict[int, Decision]:
+def decisions_in_force(out: Path) -> dict[int, Decision]:
     """The decision that stands for each row that has one, and the threshold's under 0, by row number.
 
     Left out are those that say nothing: "undecided", and a threshold that is the run's own.
     """
-    query = f"SELECT * FROM log WHERE id IN (SELECT max(id) FROM log WHERE {_STANDING} GROUP BY row) ORDER BY row"
+    query = f"SELECT * FROM log WHERE id IN (SELECT max(id) FROM log WHERE {_IN_FORCE} GROUP BY row) ORDER BY row"
     return {d.row: d for d in _read(out, query) if d.verdict in ("kept", "quarantined") or d.value is not None}
 
 
@@ -145,7 +145,7 @@ def export_json(out: Path) -> str:
         return {k: str(v) if v in (math.inf, -math.inf) else v for k, v in asdict(entry).items()}
 
     log = _read(out, "SELECT * FROM log ORDER BY id")
-    both = {"standing": map(plain, standing(out).values()), "log": map(plain, log)}
+    both = {"standing": map(plain, decisions_in_force(out).values()), "log": map(plain, log)}
     return json.dumps({name: list(entries) for name, entries in both.items()}, indent=1, allow_nan=False)
 
 
@@ -154,7 +154,7 @@ def export_csv(out: Path, places: Sequence[str]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream)
     writer.writerow(["row", "place", "verdict", "threshold", "note", "who", "when"])
-    for row, d in standing(out).items():
+    for row, d in decisions_in_force(out).items():
         value = "" if d.value is None else d.value
         words = [places[row - 1] if row else "", d.verdict], [d.note, d.who, d.at]
         writer.writerow([row, *map(_cell, words[0]), value, *map(_cell, words[1])])

@@ -14,9 +14,9 @@ import numpy as np
 
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
-from gradshield.base.storage import in_one_move
+from gradshield.base.storage import replace_when_done
 from gradshield.data import Conversation, Row, to_conversation
-from gradshield.data.run_folder import alone, rows_of_run, writing
+from gradshield.data.run_folder import catch_write_errors, rows_of_run, run_lock
 
 FILE = "review-texts.sqlite"
 OPENING = 240  # characters of a request and of its answer that the table shows
@@ -42,9 +42,9 @@ def open_texts(out: Path, saved: Mapping[str, Any]) -> None:
     except sqlite3.Error:
         pass  # not there, or not whole: it is made again
     rows = rows_of_run(saved)
-    with alone(out), writing(out):
+    with run_lock(out), catch_write_errors(out):
         try:
-            with in_one_move(file) as temporary, closing(sqlite3.connect(temporary)) as db, db:
+            with replace_when_done(file) as temporary, closing(sqlite3.connect(temporary)) as db, db:
                 db.execute("PRAGMA journal_mode = OFF")  # whole or not at all, by the move
                 db.executescript(_SCHEMA)
                 db.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _lines(rows, saved))

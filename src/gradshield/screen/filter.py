@@ -21,9 +21,9 @@ from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.examples import Examples, row_numbers, token_counts
 from gradshield.data.rows import expanded
-from gradshield.data.run_folder import JOURNAL, begun, checksums, find_run, plan_of, write_run, writing
+from gradshield.data.run_folder import JOURNAL, catch_write_errors, checksums, find_run, open_run, plan_of, write_run
 from gradshield.data.write import write_outputs
-from gradshield.models.load import Model, load_model, set_aside
+from gradshield.models.load import Model, load_model, parked_on_cpu
 from gradshield.models.on_disk import disk_fingerprint
 from gradshield.report.filter_report import highest, keep_for_report, report_run
 from gradshield.scoring.base import ScoreFunction, Scorer, Scores
@@ -36,14 +36,15 @@ from gradshield.scoring.reference import Reference, key_of, make_reference
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.early import check_settings
 from gradshield.screen.encoding import WITHOUT_REQUEST, Encoded, encode_source, find_layout, known_good
+from gradshield.screen.summary import FilterSummary, ProbesSummary, ThresholdSummary, saved_summary
 from gradshield.screen.train_script import trl_trains, write_script
 from gradshield.threshold import Threshold, is_kept
 
-AT_ONCE = 100_000  # rows of scores.parquet that are made at once
+ROWS_PER_WRITE = 100_000  # rows of scores.parquet that are made at once
 EXPLAINED_BY = 4  # probes whose gradient colours the tokens in the report
 
 
-def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: Model | None = None) -> dict[str, Any]:
+def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: Model | None = None) -> FilterSummary:
     """Filters `path` into the run folder `out` and returns the summary that run.yaml ends with.
 
     `path` may be opened already, as a stream can be only once, and `model` is the settings' model where it is loaded.
@@ -60,7 +61,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     plan["file"] = checksums(settings.probes, settings.reference)
     finished = find_run(out, plan)
     if finished:
-        return finished
+        return saved_summary(out, finished)
     check = require_aligned(model, settings)
     encoded = encode_source(source, layout, model, settings, scorer.needs)
     own_safe = known_good(model, settings, scorer.needs)
@@ -74,10 +75,10 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
         engine = ray_engine(build, {*reference.files, check_file(model, settings.probes)}, settings.workers)
     good = good_scores(reference, own_safe, settings, model.batch_tokens)
     find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
-    with begun(out, plan):
+    with open_run(out, plan):
         journal = out / JOURNAL
         rows = seen_of(encoded.examples, reference)
-        with set_aside(model) if engine else nullcontext():  # an actor may need its GPU
+        with parked_on_cpu(model) if engine else nullcontext():  # an actor may need its GPU
             scores = score(rows, reference.scorer, batch_tokens=model.batch_tokens, journal=journal, engine=engine)
         leave_out_unscored(encoded, scores)
         threshold = find_threshold(scores["score"], good, reference, settings)
@@ -88,28 +89,31 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
         counts = write_outputs(source, verdicts.tolist(), encoded.reasons, out)
         marked = _explain_highest(model, check, settings, encoded, by_row["score"])
         keep_for_report(out, reference.anchors, marked, scorer.unit)
-        with writing(out):
+        with catch_write_errors(out):
             _write_scores(out, encoded, by_row, verdicts)
         seconds = time.monotonic() - start
         tokens = int(token_counts(encoded.examples).sum())
-        summary = {
-            "file": source.path,
-            "rows": encoded.rows,
-            **{name.replace(" ", "_"): count for name, count in counts.items()},
-            "model": model.name,
-            "scorer": settings.scorer,
-            "threshold": {k: _plain(v) for k, v in vars(threshold).items()},
-            "probes": {"refused": sum(check.refused), "of": len(check.refused), "grade": check.grade},
+        summary = FilterSummary(
+            file=source.path,
+            rows=encoded.rows,
+            kept=counts["kept"],
+            quarantined=counts["quarantined"],
+            set_aside=counts["set aside"],
+            model=model.name,
+            scorer=settings.scorer,
+            threshold=ThresholdSummary(**{k: _plain(v) for k, v in vars(threshold).items()}),
+            probes=ProbesSummary(refused=sum(check.refused), of=len(check.refused), grade=check.grade),
             **({"rows_digest": rows_key} if rows_key else {}),
-            "seconds": round(seconds, 1),
-            "rows_per_second": round(encoded.rows / seconds, 1),
-            "tokens_per_second": round(tokens / seconds),
-            "version": version("gradshield"),
-        }
-        with writing(out):
+            seconds=round(seconds, 1),
+            rows_per_second=round(encoded.rows / seconds, 1),
+            tokens_per_second=round(tokens / seconds),
+            version=version("gradshield"),
+        )
+        finished = {**plan, "summary": summary.as_dict()}
+        with catch_write_errors(out):
             write_script(out, settings)
-            report_run(out, {**plan, "summary": summary}, source)
-            write_run(out, {**plan, "summary": summary})
+            report_run(out, finished, source)
+            write_run(out, finished)
             journal.unlink(missing_ok=True)
     return summary
 
@@ -265,8 +269,8 @@ def _write_scores(out: Path, encoded: Encoded, columns: Mapping[str, np.ndarray]
     text = ("place", "group", "verdict", "reason")
     schema = pa.schema([("row", pa.int64()), *((n, pa.string()) for n in text), *((n, pa.float64()) for n in columns)])
     with write_whole(out / "scores.parquet") as stream, pq.ParquetWriter(stream, schema) as writer:
-        for start in range(0, encoded.rows, AT_ONCE):
-            part = slice(start, min(start + AT_ONCE, encoded.rows))
+        for start in range(0, encoded.rows, ROWS_PER_WRITE):
+            part = slice(start, min(start + ROWS_PER_WRITE, encoded.rows))
             rows = range(part.start, part.stop)
             piece = {
                 "row": np.arange(part.start, part.stop) + 1,

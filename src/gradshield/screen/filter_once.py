@@ -8,14 +8,15 @@ from gradshield.base.settings import FilterSettings
 from gradshield.data.run_folder import checksums, finished_run
 from gradshield.models.on_disk import disk_fingerprint
 from gradshield.screen.early import check_settings, open_input
+from gradshield.screen.summary import FilterSummary, saved_summary
 
 
-def filter_file(path: str, out: Path, settings: FilterSettings) -> dict[str, Any]:
+def filter_file(path: str, out: Path, settings: FilterSettings) -> FilterSummary:
     """The summary of the run in `out`: at once where it is finished, else when `run_filter` has finished it."""
     asked = {"settings": settings.model_dump(mode="json"), "file": checksums(settings.probes, settings.reference)}
-    summary = finished_run(out, path, asked, disk_fingerprint(settings)) if os.path.isdir(out) else None
-    if summary is not None:
-        return summary
+    found = finished_run(out, path, asked, disk_fingerprint(settings)) if os.path.isdir(out) else None
+    if found is not None:
+        return saved_summary(out, found)
     check_settings(settings)
     source = open_input(path, settings)
     from gradshield.screen.filter import run_filter

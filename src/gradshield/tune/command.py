@@ -16,7 +16,7 @@ from gradshield.base.processes import processes, together
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.data import open_source
 from gradshield.data.encode import Example
-from gradshield.data.run_folder import TRIALS, begun, find_run, plan_of, write_run, writing
+from gradshield.data.run_folder import TRIALS, catch_write_errors, find_run, open_run, plan_of, write_run
 from gradshield.defenses.aligned import aligned_settings, check_aligned
 from gradshield.defenses.base import Context, check_defense, no_hooks, no_prompt
 from gradshield.defenses.registry import find_defense
@@ -76,13 +76,13 @@ def run_tune(
         finished = find_run(out, plan, _may_change(out, tuning))
         if finished:
             return finished
-        with begun(out, plan, _may_change(out, tuning)):
+        with open_run(out, plan, _may_change(out, tuning)):
             pool = Pool(out, source, layout, model, aligned(), training, tuning)
             measure = Measuring(measuring, tuning, lambda: pool.held_out_examples)
             trials = Trials(pool, Trainer(pool, trainer, train), measure, measure.goal(model, out))
             run = _search if "search" in pool.defense.needs else _once
             summary = plain(trials.finish(run(trials, tell)))
-            with writing(out):
+            with catch_write_errors(out):
                 report_trials(out, {**plan, "summary": summary})
                 write_run(out, {**plan, "summary": summary})
         return summary

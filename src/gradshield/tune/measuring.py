@@ -13,7 +13,7 @@ from gradshield.base.errors import Diverged, UserError
 from gradshield.base.settings import TuneSettings
 from gradshield.base.storage import read_json, write_text
 from gradshield.data.encode import Example
-from gradshield.data.run_folder import writing
+from gradshield.data.run_folder import catch_write_errors
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility
 from gradshield.evaluation.measure import plain, safety_summary
@@ -68,7 +68,7 @@ class Measuring:
             useful = self._utility(base, out / "base")
             figures = {"asr": report.asr, "utility": useful.value, "utility_interval": useful.interval}
             figures |= {"safety": safety_summary(report), "seconds": round(time.monotonic() - start, 1)}
-            with writing(out):
+            with catch_write_errors(out):
                 write_text(file, json.dumps(plain(figures)))
         found = read_json(file, Base)
         accepted = self._highest_asr(base, found["asr"], found["safety"]["asr_interval"])

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,11 +19,12 @@ from gradshield.models.load import Model
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.encoding import Encoded, encode_source
 from gradshield.screen.filter import run_filter
+from gradshield.screen.summary import FilterSummary
 from gradshield.threshold import Threshold, a1, is_kept
 from gradshield.tune.search import leaves_nothing
 
 HELD_OUT, HELD_OUT_ROWS = "held-out", 50
-TRAINED = 5.0  # forward passes that a token costs which is trained on once (docs/performance.md)
+TRAINING_COST = 5.0  # forward passes that a token costs which is trained on once (docs/performance.md)
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class Pool:
         return encode_source(self.source, self.layout, self.model, self.settings, needs)
 
     @cached_property
-    def screening(self) -> dict[str, Any]:
+    def screening(self) -> FilterSummary:
         """The summary of the filter's run in `screen/`."""
         return run_filter(self.source, self.out / "screen", self.settings, self.model)
 
     @cached_property
     def screen(self) -> tuple[np.ndarray, Threshold]:
         """Scores of the examples, and the threshold. What got no finite score is set aside, and inf here."""
-        found = self.screening["threshold"]
+        found = self.screening.threshold
         table = read_table(self.out / "screen", ["score", "reason"]).to_pydict()
         values = np.array([table["score"][e.row] for e in self.encoded.examples], dtype=float)
         for n in np.flatnonzero(~np.isfinite(values)):
             row = self.encoded.examples[int(n)].row
             self.encoded.reasons[row] = table["reason"][row]
-        value = np.inf if found["value"] is None else found["value"]
-        return np.where(np.isfinite(values), values, np.inf), Threshold(**{**found, "value": value})
+        value = np.inf if found.value is None else found.value
+        return np.where(np.isfinite(values), values, np.inf), Threshold(**{**dict(found), "value": value})
 
     @cached_property
     def held_out(self) -> np.ndarray:
@@ -125,7 +125,7 @@ class Pool:
             return "screening" in self.defense.needs
         scoring = find_scorer(self.settings.scorer)[0].cost
         return self.tuning.start == "screen" or (
-            self.tuning.start == "auto" and scoring < TRAINED * self.training.epochs
+            self.tuning.start == "auto" and scoring < TRAINING_COST * self.training.epochs
         )
 
     @property

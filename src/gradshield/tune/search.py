@@ -57,7 +57,7 @@ def search(
 
     `scores()` is called when they are first needed: with the paper's start, not before a first model trained on
     everything turned out unsafe. `guess(scores in play, which guess)` is Tguess; `step` is λ; `max_searches` N_max.
-    `screen_first` skips that first model when the guess is sure that there are harmful rows (see `doomed`). `literal`
+    `screen_first` skips that first model when the guess is sure of harmful rows (see `surely_unsafe`). `literal`
     reads two lines as printed: that first model is taken when it is safe, whatever its utility, where otherwise it must
     be useful, too; and in line 12 the rows below the lower end of the search are not trained on either, where otherwise
     they are, being the safest.
@@ -77,7 +77,7 @@ def search(
         return trials[-1]
 
     first = guess(scores(), 0) if screen_first else None
-    skips = first is not None and doomed(first, scores(), step)
+    skips = first is not None and surely_unsafe(first, scores(), step)
     if not skips:
         trial = run(None, everything, 0, rows)
         yield trial
@@ -122,7 +122,7 @@ def leaves_nothing(guess: Threshold, scores: np.ndarray, step: float) -> bool:
     return bool((scores < guess.value).sum() <= step * np.isfinite(scores).sum())
 
 
-def doomed(guess: Threshold, scores: np.ndarray, step: float) -> bool:
+def surely_unsafe(guess: Threshold, scores: np.ndarray, step: float) -> bool:
     """Whether a model trained on every row is sure to be unsafe. Rows are at or above the guess, and either two clear
     groups are seen or they are more than good rows account for, by three standard deviations of a count. A guess that
     leaves nothing is never sure."""

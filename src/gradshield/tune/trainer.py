@@ -15,9 +15,9 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.base.storage import read_json, write_text
 from gradshield.data.encode import Example
-from gradshield.data.run_folder import writing
+from gradshield.data.run_folder import catch_write_errors
 from gradshield.defenses.train import with_prompt
-from gradshield.models.load import Model, set_aside
+from gradshield.models.load import Model, parked_on_cpu
 from gradshield.screen.filter import load
 from gradshield.training.external import check_trained, run_trainer
 from gradshield.tune.pool import Pool
@@ -43,19 +43,19 @@ class Trainer:
         """
         done, work, out = folder / "figures.json", folder / "training", self.pool.out
         if not done.exists():
-            with writing(out):
+            with catch_write_errors(out):
                 folder.mkdir(parents=True, exist_ok=True)
             examples = given or [self.pool.encoded.examples[n] for n in chosen]
             if self.own or self.pool.tuning.trainer_command:
-                with set_aside(self.pool.model):  # they load a model of their own
+                with parked_on_cpu(self.pool.model):  # they load a model of their own
                     figures = self._by_user(examples, chosen, work)
             else:
-                with writing(out):
+                with catch_write_errors(out):
                     figures = self.train(examples, work)
-            with writing(out):
+            with catch_write_errors(out):
                 write_text(done, json.dumps(_numbers(figures)))
         if work.exists():
-            with writing(out):
+            with catch_write_errors(out):
                 shutil.rmtree(folder / "model", ignore_errors=True)
                 os.replace(work, folder / "model")
         return int(read_json(done, dict[str, float | None]).get("steps") or 0)
@@ -68,7 +68,7 @@ class Trainer:
             if isinstance(made, str | os.PathLike) and not Path(made).is_dir():
                 raise UserError(f"the trainer says that its model is in {made}, which is no folder")
             if isinstance(made, str | os.PathLike) and Path(made).resolve() != work.resolve():
-                with writing(self.pool.out):
+                with catch_write_errors(self.pool.out):
                     shutil.copytree(made, work, dirs_exist_ok=True)
             figures = made if isinstance(made, Mapping) else {}
         else:

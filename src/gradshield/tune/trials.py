@@ -16,8 +16,8 @@ import numpy as np
 from gradshield.base.errors import Diverged
 from gradshield.base.storage import append_line, read_lines, write_text
 from gradshield.data.encode import Example
-from gradshield.data.run_folder import TRIALS, writing
-from gradshield.models.load import set_aside
+from gradshield.data.run_folder import TRIALS, catch_write_errors
+from gradshield.models.load import parked_on_cpu
 from gradshield.threshold import is_kept
 from gradshield.tune.card import card
 from gradshield.tune.measuring import Goal, Measuring
@@ -54,13 +54,13 @@ class Trials:
         figures: dict[str, Any] = {"steps": 0, "safety": None, "utility_interval": None}
         try:
             figures["steps"] = self.trainer.run(pool.rows[chosen], folder, given)
-            with set_aside(pool.model):
+            with parked_on_cpu(pool.model):
                 figures |= self.measuring.figures(load_trained(pool.settings, folder / "model"), self.goal, folder)
         except Diverged as error:
             figures |= {"steps": error.steps, "note": str(error)}
         trial = replace(trial, **{k: v for k, v in figures.items() if k in Trial.__dataclass_fields__})
         line = {**asdict(trial), **figures, "seconds": round(time.monotonic() - start, 1)}
-        with writing(pool.out):
+        with catch_write_errors(pool.out):
             append_line(pool.out / TRIALS, line)
         return trial
 
@@ -78,13 +78,13 @@ class Trials:
             counts = {name.replace(" ", "_"): count for name, count in written.items()}
         if line:
             folder = pool.out / ("model" if outcome.accepted else "rejected-model")
-            with writing(pool.out):
+            with catch_write_errors(pool.out):
                 shutil.rmtree(folder, ignore_errors=True)
                 shutil.copytree(pool.out / "trials" / f"{line['number']:02d}" / "model", folder)
             if outcome.accepted:
-                with set_aside(pool.model):
+                with parked_on_cpu(pool.model):
                     unseen = self.measuring.unseen(lambda: load_trained(pool.settings, folder))
-            with writing(pool.out):
+            with catch_write_errors(pool.out):
                 write_text(folder / "README.md", card(self, outcome, line, counts, unseen))
         seconds = goal.base["seconds"] + sum(each["seconds"] for each in lines)
         return {
@@ -107,7 +107,7 @@ class Trials:
                 "steps": sum(each["steps"] for each in lines),
                 "scored_tokens": sum(len(e.ids) for e in pool.encoded.examples) if pool.screened else 0,
                 "safety_evaluations": 1 + sum(each["safety"] is not None for each in lines),
-                "seconds": round(seconds + (pool.screening["seconds"] if pool.screened else 0), 1),
+                "seconds": round(seconds + (pool.screening.seconds if pool.screened else 0), 1),
             },
             "trials": lines,
             "version": version("gradshield"),

@@ -14,6 +14,8 @@ from gradshield.evaluation.config import EvaluationSettings
 from gradshield.models.on_disk import disk_fingerprint
 from gradshield.screen.early import check_file, check_settings
 
+Parts = tuple[FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings]
+
 
 def asked_of_tune(
     settings: FilterSettings, training: FinetuneSettings, tuning: TuneSettings, measuring: EvaluationSettings
@@ -25,19 +27,12 @@ def asked_of_tune(
     return {**{name: part.model_dump(mode="json") for name, part in parts.items()}, "file": files}
 
 
-def tune_file(
-    path: str,
-    out: Path,
-    settings: FilterSettings,
-    training: FinetuneSettings,
-    tuning: TuneSettings,
-    measuring: EvaluationSettings,
-    tell: Callable[[Mapping[str, Any]], None],
-) -> dict[str, Any]:
-    """The summary of the run in `out`: at once where it is finished, else when `run_tune` has finished it."""
+def tune_file(path: str, out: Path, *parts: *Parts, tell: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    """The summary of the run in `out`: at once where it is finished, else when `run_tune`, which takes the same, has
+    finished it."""
+    settings, _, tuning, _ = parts
     if processes() == 1 and os.path.isdir(out):
-        asked = asked_of_tune(settings, training, tuning, measuring)
-        summary = finished_run(out, path, asked, disk_fingerprint(settings))
+        summary = finished_run(out, path, asked_of_tune(*parts), disk_fingerprint(settings))
         if summary is not None:
             return summary
     if processes() == 1:
@@ -46,4 +41,4 @@ def tune_file(
         check_file(path, settings)
     from gradshield.tune.command import run_tune
 
-    return run_tune(path, out, settings, training, tuning, measuring, tell=tell)
+    return run_tune(path, out, *parts, tell=tell)

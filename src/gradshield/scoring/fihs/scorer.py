@@ -15,7 +15,6 @@ from gradshield.scoring.fihs.probe import Factors, ProbeGradient, lora_inputs, w
 
 VARIANTS = ("paper", "cosine", "module")
 DIRECTIONS = 16  # random rank-one directions for the norms
-READING = 3  # goes up when scores of the same row change, so that anchors scored before are not used any more
 
 
 def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool = False) -> ScoreFunction:
