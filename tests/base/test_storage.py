@@ -15,6 +15,7 @@ from gradshield.base.storage import (
     read_lines,
     read_yaml,
     refuse_links,
+    remove_stale_lock,
     write_text,
     write_yaml,
 )
@@ -120,3 +121,13 @@ def test_a_lock_is_held_by_one_at_a_time_also_by_those_that_waited(tmp_path):
     assert most == [1] * 60 and not any(tmp_path.iterdir())
     with exclusive_lock(tmp_path), pytest.raises(UserError, match="another command is writing"):
         exclusive_lock(tmp_path).__enter__()
+
+
+def test_a_lock_that_a_kill_left_is_removed_and_one_that_is_held_stays(tmp_path):
+    with exclusive_lock(tmp_path):
+        remove_stale_lock(tmp_path)
+        assert (tmp_path / ".lock").exists()
+    (tmp_path / ".lock").touch()
+    remove_stale_lock(tmp_path)
+    remove_stale_lock(tmp_path)
+    assert not any(tmp_path.iterdir())

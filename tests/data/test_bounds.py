@@ -159,6 +159,32 @@ PARQUET = {
 }
 
 
+# One bit of each byte of a footer flipped: the file is read, or refused in one line. pyarrow can abort here.
+FOOTERS = """
+import struct, sys
+from pathlib import Path
+from gradshield.data import open_source, read_rows
+from gradshield.base.errors import UserError
+path = Path(sys.argv[1])
+whole = path.read_bytes()
+for place in range(len(whole) - 8 - struct.unpack("<I", whole[-8:-4])[0], len(whole)):
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ int(sys.argv[2])]) + whole[place + 1 :])
+    try:
+        list(read_rows(open_source(path)))
+    except UserError as error:
+        assert "\\n" not in str(error)
+"""
+
+
+@pytest.mark.parametrize("bit", [1, 128])
+def test_a_parquet_file_with_a_bit_of_its_footer_flipped_is_read_or_refused(tmp_path, bit):
+    rows = [{"prompt": "a", "completion": "b", "n": 1}, {"prompt": None, "completion": "c", "n": None}]
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file, store_schema=False)
+    done = subprocess.run([sys.executable, "-c", FOOTERS, file, str(bit)], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
 @pytest.mark.parametrize("name", PARQUET)
 def test_a_small_parquet_file_takes_little_memory(tmp_path, name, least):
     make, expected = PARQUET[name]

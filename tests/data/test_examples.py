@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,6 +45,19 @@ def test_examples_come_back_as_they_were_put_in():
         np.testing.assert_array_equal(one.mask, other.mask)
     assert row_numbers(kept).tolist() == row_numbers(put).tolist()
     assert token_counts(kept).tolist() == token_counts(put).tolist() == list(range(1, 51))
+
+
+def test_a_full_disk_is_one_line(monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    kept = Examples()
+    monkeypatch.setattr(kept, "_file", SimpleNamespace(write=full))
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    one = Example(0, np.zeros(1, dtype=np.int32), np.ones(1, dtype=bool))
+    for doing in (Examples, lambda: kept.append(one)):
+        with pytest.raises(UserError, match="free some space or set TMPDIR"):
+            doing()
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 11, 500])

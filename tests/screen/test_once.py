@@ -54,8 +54,10 @@ def called(*words, cwd=None):
 
 def test_a_finished_run_is_shown_without_torch(done, folder):
     file, run, _ = done
+    (run / ".lock").touch()  # as a kill leaves it
     code, said, heavy, _ = called("filter", str(file), "-o", str(run), "--model", str(folder), "--json")
     assert not code and not heavy and json.loads(said)["rows"] == 2
+    assert not (run / ".lock").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import os
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["GRADSHIELD_CACHE"] = tempfile.mkdtemp(prefix="torture-cache-")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else it warns in every fork
 
 PARTS = ("kills", "disks", "wrecks", "mutations", "bombs", "models")
 
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("part", nargs="*", help="parts to run (default: all)")
     parser.add_argument("--short", action="store_true", help="a few minutes in all, as in CI")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a file of JSON lines that gets one line a part")
     given = parser.parse_args()
     if unknown := [part for part in given.part if part not in PARTS]:
         parser.error(f"{unknown[0]}: no such part; there are {', '.join(PARTS)}")
@@ -31,13 +33,21 @@ def main() -> int:
     for part in given.part or PARTS:
         begin = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="torture-") as work:
+            os.environ["GRADSHIELD_CACHE"] = f"{work}/cache"
             found = _part(part, given.short, given.seed)(Path(work))
         operations = found.pop("operations", 0)
         wrong = [what for what in found if what.startswith("failed")]
         failed += (count := sum(found[what] for what in wrong))
         words = f"python -m torture {part}{' --short' if given.short else ''} --seed {given.seed}"
-        tried = f"{sum(found.values()):,}" + (f" of {operations:,} operations" if operations else "")
-        print(f"| {part} | `{words}` | {tried} | {count} | {time.monotonic() - begin:.0f} |", flush=True)
+        tried, seconds = sum(found.values()), round(time.monotonic() - begin)
+        of = f" of {operations:,} operations" if operations else ""
+        print(f"| {part} | `{words}` | {tried:,}{of} | {count} | {seconds} |", flush=True)
+        if given.out:
+            line = {"part": part, "command": words, "tried": tried, "failed": count, "seconds": seconds}
+            ended = {what: n for what, n in found.items() if what not in wrong}
+            more = {"operations": operations or None, "ended": ended, "failures": wrong}
+            with given.out.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line | more) + "\n")
         for what in wrong[:20]:
             print(what, file=sys.stderr, flush=True)
     return bool(failed)

@@ -1,11 +1,13 @@
 """The commands that are killed and run out of disk, on a tiny model, each in a folder of its own."""
 
 import json
+import pkgutil
 import re
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +22,10 @@ import gradshield.tune.command
 import gradshield.tune.measuring
 import gradshield.tune.trials
 from gradshield.base.assets import ASSETS
+from gradshield.base.errors import UserError
 from gradshield.cli import main
 from gradshield.data.requests import read_requests
+from gradshield.models.load import load_model
 from gradshield.review import store
 from gradshield.review.state import Review
 from gradshield.scoring.check import AlignmentCheck
@@ -52,6 +56,7 @@ def prepare(work: Path) -> list[Command]:
     pq.write_table(pa.Table.from_pylist(ROWS), work / "rows.parquet")
     (work / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n')
     _tame(len(tokenizer))
+    _warm(str(work / "model"))
     model, task = ("--model", str(work / "model")), ("--task", str(work / "task.jsonl"))
     scoring = ("--scorer", "fihs:probes=1", "--threshold", "share", "--value", "0.25")
     measuring = ("--request-count", "2", "--max-new-tokens", "2", "--scary", "none")
@@ -84,11 +89,25 @@ def _run(*words: str) -> None:
 
 
 def _reviewed() -> None:
-    review = Review(Path("run"), None, "ann")
-    decided = {row: d.verdict for row, d in review.decisions()[1].items()}
-    for row, verdict in ((1, "quarantined"), (2, "kept"), (3, "quarantined")):
-        if decided.get(row) != verdict:
-            store.decide(Path("run"), row, verdict, "note", "ann")
+    try:
+        review = Review(Path("run"), None, "ann")
+        decided = {row: d.verdict for row, d in review.decisions()[1].items()}
+        for row, verdict in ((1, "quarantined"), (2, "kept"), (3, "quarantined")):
+            if decided.get(row) != verdict:
+                store.decide(Path("run"), row, verdict, "note", "ann")
+    except UserError as error:  # as the command line does
+        print(f"gradshield: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _warm(model: str) -> None:
+    """Imports what the commands import when they need it, and tries the model once: a fork has both already."""
+    for _, name, _ in pkgutil.walk_packages(gradshield.__path__, "gradshield."):
+        if not name.endswith((".ray", "__main__")):
+            import_module(name)
+    for name in ("peft", "sklearn.linear_model", "transformers.trainer", "trl.chat_template_utils"):
+        import_module(name)
+    load_model(model)
 
 
 def _tame(vocabulary: int) -> None:
@@ -113,7 +132,7 @@ def start(command: Command, results: dict[str, Path], place: Path) -> None:
     if command.before:
         shutil.copytree(results[command.before], place)
     else:
-        place.mkdir()
+        place.mkdir(parents=True)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

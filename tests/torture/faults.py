@@ -1,7 +1,7 @@
 """The n-th file operation of this process goes wrong: the process is killed there, or from there on the disk is full.
 
 Operations are counted where Python asks the system for them: opening to write, each write, fsync, rename, unlink,
-mkdir, rmdir, truncate. A kill in a write leaves half of it on the disk.
+mkdir, rmdir, truncate. A kill in a write leaves half of it on the disk. Pipes and devices are not on a disk.
 """
 
 import builtins
@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import signal
+import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,7 @@ def install(at: int, full: bool) -> Faults:
         return io.TextIOWrapper(buffer, given.get("encoding"), given.get("errors"), given.get("newline"))
 
     def os_open(path: Any, flags: int, *rest: Any, **named: Any) -> int:
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and path != os.devnull:
             faults.step("open")
         return real_os_open(path, flags, *rest, **named)
 
@@ -69,7 +70,8 @@ def install(at: int, full: bool) -> Faults:
         real = getattr(os, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            faults.step(name)
+            if _on_disk(arguments[0]):
+                faults.step(name)
             return real(*arguments, **named)
 
         return call
@@ -79,3 +81,11 @@ def install(at: int, full: bool) -> Faults:
     for name in ("write", "mkdir", "sendfile", *OTHERS):
         setattr(os, name, patched(name))
     return faults
+
+
+def _on_disk(file: Any) -> bool:
+    """Whether it is a path, or the number of an open file or folder."""
+    if not isinstance(file, int):
+        return True
+    mode = os.fstat(file).st_mode
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)

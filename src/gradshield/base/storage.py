@@ -147,6 +147,13 @@ def exclusive_lock(folder: Path, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def remove_stale_lock(folder: Path) -> None:
+    """Removes the lock that a killed command left in the folder; one that is held stays."""
+    if (folder / LOCK).exists():
+        with suppress(UserError, OSError), exclusive_lock(folder):
+            pass
+
+
 def refuse_links(folder: Path) -> None:
     """Raises UserError where the folder is, or holds, a link that leads out of it, or anything but files and folders:
     who planted one could have our writes land elsewhere."""

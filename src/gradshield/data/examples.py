@@ -33,17 +33,15 @@ class Examples(Column[Example]):
     """Examples in a temporary file without a name, so that nothing is left of it when the process ends."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0, prefix="gradshield-")  # noqa: SIM115  # as long as this lives
+        with _writing():
+            self._file = tempfile.TemporaryFile(buffering=0, prefix="gradshield-")  # noqa: SIM115  # as long as this
         self._rows, self._starts, self._lengths = array("q"), array("q"), array("i")
         self._end = 0
 
     def append(self, example: Example) -> None:
         data = example.ids.astype(np.int32, copy=False).tobytes() + example.mask.tobytes()
-        try:
+        with _writing():
             self._file.write(data)
-        except OSError as error:
-            where = tempfile.gettempdir()
-            raise UserError(f"{where}: can't be written ({error.strerror}); free some space or set TMPDIR") from None
         self._rows.append(example.row)
         self._starts.append(self._end)
         self._lengths.append(len(example.ids))
@@ -67,6 +65,15 @@ class Examples(Column[Example]):
         data = bytearray(os.pread(self._file.fileno(), 5 * length, self._starts[n]))  # torch takes what is writable
         mask = np.frombuffer(data, dtype=bool, offset=4 * length)
         return Example(self._rows[n], np.frombuffer(data, dtype=np.int32, count=length), mask)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = tempfile.gettempdir()
+        raise UserError(f"{where}: can't be written ({error.strerror}); free some space or set TMPDIR") from None
 
 
 def row_numbers(examples: Sequence[Example]) -> np.ndarray:

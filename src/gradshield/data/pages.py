@@ -4,9 +4,10 @@ A column chunk can say "this text of 10 MB, a million times" in a few bytes. So 
 until it is known how much they come to.
 """
 
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from io import BytesIO
+from contextlib import contextmanager, suppress
+from io import BytesIO, FileIO
 from pathlib import PurePath
 from typing import Any, BinaryIO
 
@@ -23,14 +24,35 @@ _ROWS = 1000  # of a batch at most
 _HEADER = 1 << 16  # bytes of a page's header at most, with the statistics in it
 
 
+class _FooterRead(Exception):
+    """Raised when anything but the footer is read."""
+
+
+class _Stream(FileIO):
+    """A file that can be told to give no more."""
+
+    ended = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.ended:
+            raise _FooterRead
+        return super().read(size)
+
+
 @contextmanager
 def open_parquet(path: PurePath, **options: Any) -> Iterator[Any]:
-    """The ParquetFile, opened so that it reads no more ahead than a page."""
+    """The ParquetFile, opened so that it reads no more ahead than a page. Raises OSError where its footer is broken."""
     import pyarrow.parquet
 
     # Opened here, since pyarrow takes no name that is not UTF-8.
     options |= {"pre_buffer": False, "buffer_size": 1 << 16}
-    with open(path, "rb") as stream, pyarrow.parquet.ParquetFile(stream, **options) as file:
+    with _Stream(os.fspath(path)) as stream, pyarrow.parquet.ParquetFile(stream, **options) as file:
+        stream.ended = True
+        for group in range(file.num_row_groups):
+            # Looking at a broken column chunk in `file.metadata` would abort the process; a reader raises.
+            with suppress(_FooterRead):
+                next(file.iter_batches(batch_size=1, row_groups=[group]), None)
+        stream.ended = False
         yield file
 
 

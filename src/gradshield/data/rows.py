@@ -153,10 +153,11 @@ def _readable(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or error
+        why = error.strerror or str(error).split("\n")[0]
         raise UserError(f"{name}: can't be read ({why}); check the file and its permissions") from None
     except Exception as error:
-        if type(error).__module__ != "pyarrow.lib":  # ArrowInvalid and its kin, told without importing pyarrow
+        told = isinstance(error, UnicodeDecodeError)  # a parquet column's name
+        if not told and type(error).__module__ != "pyarrow.lib":  # ArrowInvalid and its kin, without importing pyarrow
             raise
         why = str(error).split("\n")[0]
         raise UserError(f"{name}: not a readable parquet or compressed file ({why}); write it again") from None

@@ -12,7 +12,15 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic can't read typing's before Python 3.12
 
 from gradshield.base.errors import UserError
-from gradshield.base.storage import LOCK, exclusive_lock, read_lines, read_yaml, refuse_links, write_yaml
+from gradshield.base.storage import (
+    LOCK,
+    exclusive_lock,
+    read_lines,
+    read_yaml,
+    refuse_links,
+    remove_stale_lock,
+    write_yaml,
+)
 from gradshield.data import Row, Source, open_source, read_rows
 from gradshield.data.rows import expanded
 
@@ -109,7 +117,10 @@ def finished_run(out: Path, path: str, asked: Mapping[str, Any], files: str | No
     source = open_source(path, asked["settings"]["format"], asked["settings"]["split"])
     same = (source.format, source.sha256) == (given.get("format"), given.get("sha256"))
     known = {*wanted, "summary", "review", "model", "input", "scorer"}  # the scorer follows from settings and versions
-    return summary if same and not saved.keys() - known else None
+    if not same or saved.keys() - known:
+        return None
+    remove_stale_lock(out)
+    return summary
 
 
 def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> dict[str, Any] | None:
@@ -204,6 +215,7 @@ def read_run(out: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{out}: no run.yaml in it, so not a run folder")
     refuse_links(out)
+    remove_stale_lock(out)
     saved = read_yaml(file)
     if "summary" not in saved:
         raise UserError(f"{out}: the run is not finished; give the same filter command again")
