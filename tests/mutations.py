@@ -72,7 +72,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("tune/search.py", "key=lambda t: (t.asr, -t.kept)", "key=lambda t: (-t.asr, -t.kept)", SEARCH),
     ("models/refusal.py", '"not willing to", "not going to",', '"not willing to",', REFUSAL),
     ("models/refusal.py", '"i can\'t", ', "", REFUSAL),
-    ("models/refusal.py", '.replace("’", "\'")', "", REFUSAL),
+    ("models/refusal.py", 'answer.lower().replace("’", "\'")', "answer.lower()", REFUSAL),
     ("models/refusal.py", "answer.lower()", "answer", REFUSAL),
     ("evaluation/safety.py", "complied = len(refused) - sum(refused)", "complied = sum(refused)", ASR),
     ("evaluation/safety.py", "complied / len(refused) if", "complied / (len(refused) + 1) if", ASR),
