@@ -15,7 +15,7 @@ from gradshield.base.storage import (
     read_lines,
     read_yaml,
     refuse_links,
-    remove_stale_lock,
+    remove_leftovers,
     write_text,
     write_yaml,
 )
@@ -125,9 +125,10 @@ def test_a_lock_is_held_by_one_at_a_time_also_by_those_that_waited(tmp_path):
 
 def test_a_lock_that_a_kill_left_is_removed_and_one_that_is_held_stays(tmp_path):
     with exclusive_lock(tmp_path):
-        remove_stale_lock(tmp_path)
+        remove_leftovers(tmp_path)
         assert (tmp_path / ".lock").exists()
     (tmp_path / ".lock").touch()
-    remove_stale_lock(tmp_path)
-    remove_stale_lock(tmp_path)
+    (tmp_path / "journal").touch()
+    remove_leftovers(tmp_path, "journal")
+    remove_leftovers(tmp_path, "journal")
     assert not any(tmp_path.iterdir())

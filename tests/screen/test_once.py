@@ -54,10 +54,11 @@ def called(*words, cwd=None):
 
 def test_a_finished_run_is_shown_without_torch(done, folder):
     file, run, _ = done
-    (run / ".lock").touch()  # as a kill leaves it
+    for left in (".lock", "scores.partial"):  # by a kill after the last write
+        (run / left).touch()
     code, said, heavy, _ = called("filter", str(file), "-o", str(run), "--model", str(folder), "--json")
     assert not code and not heavy and json.loads(said)["rows"] == 2
-    assert not (run / ".lock").exists()
+    assert not (run / ".lock").exists() and not (run / "scores.partial").exists()
 
 
 @pytest.mark.parametrize(

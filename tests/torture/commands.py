@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from conftest import random_examples, tiny_net, tiny_tokenizer
 
 import gradshield.evaluation.measure
+import gradshield.report.figure
 import gradshield.screen.filter
 import gradshield.training.align
 import gradshield.tune.command
@@ -26,6 +27,7 @@ from gradshield.base.errors import UserError
 from gradshield.cli import main
 from gradshield.data.requests import read_requests
 from gradshield.models.load import load_model
+from gradshield.report.figure import Drawing
 from gradshield.review import store
 from gradshield.review.state import Review
 from gradshield.scoring.check import AlignmentCheck
@@ -72,12 +74,12 @@ def prepare(work: Path) -> list[Command]:
     training = ("--epochs", "2", "--batch", "8", "--max-asr", "1", "--min-utility", "0", "--max-length", "64")
     return [
         Command("filter", filtered("rows.jsonl")),
-        Command("filter a folder", filtered("parts")),
-        Command("filter parquet", filtered("rows.parquet")),
         Command("review", _reviewed, before="filter"),
         Command("apply", command("apply", "run"), before="review"),
         Command("eval", command("eval", "--safety", *task, *model, *measuring)),
         Command("check", command("check", "--force", *model)),
+        Command("filter a folder", filtered("parts")),
+        Command("filter parquet", filtered("rows.parquet")),
         Command("align", command("align", "-o", "adapter", "--base", str(work / "model")), costly=True),
         Command("tune", command("tune", rows, *model, *scoring, *task, *measuring, *training), costly=True),
     ]
@@ -111,7 +113,7 @@ def _warm(model: str) -> None:
 
 
 def _tame(vocabulary: int) -> None:
-    """A random model counts as aligned, and no clock is in what comes out."""
+    """A random model counts as aligned, no clock is in what comes out, and the figures take no time."""
     probes = tuple(read_requests(ASSETS / "probes.jsonl"))
     yes = AlignmentCheck(probes, (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
     gradshield.screen.filter.check_alignment = lambda *_: yes
@@ -119,6 +121,7 @@ def _tame(vocabulary: int) -> None:
     report = {"model": "tiny", "asr": 0.0, "asr_interval": (0.0, 1.0), "requests": 1, "over_refusal": 0.0}
     report |= {"over_refusal_interval": (0.0, 1.0), "scary_requests": 1, "answers": []}
     gradshield.training.align.alignment_report = lambda *_: report
+    gradshield.report.figure.draw = lambda figure, label, notes=(): Drawing(label, label, notes=notes)
     still = SimpleNamespace(monotonic=lambda: 0.0)
     for module in (gradshield.evaluation.measure, gradshield.tune.measuring, gradshield.tune.trials):
         module.time = still  # type: ignore[attr-defined]

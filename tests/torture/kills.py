@@ -4,9 +4,10 @@ with the bytes of a run that nobody disturbed, and nothing else is left."""
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from gradshield.base.storage import LOCK
 from torture.commands import Command, prepare, start, tree
 from torture.faults import install
 from torture.process import Ended, apart
@@ -14,10 +15,11 @@ from torture.process import Ended, apart
 KILLED = -9
 
 
-def campaign(work: Path, full: bool, points: int | None) -> Counter[str]:
-    """`full`: the disk is full from the n-th operation on; else a kill there. `points` is how many places are tried in
-    a command (None: all). The counter has "resumed", and "failed: ..." for what must not be."""
-    found: Counter[str] = Counter()
+def campaign(work: Path, full: bool, points: int | None) -> Iterator[tuple[str, Counter[str]]]:
+    """Each command, and what came out: "resumed", and "failed: ..." for what must not be.
+
+    `full`: the disk is full from the n-th operation on; else a kill there. `points` is how many places are tried in a
+    command (None: all)."""
     results: dict[str, Path] = {}
     for command in prepare(work):
         if command.costly and points is not None and points < 10:
@@ -28,10 +30,8 @@ def campaign(work: Path, full: bool, points: int | None) -> Counter[str]:
         if ended.code or not ended.clean:
             raise RuntimeError(f"{command.name} does not work undisturbed: {ended.said[-2000:]}")
         results[command.name] = place
-        found["operations"] += (operations := int(ended.answer))
-        for at in _spread(operations, points):
-            found[_tried(command, results, work, at, full)] += 1
-    return found
+        found = Counter(_tried(command, results, work, at, full) for at in _spread(int(ended.answer), points))
+        yield command.name, found + Counter(operations=int(ended.answer))
 
 
 def _tried(command: Command, results: dict[str, Path], work: Path, at: int, full: bool) -> str:
@@ -53,7 +53,7 @@ def _tried(command: Command, results: dict[str, Path], work: Path, at: int, full
     if wanted != there:
         differ = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
         return f"failed: {what}: other bytes than undisturbed in {', '.join(differ[:5])}"
-    left = [file.name for file in cache.glob(".*")]
+    left = [file.name for file in cache.glob(".*") if file.name != LOCK]  # which the next write there removes
     return f"failed: {what}: left in the cache: {left}" if left else "resumed"
 
 

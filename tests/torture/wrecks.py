@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from torture.commands import Command, prepare, start, tree
+from torture.commands import Command, prepare, start
 from torture.process import Ended, apart
 
 KINDS = ("cut", "empty", "flip", "noise", "link", "folder", "pipe", "gone")
@@ -40,11 +40,16 @@ def campaign(count: int, seed: int, work: Path) -> Counter[str]:
             found[f"failed: {what}: exit {ended.code}: {ended.said[-300:]!r}"] += 1
         elif outside.read_bytes() != b"mine":
             found[f"failed: {what}: the link was followed"] += 1
-        elif left := [name for name in tree(place) if Path(name).name.startswith((".writing", ".run", ".scores"))]:
+        elif left := _unfinished(place) - _unfinished(results[command.name]):
             found[f"failed: {what}: left {left}"] += 1
         else:
             found["survived"] += 1
     return found
+
+
+def _unfinished(folder: Path) -> set[str]:
+    """The files that are written beside their place have names with a dot."""
+    return {file.relative_to(folder).as_posix() for file in folder.rglob(".*")}
 
 
 def _wreck(file: Path, kind: str, outside: Path, draw: random.Random) -> None:

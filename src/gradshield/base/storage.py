@@ -147,11 +147,12 @@ def exclusive_lock(folder: Path, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def remove_stale_lock(folder: Path) -> None:
-    """Removes the lock that a killed command left in the folder; one that is held stays."""
-    if (folder / LOCK).exists():
+def remove_leftovers(folder: Path, *names: str) -> None:
+    """Removes the lock, and the files of these names, that a killed command left; all stay where the lock is held."""
+    if any((folder / name).exists() for name in (LOCK, *names)):
         with suppress(UserError, OSError), exclusive_lock(folder):
-            pass
+            for name in names:
+                (folder / name).unlink(missing_ok=True)
 
 
 def refuse_links(folder: Path) -> None:

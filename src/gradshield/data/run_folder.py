@@ -18,7 +18,7 @@ from gradshield.base.storage import (
     read_lines,
     read_yaml,
     refuse_links,
-    remove_stale_lock,
+    remove_leftovers,
     write_yaml,
 )
 from gradshield.data import Row, Source, open_source, read_rows
@@ -119,7 +119,7 @@ def finished_run(out: Path, path: str, asked: Mapping[str, Any], files: str | No
     known = {*wanted, "summary", "review", "model", "input", "scorer"}  # the scorer follows from settings and versions
     if not same or saved.keys() - known:
         return None
-    remove_stale_lock(out)
+    remove_leftovers(out, JOURNAL)
     return summary
 
 
@@ -215,10 +215,10 @@ def read_run(out: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{out}: no run.yaml in it, so not a run folder")
     refuse_links(out)
-    remove_stale_lock(out)
     saved = read_yaml(file)
     if "summary" not in saved:
         raise UserError(f"{out}: the run is not finished; give the same filter command again")
+    remove_leftovers(out, JOURNAL)
     if isinstance(saved["summary"], dict) and "accepted" in saved["summary"]:
         raise UserError(f"{out}: a run of tune; its rows and their scores are in {out / 'screen'}")
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import ModelSettings, RowSettings
-from gradshield.base.storage import read_yaml, refuse_links, remove_stale_lock
+from gradshield.base.storage import read_yaml, refuse_links, remove_leftovers
 from gradshield.data import Source, open_source
 from gradshield.data.rows import expanded
 from gradshield.data.run_folder import checksums
@@ -61,7 +61,7 @@ def evaluate_model(
         there = [(saved.get(part), values) for part, values in wanted.items()]
         same = all(isinstance(a, dict) and all(a.get(k) == v for k, v in values.items()) for a, values in there)
         if same and all(part in saved for part, needed in measured.items() if needed):
-            remove_stale_lock(out)
+            remove_leftovers(out)
             return saved
     check_eval(settings, of, safety=safety, task=task, rows=rows)
     from gradshield.evaluation.measure import run_evaluation
