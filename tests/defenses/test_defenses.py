@@ -116,7 +116,7 @@ def test_a_defense_s_prompt_is_in_front_of_every_request(model, tmp_path, monkey
 
 def tune_with(monkeypatch, folder: str, file: Path, out: Path, defense: str, asr: float = 0.0) -> dict:
     report = SafetyReport(asr, (0.0, asr), (), (), ())
-    answers = iter([replace(report, asr=0.0)])
+    answers = iter([replace(report, asr=0.0, interval=(0.0, 0.0))])
     monkeypatch.setattr(work, "evaluate_safety", lambda model, settings: next(answers, report))
     settings = FilterSettings(model=folder, threshold="share", value=0.25, scorer="fihs:probes=2")
     tuning = TuneSettings(defense=defense, min_utility=-1e9, max_asr=0.5)

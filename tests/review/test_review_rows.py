@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from review.made import chat, make_run, write_jsonl
 
@@ -92,6 +92,7 @@ def test_sources_come_by_how_many_rows_they_have_and_a_missing_reason_is_none(tm
 
 
 @given(st.lists(st.one_of(st.just(math.nan), st.floats(-1e300, 1e300)), max_size=50), st.floats(-5, 5))
+@example([0.0, 5e-324], 0.0)
 def test_bars_keep_apart_what_lies_below_and_above_the_threshold(values, threshold):
     chart = histogram(np.array(values, dtype=float), threshold)
     axis = chart["axis"]

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 _HUGE = 1e100  # scores are drawn within ±this, so that no difference of two overflows
+_TINY = 1e-100  # a narrower axis can't be divided into bins
 
 
 def drawable(values: np.ndarray) -> np.ndarray:
@@ -24,7 +25,7 @@ def span(values: np.ndarray, beside: Iterable[np.ndarray] = (), marks: Iterable[
     low, high = max(every.min(), first - reach), min(every.max(), last + reach)
     near = [mark for mark in marks if np.isfinite(mark) and low - reach <= mark <= high + reach]
     low, high = min(low, *near, low), max(high, *near, high)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # all equal, as far as an axis can tell
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), _TINY):  # all equal, as far as an axis can tell
         margin = max(abs(low) * 0.1, 1.0)
         low, high = low - margin, high + margin
     return float(low), float(high)
