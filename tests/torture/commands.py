@@ -145,7 +145,7 @@ def tree(folder: Path) -> dict[str, bytes]:
         name = file.relative_to(folder).as_posix()
         if file.name.startswith("review.sqlite"):
             if file.name == "review.sqlite":
-                entries = store.standing(file.parent).values()
+                entries = store.decisions_in_force(file.parent).values()
                 found[name] = repr([(d.row, d.verdict, d.note, d.who) for d in entries]).encode()
         elif file.is_file():
             data = file.read_bytes()
