@@ -35,11 +35,11 @@ def test_the_threshold_is_dragged_and_counts_effect_and_table_follow(page, serve
     assert abs(float(clip.rstrip("%")) - 100 * (value - low) / (high - low)) < 0.1
     assert decided(run) == {}
     page.click("[data-set]")
-    page.until(lambda: 0 in store.standing(run))
-    assert store.standing(run)[0].value == value
+    page.until(lambda: 0 in store.decisions_in_force(run))
+    assert store.decisions_in_force(run)[0].value == value
     page.until(lambda: "Set by ann" in page.text("#effect"))
     page.keys("u")
-    page.until(lambda: store.standing(run) == {} and page.counts()["quarantined"] == 60)
+    page.until(lambda: store.decisions_in_force(run) == {} and page.counts()["quarantined"] == 60)
 
 
 def test_a_long_drag_ends_where_the_handle_is(page, serve, run):
@@ -91,10 +91,10 @@ def test_enter_in_the_field_tries_a_number_and_stores_nothing(page, serve, run, 
     page.open(server)
     if fresh == "one is tried":
         page.driver.get(f"{server.root}/?t=10")
-    before = store.standing(run)
+    before = store.decisions_in_force(run)
     page.fill("#exact", "30" + Keys.ENTER)
     page.until(lambda: page.counts()["quarantined"] == 30 and "Trying 30" in page.text("#effect"))
-    assert store.standing(run) == before
+    assert store.decisions_in_force(run) == before
 
 
 def test_enter_opens_the_first_row_and_a_note_that_was_typed_stays(page, serve, run):
@@ -108,7 +108,7 @@ def test_enter_opens_the_first_row_and_a_note_that_was_typed_stays(page, serve, 
     page.until(lambda: page.script("return Number(document.querySelector('#list').dataset.version)") > 0)
     page.keys("a")
     page.until(lambda: row in decided(run))
-    assert store.standing(run)[row].note == "a fine row"
+    assert store.decisions_in_force(run)[row].note == "a fine row"
 
 
 def test_rows_are_searched_filtered_and_ordered(page, serve, run):
@@ -157,7 +157,7 @@ def test_a_review_by_keys_alone(page, serve, run):
     page.keys("read j and q, a fine row", Keys.ENTER)
     page.keys("a")
     page.until(lambda: page.opened() == order[4])
-    assert store.standing(run)[order[3]].note == "read j and q, a fine row"
+    assert store.decisions_in_force(run)[order[3]].note == "read j and q, a fine row"
     page.keys("k", "c")
     page.until(lambda: order[3] not in decided(run))
     page.keys(Keys.ESCAPE)
@@ -333,8 +333,8 @@ def test_the_page_works_without_a_script(page, serve, run):
         page.fill("#exact", "12" + Keys.ENTER)
         page.until(lambda: "t=12" in page.driver.current_url)
         page.driver.find_element("css selector", "[data-set]").click()
-        page.until(lambda: 0 in store.standing(run))
-        assert store.standing(run)[0].value == 12.0
+        page.until(lambda: 0 in store.decisions_in_force(run))
+        assert store.decisions_in_force(run)[0].value == 12.0
     finally:
         page.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
@@ -360,10 +360,10 @@ def test_an_emptied_note_is_gone_and_an_untouched_one_stays(page, serve, run):
     page.until(lambda: page.script("return document.querySelector('#note').value") == "read it")
     page.keys("q")
     page.until(lambda: decided(run) == {row: "quarantined"})
-    assert store.standing(run)[row].note == "read it"
+    assert store.decisions_in_force(run)[row].note == "read it"
     page.click(f"[data-open='{row}']")
     page.until(lambda: page.opened() == row)
     page.fill("#note", Keys.BACKSPACE)
     page.click(".decide button[value=kept]")
     page.until(lambda: decided(run) == {row: "kept"})
-    assert store.standing(run)[row].note == ""
+    assert store.decisions_in_force(run)[row].note == ""
