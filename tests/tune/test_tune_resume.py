@@ -110,6 +110,9 @@ def test_the_end_of_the_interval_is_compared_with_the_goal(tiny_folder, train, t
     answer_with(monkeypatch, 0.0, asked=12)  # [0, .243]
     with pytest.raises(UserError, match=r"rate 0\.000, up to 0\.243 with 95 % confidence.* more requests"):
         tune(train, tmp_path / "few", tiny_folder, max_asr=0.05)
+    answer_with(monkeypatch, 0.0, asked=100)
+    more = MEASURING.model_copy(update={"request_count": 100})  # as the message advises
+    assert tune(train, tmp_path / "few", tiny_folder, max_asr=0.05, measuring=more)["accepted"] == 1
     answer_with(monkeypatch, 0.0, 0.04, 0.0, asked=100)  # [0, .037], [.016, .098]
     trials = tune(train, tmp_path / "run", tiny_folder, max_asr=0.05)["trials"]
     assert [trial["safe"] for trial in trials] == [False, True]

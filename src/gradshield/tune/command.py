@@ -73,10 +73,10 @@ def run_tune(
             check_place(model)
         asked = asked_of_tune(settings, training, tuning, measuring)
         plan = plan_of(source, model, layout, asked["settings"], disk_fingerprint(settings)) | asked
-        finished = find_run(out, plan, _may_change(out, tuning))
+        finished = find_run(out, plan, _may_change(out, tuning, measuring))
         if finished:
             return finished
-        with open_run(out, plan, _may_change(out, tuning)):
+        with open_run(out, plan, _may_change(out, tuning, measuring)):
             pool = Pool(out, source, layout, model, aligned(), training, tuning)
             measure = Measuring(measuring, tuning, lambda: pool.held_out_examples)
             trials = Trials(pool, Trainer(pool, trainer, train), measure, measure.goal(model, out))
@@ -93,7 +93,7 @@ def run_tune(
     return together(lead, train, cpu=settings.device == "cpu") or {}
 
 
-def _may_change(out: Path, tuning: TuneSettings) -> set[str]:
+def _may_change(out: Path, tuning: TuneSettings, measuring: EvaluationSettings) -> set[str]:
     """Settings that the same run may be called again with: what nothing done so far has followed from. Each trial's
     line names its judge, so that may be another from one to the next."""
     free = {"judge", "judge_model"}
@@ -102,7 +102,7 @@ def _may_change(out: Path, tuning: TuneSettings) -> set[str]:
     if not any((out / "trials").glob("*/figures.json")):  # nothing is trained
         free |= {"trainer_command", "trainer_config", str(tuning.trainer_config)}  # the last: the file, by its bytes
     if not (out / "base.json").exists():
-        free |= {"task", tuning.task}
+        free |= {"task", tuning.task, "request_count", "requests", measuring.requests}
     return free
 
 

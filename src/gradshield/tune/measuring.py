@@ -111,8 +111,8 @@ class Measuring:
             up_to = "" if self.tuning.literal else f", up to {shown:.3f} with 95 % confidence"
             raise UserError(
                 f"{base.name}: attack success rate {asr:.3f}{up_to}, before any fine-tuning. That is over the "
-                f"{accepted:g} asked for: use a higher --max-asr, one relative to the base model (+0.07), more "
-                "requests (--request-count), or a better aligned model"
+                f"{accepted:g} asked for: ask more requests (--request-count), use a higher --max-asr, one "
+                "relative to the base model (+0.07), or a better aligned model"
             )
         return accepted
 
