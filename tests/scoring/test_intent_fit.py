@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from gradshield.scoring.intent import corpus as module
 from gradshield.scoring.intent.corpus import anchor_records, fitting_texts
 from gradshield.scoring.intent.fit import FOLDS, REGULARISATION, Bags, _fit, _folds
+from gradshield.scoring.intent.language import languages
 
 
 def test_bags_of_one_vector_are_fitted_as_a_logistic_regression():
@@ -57,9 +58,25 @@ def test_every_text_of_a_refusal_or_a_request_is_in_one_fold(tiny):
 def test_texts_are_the_same_every_time_and_of_every_kind(tiny):
     first, again = (fitting_texts(tiny, ("Rob a bank",)) for _ in range(2))
     assert all(np.array_equal(a.example.ids, b.example.ids) for a, b in zip(first, again, strict=True))
-    kinds = {(text.kind, text.harmful) for text in first}
+    kinds = {(text.kind, text.harmful) for text in first if not text.language}
     assert kinds == {("good", False), ("refusal", True), ("harmful", True), ("request", True), ("request", False)}
-    assert sum(t.kind == "good" for t in first) == len(anchor_records("good"))
+    assert sum(t.kind == "good" and not t.language for t in first) == len(anchor_records("good"))
+
+
+def test_both_sides_are_answered_alike_in_every_language(tiny, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST", 10_000)
+    openings: dict[tuple[str, bool], set[str]] = {}
+    refused: dict[tuple[str, bool], int] = {}
+    for text in fitting_texts(tiny, ()):
+        if text.language:
+            key = (text.language, text.harmful)
+            words = tiny.tokenizer.decode(text.example.ids[text.example.mask], skip_special_tokens=True)
+            openings.setdefault(key, set()).add(words)
+            refused[key] = refused.get(key, 0) + (text.kind == "refusal")
+    assert {language for language, _ in openings} == set(languages())
+    for language in languages():
+        assert openings[language, True] == openings[language, False] and len(openings[language, True]) == 6
+        assert refused[language, True] == refused[language, False] > 5
 
 
 def test_harm_behind_a_refusal_begins_where_it_is_said_to(tiny):

@@ -7,6 +7,7 @@ signal.
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -112,11 +113,21 @@ def _requests(model: Model, probes: tuple[str, ...]) -> Iterator[Text | None]:
 
 
 def _languages(model: Model) -> Iterator[Text | None]:
-    """Requests in several languages; a request and its translations share a word, and so a fold."""
-    english = ""
+    """Requests in several languages, of each three one refused, the others answered by an opening that both sides have.
+    A request and its translations share a word, and so a fold."""
+    english, number = "", 0
+    answers = _records("readout_language_answers.jsonl")
     for each in language_records():
         english = each["prompt"] if each["language"] == "en" else english
-        text = _text(model, [Message("user", each["prompt"])], None, "request", each["harmful"], (english,))
+        number += each["language"] == "en"
+        kind = "refusal" if number % 3 == 0 else "harmful" if each["harmful"] else "good"
+        own = [
+            a["response"]
+            for a in answers
+            if (a["language"], a["kind"] == "refuses") == (each["language"], kind == "refusal")
+        ]
+        turns = [Message("user", each["prompt"])]
+        text = _text(model, turns, own[number % len(own)], kind, each["harmful"], (english,))
         yield text and replace(text, language=each["language"])
 
 
@@ -144,11 +155,23 @@ def _turns(row: dict, dresses: dict[str, list] | None, draw: random.Random) -> l
         earlier = draw.sample(dresses["earlier"], draw.choice((1, 1, 2, 3)))
         before = [(Message("user", e["user"]), Message("assistant", e["assistant"])) for e in earlier]
         return [*(message for pair in before for message in pair), Message("user", request)]
-    if place < 0.96:
+    if place < 0.95:
         refusal = Message("assistant", draw.choice(REFUSALS))
         return [Message("user", request), refusal, Message("user", draw.choice(dresses["again"]))]
-    letters = draw.choice((str.upper, " ".join, lambda text: text.lower().rstrip(".?!")))
+    letters = draw.choice((str.upper, " ".join, lambda text: text.lower().rstrip(".?!"), _typos, _without_vowels))
     return [Message("user", letters(request))]
+
+
+def _typos(text: str) -> str:
+    """Two letters of every second word swapped."""
+    words = text.split()
+    words[::2] = [f"{w[0]}{w[2]}{w[1]}{w[3:]}" if len(w) > 3 else w for w in words[::2]]
+    return " ".join(words)
+
+
+def _without_vowels(text: str) -> str:
+    """Only the vowels that begin or end a word are left."""
+    return re.sub(r"(?<=\w)[aeiou](?=\w)", "", text)
 
 
 def _text(

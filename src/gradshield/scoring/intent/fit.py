@@ -68,10 +68,10 @@ def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tupl
         before = len(row.example.ids) - len(held)  # what all texts open with has no states
         context = row.response.context - before
         here = Response(context[context >= 0], row.response.start - before, len(held))
-        if row.text.kind in scores:
-            scores[row.text.kind].append(row_scores(tokens, [here])[0])
-        elif row.text.language:
+        if row.text.language:
             asked.append((row.text.language, row.text.harmful, asked_topic(tokens, here)))
+        elif row.text.kind in scores:
+            scores[row.text.kind].append(row_scores(tokens, [here])[0])
     mean = np.mean(fits, 0)
     readouts = Readouts(layers, mean[:-1], mean[-1], reading_ability(asked))
     return readouts, {kind: np.array(values) for kind, values in scores.items()}

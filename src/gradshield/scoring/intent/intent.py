@@ -44,5 +44,5 @@ SCORER = Scorer(
     cost=0.7,
     columns=("topic", "answer"),
     unit="log-odds",
-    version=9,
+    version=10,
 )
