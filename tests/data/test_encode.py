@@ -18,6 +18,7 @@ from data.chat import (
     talk,
     tokenizer_for,
 )
+from data_families import MARKED, unmarked
 from transformers import PreTrainedTokenizerFast
 from trl import chat_template_utils
 
@@ -193,6 +194,20 @@ def test_template_that_drops_text_sets_the_row_aside():
     assert encode(talk(HAT, TABLE), 0, tokenizer_for(deaf)) == (
         "the chat template leaves out or rewrites what message 2 says"
     )
+
+
+def test_an_answer_of_no_parts_says_nothing():
+    silent = Message("assistant", "", raw={"role": "assistant", "content": []})
+    parts = CHATML.replace("{{ m.content }}", "{% for p in m.content %}{{ p.text }}{% endfor %}")
+    for template in (parts, CHATML):
+        found = encode(talk(HAT, silent, BLUE, CHAIR), 0, tokenizer_for(template))
+        assert isinstance(found, str) or CHAIR in masked(tokenizer_for(template), found)
+
+
+def test_the_header_of_an_answer_right_after_another_is_no_response():
+    tokenizer = tokenizer_for(unmarked(MARKED["olmo2"]))
+    answers = [Message("assistant", text) for text in (TABLE, CHAIR)]
+    assert masked(tokenizer, encode(talk(HAT, *answers), 0, tokenizer)) == f"{TABLE}<EOS>{CHAIR}<EOS>"
 
 
 def test_tool_calls_are_responses_where_the_template_writes_them():

@@ -1,9 +1,11 @@
 """Reading: every row in its own bytes and at its own line, and no bad row ever stops the reading."""
 
+import bz2
 import codecs
 import gzip
 import io
 import json
+import lzma
 import subprocess
 import sys
 
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshield.base.errors import UserError
-from gradshield.data import open_source, read_rows
+from gradshield.data import open_source, read_rows, write_outputs
 from gradshield.data import records as records_module
 
 
@@ -192,6 +194,19 @@ def test_a_csv_header_with_a_column_twice_is_refused(tmp_path):
         rows_of(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_header_that_several_marks_divide_is_divided_as_trainers_do(tmp_path, name, mark):
+    (tmp_path / name).write_text(f"a;b;c;text{mark}text\n;;;fine{mark}harm\n")
+    (row,) = rows_of(tmp_path / name)
+    assert row.record == {"a;b;c;text": ";;;fine", "text": "harm"}
+
+
+def test_a_line_of_text_that_trainers_take_for_two_is_a_row_with_a_problem(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\r\nfine\rharm\nthree\r\n")
+    one, two, three = rows_of(tmp_path / "a.txt")
+    assert (one.record, three.record) == ({"text": "one"}, {"text": "three"}) and "carriage return" in two.problem
+
+
 def test_parquet_gives_python_values(tmp_path):
     turns = [[{"role": "user", "content": "hi", "weight": None}], []]
     label = pa.array(["x", "y"]).dictionary_encode()
@@ -265,6 +280,30 @@ def test_parquet_values_that_python_can_not_hold_are_rows_with_a_problem(tmp_pat
     assert pa.ipc.open_stream(rows[1].raw).read_all().column("text").to_pylist() == ["b"]
 
 
+def test_parquet_maps_are_lists_of_pairs(tmp_path):
+    pairs = [[("k", "v"), ("l", "w")], [], None]
+    table = pa.table({"text": ["a", "b", "c"], "map": pa.array(pairs, pa.map_(pa.string(), pa.string()))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [row.record["map"] for row in rows_of(tmp_path / "a.parquet")] == pairs
+
+
+@pytest.mark.parametrize("empty", [pa.table({"text": pa.array([], pa.string())}), pa.table({})])
+def test_an_empty_part_of_a_folder_of_parquet_files_holds_no_rows(tmp_path, empty):
+    (tmp_path / "in").mkdir()
+    pq.write_table(empty, tmp_path / "in" / "a.parquet")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "in" / "b.parquet")
+    assert [row.record for row in rows_of(tmp_path / "in")] == [{"text": "a"}]
+    assert write_outputs(open_source(tmp_path / "in"), ["kept"], {}, tmp_path / "out")["kept"] == 1
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_parquet_texts_in_an_encoding_that_is_not_read_are_named(tmp_path, encoding):
+    table = pa.table({"text": ["a", "ab"]})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, column_encoding={"text": encoding})
+    with pytest.raises(UserError, match=f"row group 1: text is encoded as {encoding}"):
+        rows_of(tmp_path / "a.parquet")
+
+
 def test_parquet_with_a_column_twice_is_refused(tmp_path):
     pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"^a.parquet: column 'text' appears twice"):
@@ -284,6 +323,9 @@ def test_parquet_with_a_column_twice_is_refused(tmp_path):
         ("a.csv", b"a,b\r1,2\r", "lines must end in a newline"),
         ("a.csv", b"PK\x03\x04", "Excel"),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"),
+        ("a.jsonl.bz2", bz2.compress(GOOD), "bzip2"),
+        ("a.jsonl.xz", lzma.compress(GOOD), "xz file"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("a.parquet", b"PAR1 and no more", "not a readable parquet"),
         ("a.jsonl", gzip.compress(GOOD * 9999, mtime=0)[:-30], "can't be read"),
     ],

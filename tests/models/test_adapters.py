@@ -120,6 +120,21 @@ def test_an_adapter_that_is_its_own_base_is_one_line(adapter, tmp_path):
     refused(adapter, "it is its own base model")
 
 
+@pytest.mark.parametrize("base", ["\0", "base\n", "\x1b[31m"])
+def test_a_base_of_no_printable_name_is_none(adapter, base):
+    edit(adapter / "adapter_config.json", lambda config: config | {"base_model_name_or_path": base})
+    refused(adapter, "names no base model")
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern"])
+def test_a_regular_expression_that_does_not_end_is_stopped_and_named(adapter, monkeypatch, key):
+    monkeypatch.setattr("gradshield.models.adapters.LIMIT", 0.2)
+    endless = "([a-z_.0-9]+)+!"
+    value = {endless: 4} if key == "rank_pattern" else endless
+    edit(adapter / "adapter_config.json", lambda config: config | {key: value})
+    refused(adapter, endless, "does not end within 0.2 s")
+
+
 def test_a_config_can_make_peft_import_nothing(adapter):
     edit(
         adapter / "adapter_config.json", lambda config: config | {"megatron_config": {"a": 1}, "megatron_core": "this"}

@@ -57,6 +57,7 @@ def test_too_few_positions_are_one_line(folder):
         ("{{ messages[0].content }}", "leaves out the answer"),
         ("{% for m in messages | reverse %}{{ m.content }}\n{% endfor %}", "puts the answer before its request"),
         ("{% for m in messages", "the chat template of"),
+        (CHATML.replace("m.content", "m.content[::-1]"), "leaves out the request"),
     ],
 )
 def test_a_template_that_does_not_say_both_turns_in_order_is_one_line(folder, template, why):

@@ -1,6 +1,7 @@
 """Nothing of a model is made up, left out, or read from anything but safetensors and GGUF."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -72,8 +73,33 @@ def test_a_tensor_of_another_shape_is_an_error_that_names_both(folder):
 def test_a_config_beyond_its_files_is_refused_before_memory_is_taken(folder):
     edit(folder / "config.json", lambda config: config | {"vocab_size": 10**12})
     refused(folder, "its config describes 3.2e+13 weights", "embed_tokens")
-    edit(folder / "config.json", lambda config: config | {"vocab_size": 261, "num_hidden_layers": 10**9})
-    refused(folder, "its config describes 1000000000 layers")
+    edit(folder / "config.json", lambda config: config | {"vocab_size": 261, "num_hidden_layers": 10**5})
+    refused(folder, "its config describes 100000 layers")
+
+
+@pytest.mark.parametrize("count", [{"num_layers": 10**9}, {"num_labels": 10**9}, {"text": {"num_labels": 10**9}}])
+def test_a_count_that_fills_the_memory_when_the_config_is_read_is_refused(folder, count):
+    edit(folder / "config.json", lambda config: config | count | {"model_type": "qwen2"})
+    refused(folder, "in its config.json is 1000000000")
+
+
+def test_a_config_that_no_answer_can_be_generated_with_is_one_line(folder):
+    edit(folder / "config.json", lambda config: config | {"sliding_window": "x"})
+    refused(folder, "can't compute: TypeError")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"])
+def test_a_pipe_in_a_model_s_folder_is_refused_before_it_is_opened(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    refused(folder, name, "neither a file nor a folder")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "x.index.json"])
+def test_a_text_of_gigabytes_in_a_model_s_folder_is_refused_before_it_is_read(folder, name):
+    with (folder / name).open("wb") as stream:
+        stream.truncate(10 << 30)
+    refused(folder, name, "over the limit of 64 MB")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -147,6 +173,15 @@ def test_a_shard_that_lacks_what_the_index_places_there_is_named(folder):
     refused(folder, "lacks model.norm.weight")
     (folder / SHARDS[0]).unlink()
     refused(folder, SHARDS[0], "no such file")
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_experts_implementation"])
+@pytest.mark.parametrize("value", ["someone/kernels", "paged|someone/kernels@main:forward", {"": "someone/kernels"}])
+def test_a_config_may_not_name_kernels_to_be_downloaded(folder, key, value):
+    edit(folder / "config.json", lambda config: config | {key: value})
+    refused(folder, "names a repository of kernels")
+    edit(folder / "config.json", lambda config: {k: v for k, v in config.items() if k != key} | {"text": {key: value}})
+    refused(folder, "names a repository of kernels")
 
 
 def test_an_empty_tensor_is_an_error_that_names_zero3(folder):

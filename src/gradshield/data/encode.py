@@ -145,9 +145,9 @@ def _locate(
     responses, at = "\0".join(text[start:end] for start, end in spans), 0
     for k in trained:  # a template that drops what it does not know would leave a response of end tokens only
         places = [responses.find(words, at) for words in required_texts(messages[k])]
-        if min(places) < 0:
+        if min(places, default=0) < 0:
             return f"the chat template leaves out or rewrites what message {k + 1} says"
-        at = min(places)
+        at = min(places, default=at)
     return text, spans
 
 
@@ -228,9 +228,10 @@ def _first_difference(tokenizer, prompt: str, text: str, limit: int | None) -> i
 
 
 def _skip_opening(text: str, start: int, end: int, openings: Sequence[str]) -> int:
-    """`start`, moved behind an opening that begins at or before it and ends after it."""
+    """`start`, moved behind an opening that begins before it, at it, or after blanks, and ends after it."""
+    blanks = len(text[start:end]) - len(text[start:end].lstrip())  # templates part two answers in a row so
     for opening in openings:
-        found = text.find(opening, max(0, start - len(opening)), min(end, start + len(opening)))
+        found = text.find(opening, max(0, start - len(opening)), min(end, start + blanks + len(opening)))
         if found >= 0:
             return max(start, found + len(opening))
     return start

@@ -21,6 +21,8 @@ MAX_VALUES = 32_000_000  # of a row group's column of lists: a list of any lengt
 BATCH_BYTES = 8_000_000  # bytes that a batch should come to, as Python values
 
 _ROWS = 1000  # of a batch at most
+_DATA_PAGES = {5: 2, 8: 4}  # field of a page's header that describes its data: the field of that with the encoding
+_UNREAD = {6: "DELTA_LENGTH_BYTE_ARRAY", 7: "DELTA_BYTE_ARRAY"}  # of texts, which pyarrow can't keep in dictionaries
 _HEADER = 1 << 16  # bytes of a page's header at most, with the statistics in it
 
 
@@ -133,7 +135,10 @@ def _weight(array: Any) -> int:
         return _weight(array.storage)
     if isinstance(array, pa.StructArray):
         return 8 * len(array) + sum(map(_weight, array.flatten()))
-    if hasattr(array, "flatten"):  # lists and maps of all kinds
+    if isinstance(array, pa.MapArray):  # which has no `flatten`; a slice's keys are those of the whole
+        pairs = pa.StructArray.from_arrays([array.keys, array.items], ["key", "value"])
+        return _weight(pa.ListArray.from_arrays(array.offsets, pairs))
+    if hasattr(array, "flatten"):  # lists of all kinds
         return 8 * len(array) + _weight(array.flatten())
     if isinstance(array, pa.DictionaryArray) and _is_text(array.type.value_type):
         sizes = pc.binary_length(array.dictionary).take(array.indices)  # type: ignore[attr-defined]
@@ -150,13 +155,20 @@ def _is_text(kind: Any) -> bool:
 def _rows_at_once(stream: BinaryIO, file: Any, group: int, name: str) -> int:
     """How many rows of the group come to `BATCH_BYTES` bytes at most, by its pages' headers."""
     metadata = file.metadata.row_group(group)
+    if not metadata.num_rows:  # which has no pages, as writers end an empty part
+        return 1
     place, per_row = f"{name}: row group {group + 1}", 1.0
     for number in range(metadata.num_columns):
         chunk, column = metadata.column(number), file.schema.column(number)
         if column.length > MAX_LINE:
             raise too_large(place, f"column {column.path}: values", MAX_LINE)
         total, densest = 0, 1.0
-        for size, values in _pages(stream, chunk, place):
+        for size, values, encoding in _pages(stream, chunk, place):
+            if encoding in _UNREAD:
+                raise UserError(
+                    f"{place}: {column.path} is encoded as {_UNREAD[encoding]}, which is not read; write the file with "
+                    "plain or dictionary encoding"
+                )
             if size > MAX_PAGE:
                 raise too_large(place, f"column {column.path}: page", MAX_PAGE)
             total += values
@@ -167,8 +179,9 @@ def _rows_at_once(stream: BinaryIO, file: Any, group: int, name: str) -> int:
     return max(1, min(_ROWS, int(BATCH_BYTES / per_row)))
 
 
-def _pages(stream: BinaryIO, chunk: Any, place: str) -> Iterator[tuple[int, int]]:
-    """(bytes when unpacked, number of values) of each page of a column chunk; a dictionary page has no values."""
+def _pages(stream: BinaryIO, chunk: Any, place: str) -> Iterator[tuple[int, int, int]]:
+    """(bytes when unpacked, number of values, encoding) of each page of a column chunk; a dictionary page has no
+    values."""
     first = chunk.data_page_offset
     if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < first:
         first = chunk.dictionary_page_offset
@@ -179,12 +192,13 @@ def _pages(stream: BinaryIO, chunk: Any, place: str) -> Iterator[tuple[int, int]
         try:
             fields = _struct(header)
             size, packed = fields[2], fields[3]
-            values = next((fields[kind][1] for kind in (5, 8) if kind in fields), 0)
+            kind = next((kind for kind in _DATA_PAGES if kind in fields), None)
+            values, encoding = (fields[kind][1], fields[kind][_DATA_PAGES[kind]]) if kind else (0, 0)
             if min(size, packed, values) < 0:
                 raise ValueError
         except (KeyError, IndexError, TypeError, ValueError, RecursionError):
             raise UserError(f"{place}: a broken page header at byte {at}; write the file again") from None
-        yield size, values
+        yield size, values, encoding
         at += header.tell() + packed
 
 

@@ -32,6 +32,8 @@ def read_text(path: PurePath, name: str) -> Iterator[Record]:
     """One record `{"text": line}` a line, as `datasets` reads plain text; blank lines are no records."""
     for line, raw, body in _lines(path, name):
         text, problem = decode(body)
+        if "\r" in text.rstrip("\r\n"):
+            problem = "a carriage return within the line, which trainers take for its end; make it a newline"
         yield line, raw, None if problem else {"text": text.rstrip("\r\n")}, problem
 
 

@@ -27,6 +27,10 @@ _FOREIGN = {
     b"ARROW1": "an Arrow file; save it as parquet",
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8, e.g. with iconv",
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8, e.g. with iconv",
+    b"BZh": "a bzip2 file; unpack it",
+    b"\xfd7zXZ\0": "an xz file; unpack it",
+    b"\x04\x22\x4d\x18": "an lz4 file; unpack it",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
 }
 # What is under these keys is of one row: a list of objects there is not the rows of a file.
 ROW = {"messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "tools", "functions"}
@@ -101,13 +105,15 @@ def holds_rows(key: str, value: Any) -> bool:
 
 
 def delimiter(header: str, name: str) -> str:
-    """Comma, tab or semicolon: the one that makes most columns of the header line (`.tsv`: tab first).
+    """The comma (of `.tsv` the tab), as trainers read it, if it makes columns of the header line; else the one of
+    comma, tab and semicolon that makes most.
 
     Raises UserError where the line is no CSV, as for a file whose lines end in "\\r" only.
     """
     order = "\t,;" if suffix(name) == ".tsv" else ",\t;"
     try:
-        return max(order, key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+        columns = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in order}
+        return order[0] if columns[order[0]] > 1 else max(order, key=lambda mark: columns[mark])
     except csv.Error as error:
         why = str(error).split(" - ")[0]  # what follows is for programmers
         raise UserError(f"{name}: the first line is no CSV ({why}); lines must end in a newline") from None

@@ -75,6 +75,8 @@ def _find_form(tokenizer, template: str) -> Form:
                 render(tokenizer, form, [question], generation_prompt=True, variables=thinking)[0],
                 render(tokenizer, form, [question, answer], training=bool(training))[0],
             )
+            if any("'type': 'text'" in text for text in texts):  # the list itself, by a template that rewrites texts
+                continue
             # Only what follows the question counts: system prompts and dates come before it.
             alone, prompt, request, answered = [text.split(_QUESTION, 1)[1] for text in texts]
             answered = answered[: answered.index(_ANSWER)]

@@ -201,7 +201,7 @@ def _write_parquet(source: Source, part: int, verdicts: Sequence[str], outs: Map
 
     with open_parquet(source.files[part]) as file:
         schema = file.schema_arrow
-        codec = file.metadata.row_group(0).column(0).compression if file.num_row_groups else "SNAPPY"
+        codec = file.metadata.row_group(0).column(0).compression if file.num_row_groups and len(schema) else "SNAPPY"
     codec = "NONE" if codec == "UNCOMPRESSED" else codec
     with ExitStack() as stack:
         writers = {

@@ -1,5 +1,6 @@
 """PEFT adapters over a network: the base that one names, what fits, and merging that leaves the model the same."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradshield.base.deadline import within
 from gradshield.base.errors import UserError, first_line
+from gradshield.data.templates import LIMIT
 from gradshield.models.files import Shapes, read_json, shapes_of, shown
 from gradshield.models.network import check_finite, quiet_loading
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PATTERNS = ("rank_pattern", "alpha_pattern", "layers_pattern")  # whose texts, or keys, are regular expressions
 _MERGE_TOLERANCE = 0.02  # of the largest logit: what merging may round
 
 
 def base_of(folder: Path) -> str:
     """The base model that an adapter's folder names. Raises UserError where it names none."""
     base = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
+    if not isinstance(base, str) or not base or not base.isprintable():
         raise UserError(f"{folder / CONFIG}: names no base model; pass --model BASE --adapter {folder}")
     return base
 
@@ -34,6 +38,7 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
         raise UserError(f"{what}: no {WEIGHTS} in it (pickled adapters are not read)")
     shapes = shapes_of(folder / WEIGHTS)
     config = _config(what, folder, shapes)
+    _check_patterns(what, net, config)
     touched = _embeddings(what, net, shapes)
     if touched and _tied(net):
         if config.get("ensure_weight_tying"):
@@ -89,6 +94,22 @@ def _config(what: str, folder: Path, shapes: Shapes) -> dict[str, Any]:
     if any(isinstance(rank, int) and rank > largest for rank in ranks):
         raise UserError(f"{folder / CONFIG}: describes a rank that no tensor of {WEIGHTS} has")
     return config
+
+
+def _check_patterns(what: str, net: Any, config: dict[str, Any]) -> None:
+    """Raises UserError for a regular expression that does not end on the names of this network's modules."""
+    given = [config.get(key) for key in _PATTERNS]
+    patterns = {p for each in given for p in (each if isinstance(each, dict | list) else [each]) if isinstance(p, str)}
+    patterns |= {p for p in (config.get("target_modules"), config.get("exclude_modules")) if isinstance(p, str)}
+    for pattern in sorted(patterns):
+        try:
+            with within(LIMIT):
+                for name, _ in net.named_modules():
+                    re.match(rf"(.*\.)?({pattern})$", f"base_model.model.{name}")
+        except TimeoutError as error:
+            raise UserError(f"{what}: the regular expression {shown([pattern])} in its config: {error}") from None
+        except (re.error, RecursionError, OverflowError):
+            continue  # PEFT says what is wrong with it
 
 
 def _embeddings(what: str, net: Any, shapes: Shapes) -> list[str]:

@@ -16,6 +16,7 @@ Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 TEMPLATES = "additional_chat_templates"
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", f"{TEMPLATES}/*.jinja")  # configs and tokenizers
+MAX_TEXT = 64_000_000  # bytes of a config or a tokenizer; parsed, they take up to twenty times as much
 _SHOWN = 3  # tensors that an error names
 _OTHERS = {  # what is found under a safetensors name, by its first bytes
     b"PK\x03\x04": "a zip archive, as torch.save writes it; pickles are never read",
@@ -35,6 +36,7 @@ def local_folder(name: str, kind: str = "model", *, code: bool = False) -> Path:
     check_place(name, kind)
     folder = Path(name)
     if folder.is_dir():
+        _check_files(folder)
         return folder
     if folder.exists():
         raise UserError(f"{kind} {name}: not a folder; a single file must be GGUF")
@@ -60,6 +62,17 @@ def local_folder(name: str, kind: str = "model", *, code: bool = False) -> Path:
         reached = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else " and the connection"
         advice = f"check its id{reached}, or name a local folder"
         raise UserError(f"{kind} {name} can't be loaded: {first_line(error)}; {advice}") from error
+
+
+def _check_files(folder: Path) -> None:
+    """Raises UserError for a pipe or a device, whose reading never ends, and for a text over `MAX_TEXT`."""
+    for pattern in (*TEXTS, "*.safetensors", "*.py"):
+        for file in folder.glob(pattern):
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise UserError(f"{file}: neither a file nor a folder; remove it")
+            if pattern in TEXTS and file.is_file() and file.stat().st_size > MAX_TEXT:
+                limit = f"the limit of {MAX_TEXT / 1e6:.0f} MB for a config or a tokenizer"
+                raise UserError(f"{file}: over {limit}; download the model again, or remove the file")
 
 
 def check_place(name: str, kind: str = "model") -> None:

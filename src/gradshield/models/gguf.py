@@ -35,9 +35,11 @@ class Header:
 def is_gguf(path: Path) -> bool:
     """Whether the file begins as GGUF does, whatever its name is."""
     try:
+        if not path.is_file():  # a pipe's opening never ends
+            return False
         with path.open("rb") as stream:
             return stream.read(4) == b"GGUF"
-    except OSError:
+    except (OSError, ValueError):  # of a name with a NUL
         return False
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -20,6 +21,7 @@ from gradshield.models.files import Shapes, read_json, shown
 from gradshield.models.gguf import ROPE_FACTORS, apply_rope_factors
 
 _EXTRA_ELEMENTS = 2**24  # elements that a config may describe beyond twice those in the files
+_MOST_LAYERS = 1_000_000  # and labels
 _PACKED = 16  # elements at most that a quantised checkpoint packs into one
 
 
@@ -146,9 +148,19 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
 
 
 def check_config(name: str, folder: Path) -> None:
-    """Raises UserError for a config that names a file of weights, which need not be safetensors."""
-    if read_json(folder / "config.json").get("transformers_weights"):
+    """Raises UserError for a config that names a file of weights, which need not be safetensors, or kernels of a Hub
+    repository, which are code, and for a count of layers or labels that fills the memory as soon as it is read."""
+    config = read_json(folder / "config.json")
+    if config.get("transformers_weights"):
         raise UserError(f"model {name}: its config.json names a file of weights (transformers_weights); remove it")
+    parts = [config]
+    for part in parts:
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        for key, value in part.items():
+            if key.endswith("_implementation") and "/" in str(value):
+                raise UserError(f"model {name}: {key[:80]} in its config.json names a repository of kernels; remove it")
+            if re.search(r"layers?$|^num_labels$", key) and isinstance(value, int) and value > _MOST_LAYERS:
+                raise UserError(f"model {name}: {key[:80]} in its config.json is {value}; no model has so many")
 
 
 def check_complete(name: str, net: Any, info: dict[str, Any]) -> None:
@@ -208,7 +220,7 @@ def check_computes(name: str, net: Any, ids: list[int]) -> None:
     device = net.get_input_embeddings().weight.device
     try:
         with quiet_loading():
-            logits = net(input_ids=torch.tensor([ids], device=device), use_cache=False).logits
+            logits = net(input_ids=torch.tensor([ids], device=device), use_cache=True).logits
     except Exception as error:  # what a config says can make any of its lines fail
         if out_of_memory(error):
             raise UserError(f"model {name} does not fit on {device}: --quantize 4bit, or --device auto") from error
