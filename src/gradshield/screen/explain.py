@@ -79,7 +79,7 @@ def open_explainer(saved: Mapping[str, Any]) -> Explainer:
     options = fihs_options(settings.scorer)
     probes = tuple(check.refused_probes()[: options.probes])
     s = safety_score(model, check.refused_probes(), options)
-    each = [probe_gradient(model, [probe], s) for probe in probes]
+    each = [probe_gradient(model, [probe], s, tolerance=0) for probe in probes]
     harmless = harmless_part(model, each, s, options)
     value = saved["summary"]["threshold"]["value"]
     threshold = float("inf") if value is None else float(value)  # None: nothing is removed
