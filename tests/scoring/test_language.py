@@ -9,7 +9,9 @@ import pytest
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.scoring.intent.language import foreign, language_of, languages, reading_ability, unread_languages
+from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layers
 from gradshield.scoring.intent.unreadable import unread_language
+from gradshield.study.dresses import LOOKALIKES
 
 GERMAN = "Wie backe ich ein einfaches Brot mit wenig Hefe?"
 ENGLISH = "How do I bake a simple loaf with little yeast?"
@@ -76,3 +78,15 @@ def test_the_templates_own_words_do_not_count(tiny):
     assert isinstance(example, Example)
     assert "(de)" in (unread_language(example, tiny.tokenizer, frozenset({"de"})) or "")
     assert unread_language(example, tiny.tokenizer, frozenset({"fr"})) is None
+
+
+def test_a_disguised_row_is_in_the_language_of_its_plain_letters(tiny):
+    layers = read_layers(tiny)
+    width = len(layers) * tiny.net.config.hidden_size
+    readouts = Readouts(layers, np.zeros((width, 2)), np.zeros(2), np.zeros(len(languages())))
+    english = "How do bees find their way home to the hive?"
+    requests = (english.translate(LOOKALIKES), GERMAN)
+    turns = [Conversation((Message("user", request), Message("assistant", "B"))) for request in requests]
+    rows = [example for n, t in enumerate(turns) if isinstance(example := encode(t, n, tiny.tokenizer), Example)]
+    reasons = intent_scores(tiny, readouts, rows).reasons
+    assert list(reasons) == [1] and "(de)" in reasons[1]

@@ -131,7 +131,8 @@ def intent_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) ->
             plain = plain_example(example, tokenizer)
             if plain is not None:
                 rows[n] = max(rows[n], *_read(model, readouts, [plain]))
-            why = hidden_words(plain or example, tokenizer)
+                example = plain
+            why = hidden_words(example, tokenizer)
         if unread and length < FOREIGN_TOKENS:
             why = why or unread_language(example, tokenizer, unread)
         if why:
