@@ -106,6 +106,12 @@ def test_a_link_out_of_the_folder_or_a_pipe_in_it_is_refused_and_one_within_is_n
         refuse_links(tmp_path / "link")
 
 
+def test_a_link_that_leads_nowhere_is_refused(tmp_path):
+    (tmp_path / "kept.jsonl").symlink_to("kept.jsonl")
+    with pytest.raises(UserError, match="leads nowhere"):
+        refuse_links(tmp_path)
+
+
 def test_a_lock_is_held_by_one_at_a_time_also_by_those_that_waited(tmp_path):
     inside, most = [], []
 

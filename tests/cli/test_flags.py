@@ -63,6 +63,8 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(resolved, tmp_pa
         ("threshold: a2\n", "settings.yaml: threshold a2: Input should be 'anchored'"),
         ("- a\n", "not a YAML mapping"),
         ("a: [\n", "can't be read"),
+        ("a: 2026-13-45\n", "can't be read"),
+        pytest.param(f"a: {'[' * 5000}\n", "can't be read", id="deep"),
     ],
 )
 def test_a_wrong_file_is_said_in_one_line(resolved, tmp_path, text, words):

@@ -157,6 +157,7 @@ def test_a_task_that_is_not_in_the_data_folder_is_loaded_by_its_split(tmp_path, 
         ('{"prompt": "a", "answer": []}', "answer"),
         ('["a", "b"]', "not an object"),
         ("a,b", "not JSON"),
+        pytest.param("[" * 100_000, "not JSON", id="deep"),
     ],
 )
 def test_a_wrong_line_of_a_task_file_is_named(tmp_path, line, words):

@@ -126,6 +126,12 @@ def test_a_base_of_no_printable_name_is_none(adapter, base):
     refused(adapter, "names no base model")
 
 
+def test_a_base_of_a_name_too_long_for_a_path_is_one_line(adapter):
+    edit(adapter / "adapter_config.json", lambda config: config | {"base_model_name_or_path": "x" * 100_000})
+    with pytest.raises(UserError, match="can't be loaded"):
+        load_model(str(adapter), device="cpu")
+
+
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern"])
 def test_a_regular_expression_that_does_not_end_is_stopped_and_named(adapter, monkeypatch, key):
     monkeypatch.setattr("gradshield.models.adapters.LIMIT", 0.2)

@@ -125,6 +125,12 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(tiny, monkeypatch,
     assert sizes == [8, 4, 2, 2, 2, 2] and "2 rows" in caplog.text
 
 
+def test_a_request_longer_than_the_positions_is_refused_before_it_is_computed(tiny, monkeypatch):
+    monkeypatch.setattr(module, "_answer", None)
+    with pytest.raises(UserError, match="and tiny 2048 positions"):
+        generate(tiny, ["Why?", "why " * 2048])
+
+
 def test_a_single_row_that_does_not_fit_is_said_and_other_errors_are_not_taken_for_it(tiny, monkeypatch):
     def fail(error):
         def answer(*_):

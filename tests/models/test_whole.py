@@ -88,6 +88,11 @@ def test_a_config_that_no_answer_can_be_generated_with_is_one_line(folder):
     refused(folder, "can't compute: TypeError")
 
 
+def test_a_device_that_computes_nothing_is_one_line(folder):
+    with pytest.raises(UserError, match="--device meta: not available"):
+        load_model(str(folder), device="meta")
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"])
 def test_a_pipe_in_a_model_s_folder_is_refused_before_it_is_opened(folder, name):
     (folder / name).unlink()

@@ -15,14 +15,14 @@ from torture.process import Ended, apart
 KILLED = -9
 
 
-def campaign(work: Path, full: bool, points: int | None) -> Iterator[tuple[str, Counter[str]]]:
-    """Each command, and what came out: "resumed", and "failed: ..." for what must not be.
+def campaign(work: Path, full: bool, points: int | None, only: str = "") -> Iterator[tuple[str, Counter[str]]]:
+    """Each command, or the one named, and what came out: "resumed", and "failed: ..." for what must not be.
 
     `full`: the disk is full from the n-th operation on; else a kill there. `points` is how many places are tried in a
     command (None: all)."""
     results: dict[str, Path] = {}
     for command in prepare(work):
-        if command.costly and points is not None and points < 10:
+        if command.costly and command.name != only and points is not None and points < 10:
             continue
         place = work / "undisturbed" / command.name.replace(" ", "-")
         start(command, results, place)
@@ -30,6 +30,8 @@ def campaign(work: Path, full: bool, points: int | None) -> Iterator[tuple[str, 
         if ended.code or not ended.clean:
             raise RuntimeError(f"{command.name} does not work undisturbed: {ended.said[-2000:]}")
         results[command.name] = place
+        if only not in ("", command.name):
+            continue
         found = Counter(_tried(command, results, work, at, full) for at in _spread(int(ended.answer), points))
         yield command.name, found + Counter(operations=int(ended.answer))
 

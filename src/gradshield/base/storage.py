@@ -167,6 +167,8 @@ def refuse_links(folder: Path) -> None:
             mode = file.lstat().st_mode
             if stat.S_ISLNK(mode) and not Path(os.path.realpath(file)).is_relative_to(home):
                 raise UserError(f"{file}: a symbolic link out of the run folder; remove it, or choose another -o")
+            if stat.S_ISLNK(mode) and not os.path.exists(file):  # a loop, say
+                raise UserError(f"{file}: a symbolic link that leads nowhere; remove it, or choose another -o")
             if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise UserError(f"{file}: neither a file nor a folder; remove it, or choose another -o")
 

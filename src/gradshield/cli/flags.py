@@ -92,7 +92,7 @@ def _make(kind: type[S], values: dict[str, Any], given: dict[str, Any], config: 
 def _read(config: Path) -> dict[str, Any]:
     try:
         found = yaml.load(config.read_text(encoding="utf-8"), _KeepsPlus)  # a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: of a date that is none
         raise UserError(f"--config {config}: can't be read ({' '.join(str(error).split())[:150]})") from None
     if not isinstance(found, dict):
         raise UserError(f"--config {config}: not a YAML mapping of settings, such as `threshold: a1`")

@@ -199,7 +199,7 @@ def _read_cases(path: Path) -> list[Case]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path}:{place}: not JSON; a task file has one object a line") from None
         if not isinstance(record, dict):
             raise UserError(f'{path}:{place}: not an object with "prompt" and "answer"')

@@ -35,10 +35,10 @@ def local_folder(name: str, kind: str = "model", *, code: bool = False) -> Path:
     """
     check_place(name, kind)
     folder = Path(name)
-    if folder.is_dir():
+    if os.path.isdir(name):  # which is false, and no error, for a name too long for a path
         _check_files(folder)
         return folder
-    if folder.exists():
+    if os.path.exists(name):
         raise UserError(f"{kind} {name}: not a folder; a single file must be GGUF")
     from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 

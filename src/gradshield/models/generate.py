@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 
+from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.data.encode import encode_request
 from gradshield.models.batching import halving
@@ -36,9 +37,13 @@ def generate(
     """Greedy answers, in the order of the requests, cut where `stop` first held. `title` shows a progress line, and
     `batch` is the rows at once (default: by the device).
 
-    Out of memory, it goes on with half as many rows at once; raises UserError when a single row does not fit.
+    Out of memory, it goes on with half as many rows at once; raises UserError when a single row does not fit, and for
+    a request that is longer than the model's positions.
     """
     encoded = [encode_request(request, model.tokenizer).tolist() for request in requests]
+    longest = max(map(len, encoded), default=0)
+    if model.positions is not None and longest >= model.positions:
+        raise UserError(f"a request has {longest} tokens, and {model.name} {model.positions} positions; shorten it")
     return [text_of(model, ids) for ids in continue_ids(model, encoded, max_new_tokens, batch, stop=stop, title=title)]
 
 

@@ -237,6 +237,6 @@ def _check_device(device: str) -> None:
     if device == "auto":
         return
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # fails on "meta", which computes nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {device}: not available here ({first_line(error, 100)})") from None
