@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from gradshield.base.deadline import within
+from gradshield.base.deadline import time_limit
 from gradshield.base.errors import UserError
 from gradshield.data.turns import Message
 
@@ -70,10 +70,10 @@ def _find_form(tokenizer, template: str) -> Form:
         form = Form(template, training, parts, thinking)
         try:
             texts = (
-                render(tokenizer, form, [question])[0],
-                render(tokenizer, form, [question], generation_prompt=True)[0],
-                render(tokenizer, form, [question], generation_prompt=True, variables=thinking)[0],
-                render(tokenizer, form, [question, answer], training=bool(training))[0],
+                render_template(tokenizer, form, [question])[0],
+                render_template(tokenizer, form, [question], generation_prompt=True)[0],
+                render_template(tokenizer, form, [question], generation_prompt=True, variables=thinking)[0],
+                render_template(tokenizer, form, [question, answer], training=bool(training))[0],
             )
             # Only what follows the question counts: system prompts and dates come before it.
             alone, prompt, request, answered = [text.split(_QUESTION, 1)[1] for text in texts]
@@ -122,7 +122,7 @@ def _after_shared_start(text: str, other: str) -> str:
     return text[next(differ, min(len(text), len(other))) :]
 
 
-def render(
+def render_template(
     tokenizer,
     form: Form,
     messages: Sequence[Message],
@@ -138,7 +138,7 @@ def render(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        with within(LIMIT):
+        with time_limit(LIMIT):
             rendered: Any = render_jinja_template(  # (texts, spans), whatever its signature says
                 [[_as_dict(message, form.parts) for message in messages]],
                 tools=tools,
