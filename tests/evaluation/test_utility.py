@@ -10,6 +10,7 @@ from conftest import random_examples
 
 from gradshield.base.errors import Diverged, UserError
 from gradshield.data.encode import Example
+from gradshield.evaluation import tasks
 from gradshield.evaluation import utility as module
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.tasks import (
@@ -185,7 +186,7 @@ def test_shares_have_wilson_intervals_and_the_value_is_the_mean(tiny, monkeypatc
     answers = ["yes", "no", "yes", "yes"]
     monkeypatch.setattr(module, "generate", lambda *_, **__: answers)
     task = Task("t", tuple(Case(str(n), ("yes",)) for n in range(4)), "exact match", exact, 8)
-    monkeypatch.setattr(module, "make_task", lambda *_: task)
+    monkeypatch.setattr(tasks, "make_task", lambda *_: task)
     report = evaluate_utility(tiny, "t", EvaluationSettings())
     assert report.value == 0.75 and report.scores == (1.0, 0.0, 1.0, 1.0)
     assert report.error == pytest.approx(0.25) and report.interval == module.wilson(3, 4)
