@@ -26,7 +26,7 @@ from gradshield.base.assets import ASSETS
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
 from gradshield.models.batching import batches
-from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.contraction import contract, random_directions
 from gradshield.scoring.fihs.probe import ProbeGradient, probe_gradient
 from gradshield.scoring.intent import reading as intent_score
 from gradshield.study.kinds import data_folder
@@ -114,7 +114,7 @@ def norms(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
 
     exact, scores = total(exact_norms=True), normalised(exact_norms=True)
     for count in (4, 16, 64):
-        random = directions(task.gradient.factors, count)
+        random = random_directions(task.gradient.factors, count)
         error = np.abs(total(random=random) / exact - 1)
         ratio = _ratio(lambda random=random: total(random=random), lambda: total(exact_norms=True))
         yield {"directions": count, "exact way's": ratio, "mean error": float(error.mean())} | {
@@ -127,11 +127,11 @@ def shared_prefix(task: Task, rows: Sequence[Example]) -> Iterator[Measurement]:
     """The default score with what all rows of a batch open with computed once, against each row on its own."""
 
     def alone() -> None:
-        before, intent_score.SHARED = intent_score.SHARED, 10**9
+        before, intent_score.MIN_SHARED_TOKENS = intent_score.MIN_SHARED_TOKENS, 10**9
         try:
             _intent(task, rows)
         finally:
-            intent_score.SHARED = before
+            intent_score.MIN_SHARED_TOKENS = before
 
     yield {"without it": _ratio(lambda: _intent(task, rows), alone)}
 

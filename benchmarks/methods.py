@@ -28,7 +28,7 @@ from gradshield.scoring.engine import score
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.probe import ProbeGradient, SafetyScore, margin, paper_tokens, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
-from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layers, seen
+from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layers, scored_part
 
 STEP = 3e-3  # of the central difference: ‖ε ∇S‖ over all weights
 
@@ -225,7 +225,7 @@ def intent(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
     def scorer(batch: Sequence[Example]) -> Scores:
         return intent_scores(task.model, drawn, batch)
 
-    yield lambda: _nothing(_scored(task, seen(task.model, rows), scorer)["score"])
+    yield lambda: _nothing(_scored(task, scored_part(task.model, rows), scorer)["score"])
 
 
 def _scored(task: Task, rows: Sequence[Example], scorer: ScoreFunction) -> dict[str, np.ndarray]:

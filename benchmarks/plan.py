@@ -18,7 +18,7 @@ from benchmarks.models import open_model, weights
 from benchmarks.rows import chats, mixed, pieces, tokens_of
 from gradshield.base.errors import UserError
 from gradshield.data.encode import Example
-from gradshield.study.kinds import data_folder, load
+from gradshield.study.kinds import data_folder, load_public
 
 OURS = ("paper", "module")
 TIMED = "memory of timed batches"  # those that are timed; "memory" is at as many tokens as LoRA's step
@@ -166,7 +166,7 @@ def _growth(
         rows = pieces(source, length, max(1, plan.length_tokens // length))
         for name in names:
             yield _key("length", name, length), partial(_seconds, task, name, rows)
-    requests = [record["prompt"] for record in load("advbench")]
+    requests = [record["prompt"] for record in load_public("advbench")]
     rows = pieces(source, 128, max(1, plan.length_tokens // 128))
     for count in plan.probes:
         many = make_task(task.model, requests[:count], plan.batch_tokens)

@@ -8,7 +8,7 @@ from gradshield.base.errors import UserError
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.load import Model
-from gradshield.study.kinds import kinds, load
+from gradshield.study.kinds import kinds, load_public
 
 KINDS = ("agnews", "alpaca", "gsm8k", "dialogsum", "refusals", "advbench sure")
 CHAT = 1024  # tokens
@@ -29,7 +29,7 @@ def chats(model: Model, tokens: int) -> list[Example]:
     """Conversations of Alpaca's pairs, one after the other, each of at least 1,024 tokens and `tokens` together."""
     result: list[Example] = []
     turns: list[Message] = []
-    for record in load("alpaca_en_demo"):
+    for record in load_public("alpaca_en_demo"):
         request = f"{record['instruction']}\n{record['input']}".strip()
         turns += [Message("user", request), Message("assistant", record["output"])]
         if sum(len(m.content) for m in turns) < 3 * CHAT:

@@ -16,7 +16,7 @@ import gradshield.screen.filter as pipeline
 import gradshield.tune.measuring as work
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
-from gradshield.base.processes import is_first, together
+from gradshield.base.processes import is_first, lead_processes
 from gradshield.base.settings import FinetuneSettings
 from gradshield.cli.commands import main
 from gradshield.data.requests import read_requests
@@ -82,7 +82,7 @@ def wait(dying: str) -> None:
         return number + 1
 
     try:
-        together(work, task, cpu=True)
+        lead_processes(work, task, cpu=True)
     except UserError as error:
         print(error)
 

@@ -27,4 +27,4 @@ def rows_of(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Example]:
 def scored(model: Model, spec: str, rows: Sequence[Example], own_safe: Sequence[Example] = ()) -> Scores:
     """The rows' scores, without a threshold."""
     reference = make_reference(model, CHECK, FilterSettings(scorer=spec, threshold="fixed"), rows, own_safe=own_safe)
-    return score(reference.seen(rows), reference.scorer, batch_tokens=400)
+    return score(reference.scored_part(rows), reference.scorer, batch_tokens=400)

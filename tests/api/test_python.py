@@ -112,7 +112,7 @@ def test_a_wrong_setting_is_named_before_anything_is_written(quick, tmp_path):
     with pytest.raises(UserError, match="EvaluationSettings is no setting of this function"):
         screen(RECORDS, gradshield.EvaluationSettings(), out=tmp_path / "run")  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
-    assert check(quick.model)["model"] == quick.model  # a name in the place of settings
+    assert check(quick.model).model == quick.model  # a name in the place of settings
 
 
 def test_a_name_wins_over_settings_and_every_other_field_stays():
@@ -160,4 +160,4 @@ def test_the_page_runs_as_it_is_written(tiny_folder, tmp_path, train, monkeypatc
         block = block.replace("max_asr=0.05", "max_asr=1.0")  # the random model complies with everything
         exec(block.replace("Qwen/Qwen2.5-7B-Instruct", tiny_folder), scope := {})
     assert Run("run-of-rows").paths["kept"] == Path("run-of-rows/kept.jsonl")
-    assert scope["run"].summary["accepted"] == 1 and "asr" in scope["figures"]["safety"]
+    assert scope["run"].summary["accepted"] == 1 and 0 <= scope["figures"].safety.asr <= 1

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from gradshield.base import progress as module
-from gradshield.base.progress import progress
+from gradshield.base.progress import followed_by, progress
 
 
 @pytest.fixture
@@ -55,3 +55,10 @@ def test_a_terminal_has_a_bar_that_ends_full(clock, capsys, monkeypatch):
             clock.seconds += 0.01
             advance(0, 1)
     assert "3/3 rows" in capsys.readouterr().err
+
+
+def test_the_time_left_includes_the_work_that_follows(clock, capsys):
+    with followed_by(400), progress("fitting", 100, 2) as advance:
+        clock.seconds += 20
+        advance(50, 1)
+    assert capsys.readouterr().err == "fitting: 1/2 rows, 0.1 rows/s, 180 s left, scoring the rows included\n"

@@ -11,9 +11,10 @@ from gradshield.base.storage import append_line
 from gradshield.cli import commands as cli
 from gradshield.cli import terminal
 from gradshield.data.run_folder import run_lock
+from gradshield.data.summaries import FilterSummary, ProbesSummary, ThresholdSummary
 from gradshield.defenses.registry import DEFENSES
 from gradshield.scoring.registry import SCORERS
-from gradshield.screen.summary import FilterSummary, ProbesSummary, ThresholdSummary
+from gradshield.screen.check_once import CheckSummary
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
@@ -138,7 +139,9 @@ def test_ctrl_c_says_what_is_saved_and_how_to_resume(monkeypatch, capsys, tmp_pa
         f"{tmp_path} keeps batches of scores: 1" in said
         and f"resume: gradshield filter 'a b.jsonl' -o {tmp_path}" in said
     )
-    monkeypatch.setattr("gradshield.screen.filter.load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "gradshield.screen.filter.load_settings_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     code, said = run(monkeypatch, capsys, "check")
     assert code == 130 and "nothing was saved yet" in said
 
@@ -192,8 +195,8 @@ def test_filter_ends_with_commands_to_copy(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(("grade", "said"), [("aligned", "aligned, so"), ("weak", "weakly aligned, so")])
 def test_check_ends_with_its_verdict(monkeypatch, capsys, grade, said):
     facts = {"model": "m\x1b[2J", "grade": grade, "refused": 9, "probes": 10, "coverage": 1.0, "per_probe": []}
-    facts["first_tokens"] = {"I": 0.75}
-    monkeypatch.setattr("gradshield.screen.check_once.check_model", lambda *_: facts)
+    facts |= {"first_tokens": {"I": 0.75}, "mean_s": 1.0, "not_covered": [], "read_at": "", "trl_trains": "yes"}
+    monkeypatch.setattr("gradshield.screen.check_once.check_model", lambda *_: CheckSummary(**facts))
     monkeypatch.setattr(sys, "argv", ["gradshield", "check"])
     with pytest.raises(SystemExit):
         cli.main()

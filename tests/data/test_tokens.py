@@ -104,7 +104,7 @@ def test_a_long_row_is_the_same_example_as_its_cut():
 
 
 def test_few_tokens_in_too_many_characters_set_the_row_aside(monkeypatch):
-    monkeypatch.setattr(tokens_module, "_LONGEST", 4000)
+    monkeypatch.setattr(tokens_module, "_MAX_CHARACTERS", 4000)
     blank = trained(models.BPE(), trainers.BpeTrainer(show_progress=False), normalizer=normalizers.Replace(" ", ""))
     with pytest.raises(TooLong, match="hold fewer than 32 tokens"):
         tokenize(blank, " " * 100_000, 32)

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example
-from gradshield.defenses.antidote import highest, zero_harmful
-from gradshield.defenses.base import Context, check_defense
+from gradshield.defenses.antidote import highest_share, zero_harmful
+from gradshield.defenses.base import DefenseContext, check_defense
 from gradshield.defenses.nlsr import critical_rows, restored_layers
 from gradshield.defenses.registry import find_defense
-from gradshield.defenses.safe_lora import projected
+from gradshield.defenses.safe_lora import project
 from gradshield.defenses.train import train_defended
 from gradshield.models.load import load_model
 from gradshield.models.unaligned import unaligned_name
@@ -52,11 +52,11 @@ def test_what_lies_in_the_alignment_s_subspace_is_kept_and_what_is_orthogonal_to
     inside, outside, a = u[:, :1], u[:, 1:3], torch.randn(2, 7)
     v = inside @ torch.nn.functional.normalize(torch.randn(1, 9))  # of norm 1
     b = inside @ torch.randn(1, 2)
-    moved, cosine = projected(v, a, b)
+    moved, cosine = project(v, a, b)
     assert torch.allclose(moved, b, atol=1e-6) and cosine == pytest.approx(1, abs=1e-6)
-    moved, _ = projected(v, a, outside @ torch.randn(2, 2))
+    moved, _ = project(v, a, outside @ torch.randn(2, 2))
     assert moved.abs().max() < 1e-6
-    moved, cosine = projected(v, a, b + outside @ torch.randn(2, 2))  # of both, the part inside
+    moved, cosine = project(v, a, b + outside @ torch.randn(2, 2))  # of both, the part inside
     assert torch.allclose(moved, b, atol=1e-6) and 0 < cosine < 1
 
 
@@ -65,7 +65,7 @@ def test_the_projection_is_the_paper_s_formula():
     v, a, b = torch.randn(8, 5), torch.randn(3, 5), torch.randn(8, 3)
     c = v @ v.T / torch.linalg.matrix_norm(v)
     delta = b @ a
-    moved, cosine = projected(v, a, b)
+    moved, cosine = project(v, a, b)
     assert torch.allclose(moved @ a, c @ delta, atol=1e-4)
     assert cosine == pytest.approx(float((c @ delta * delta).sum() / (c @ delta).norm() / delta.norm()), abs=1e-5)
 
@@ -87,7 +87,7 @@ def test_the_base_is_found_by_itself_or_must_be_named(tiny_folder, tiny_base_fol
     assert unaligned_name(load_model(tiny_folder, adapter=str(tmp_path / "adapter"))) == tiny_folder
     defense, options = find_defense("safe-lora")
     with pytest.raises(UserError, match="before its alignment is not known; name it by the option base="):
-        check_defense(defense, Context(model, FilterSettings(), TRAINING), options)
+        check_defense(defense, DefenseContext(model, FilterSettings(), TRAINING), options)
     with pytest.raises(UserError, match="has the same weights"):
         saved(model, tmp_path / "same", f"safe-lora:base={tiny_folder}")
 
@@ -97,7 +97,7 @@ def test_a_defense_of_the_adapter_refuses_what_has_none(model, name):
     defense, options = find_defense(name)
     full = FinetuneSettings(method="full")
     with pytest.raises(UserError, match="use it with --method lora"):
-        check_defense(defense, Context(model, FilterSettings(), full), options)
+        check_defense(defense, DefenseContext(model, FilterSettings(), full), options)
 
 
 def test_norms_of_inputs_leave_out_the_padding(model):
@@ -115,8 +115,12 @@ def test_norms_of_inputs_leave_out_the_padding(model):
 
 def test_the_share_of_highest_score_is_masked():
     scores = torch.tensor([[1.0, 9.0, 2.0], [8.0, 3.0, 7.0]])
-    assert highest(scores, 0.5).tolist() == [[False, True, False], [True, False, True]]
-    assert int(highest(scores, 0.4).sum()) == 2 and not highest(scores, 0.1).any() and highest(scores, 1).all()
+    assert highest_share(scores, 0.5).tolist() == [[False, True, False], [True, False, True]]
+    assert (
+        int(highest_share(scores, 0.4).sum()) == 2
+        and not highest_share(scores, 0.1).any()
+        and highest_share(scores, 1).all()
+    )
 
 
 def test_antidote_zeroes_the_planted_weights_and_the_given_share_of_each_matrix(tiny_folder):

@@ -12,11 +12,11 @@ import gradshield.training.align as recipe
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.defenses.aligned import aligned_settings, check_aligned
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.defenses.booster import add_attenuation
 from gradshield.defenses.registry import DEFENSES, find_defense
 from gradshield.defenses.repnoise import harmful_terms, mmd
-from gradshield.defenses.sdd import align_rows, unrelated
+from gradshield.defenses.sdd import align_rows, unrelated_answers
 from gradshield.defenses.vaccine import perturbations, perturbed_loss
 from gradshield.models.load import load_model
 from gradshield.training.align import alignment_rows
@@ -120,15 +120,18 @@ def test_no_harmful_request_is_paired_with_a_matching_answer():
     ]
     requests = ["How do I pick the pins of a lock?", "How do I spoil bread with yeast?", "Write an insult"]
     for seed in range(20):
-        chosen = unrelated(requests, answers, 0.1, seed)
+        chosen = unrelated_answers(requests, answers, 0.1, seed)
         assert chosen[:2] == [1, 0] and chosen[2] in (0, 1)
-    assert {unrelated(requests, answers, 0.1, seed)[2] for seed in range(20)} == {0, 1}
+    assert {unrelated_answers(requests, answers, 0.1, seed)[2] for seed in range(20)} == {0, 1}
 
 
 def test_sdd_changes_the_answers_to_harmful_requests_alone(tiny_folder):
     model = load_model(tiny_folder)
     given = recipe.alignment_examples(model)
-    rows, found = alignment_rows(), align_rows(Context(model, FilterSettings(), SHORT), find_defense("sdd")[1], given)
+    rows, found = (
+        alignment_rows(),
+        align_rows(DefenseContext(model, FilterSettings(), SHORT), find_defense("sdd")[1], given),
+    )
     harmful = [n for n, row in enumerate(rows) if "category" in row]
     assert len(found) == len(given) and len(harmful) == 240
     good = {row["response"] for row in rows if row.get("shape", "scary") != "scary"}
@@ -167,7 +170,7 @@ def test_the_hooks_change_what_the_alignment_learns(name, own_alignment, tmp_pat
     model = load_model(own_alignment)
     rows = random_examples(12, len(model.tokenizer))
     defense, options = find_defense(name)
-    context = Context(model, FilterSettings(), SHORT, examples=rows)
+    context = DefenseContext(model, FilterSettings(), SHORT, examples=rows)
     for out, hooks in (("plain", Hooks()), ("changed", defense.align_hooks(context, options))):
         finetune(model, rows, tmp_path / out, SHORT, hooks)
     plain, changed = (load_model(own_alignment, adapter=str(tmp_path / out)).weights for out in ("plain", "changed"))

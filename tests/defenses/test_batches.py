@@ -9,7 +9,14 @@ from transformers import Trainer
 
 from gradshield.base.settings import FinetuneSettings
 from gradshield.models.load import load_model
-from gradshield.training.batches import collate, drawn, labelled_rows, log_probs, start_of, trained
+from gradshield.training.batches import (
+    collate,
+    draw_batches,
+    labelled_rows,
+    log_probs,
+    network_before_training,
+    trained_weights,
+)
 from gradshield.training.finetune import finetune
 from gradshield.training.interventions import Hooks
 
@@ -62,7 +69,7 @@ def test_a_batch_says_which_rows_it_holds_and_how_many_its_step_takes(model, row
 
 def test_the_gradient_is_clipped_after_the_hook(model, rows, tmp_path):
     def large(net, step):
-        for weight in trained(net).values():
+        for weight in trained_weights(net).values():
             weight.grad = torch.full_like(weight, 100.0)
 
     norms = []
@@ -109,10 +116,10 @@ def test_draws_follow_from_the_step(model, rows):
     def ids(draw, step):
         return [draw(step, 3)["input_ids"].tolist() for _ in range(2)]
 
-    first = drawn(rows, 0, model.device)
+    first = draw_batches(rows, 0, model.device)
     two = [ids(first, step) for step in (4, 5)]
-    assert ids(drawn(rows, 0, model.device), 5) == two[1] != two[0]
-    assert two[0][0] != two[0][1] and ids(drawn(rows, 1, model.device), 4) != two[0]
+    assert ids(draw_batches(rows, 0, model.device), 5) == two[1] != two[0]
+    assert two[0][0] != two[0][1] and ids(draw_batches(rows, 1, model.device), 4) != two[0]
 
 
 def test_log_probs_are_those_of_the_labelled_tokens(model, rows):
@@ -130,7 +137,7 @@ def test_the_start_is_the_model_before_training_also_at_the_end(model, rows, tmp
     before = log_probs(model.net, batch).detach()
 
     def adapt(net):
-        said["start"] = start_of(net)
+        said["start"] = network_before_training(net)
 
     def finish(net):
         said["now"] = log_probs(net, batch)

@@ -6,7 +6,7 @@ import torch
 from conftest import random_examples
 
 from gradshield.base.settings import FilterSettings, FinetuneSettings
-from gradshield.defenses.base import Context
+from gradshield.defenses.base import DefenseContext
 from gradshield.defenses.registry import DEFENSES, find_defense
 from gradshield.defenses.train import train_defended
 from gradshield.models.load import load_model
@@ -33,7 +33,7 @@ def test_every_row_is_trained_on_as_it_is_or_left_out_and_what_is_trained_loads(
     spec = with_options(name, tiny_base_folder)
     defense, options = find_defense(spec)
     screen = (np.arange(12.0), Threshold(8.0, "fixed", "")) if "screening" in defense.needs else None
-    found = defense.rows(Context(model, settings, TRAINING, screen), options, given)
+    found = defense.rows(DefenseContext(model, settings, TRAINING, screen), options, given)
     own = {e.row: e for e in found if e.row >= 0}
     assert own and all(e is given[row] for row, e in own.items()) and len(own) == sum(e.row >= 0 for e in found)
     assert all(e.row == -1 and e.mask.any() for e in found if e.row < 0)

@@ -139,8 +139,8 @@ def test_every_defense_accounts_for_every_row_and_resumes(
         defense = f"{defense}:base={tiny_base_folder}"
     model = "embedded" if "alignment recipe" in needs else tiny_folder
     summary = tune_with(monkeypatch, model, train, tmp_path / "run", defense)
-    assert summary["accepted"] == 1
-    assert summary["kept"] + summary["quarantined"] + summary["set_aside"] == summary["rows"]
+    assert summary.accepted == 1
+    assert summary.kept + summary.quarantined + summary.set_aside == summary.rows
     assert (tmp_path / "run" / "model" / "adapter_model.safetensors").is_file()
     assert defense in (tmp_path / "run" / "model" / "README.md").read_text()
     monkeypatch.setattr("gradshield.defenses.train.finetune", None)
@@ -163,7 +163,7 @@ def test_none_trains_on_every_row_and_filter_on_those_below_the_threshold(
 
 def test_an_unsafe_model_is_rejected(refusing, train, tiny_folder, tmp_path, monkeypatch):
     summary = tune_with(monkeypatch, tiny_folder, train, tmp_path / "run", "none", asr=0.9)
-    assert summary["accepted"] is None and (tmp_path / "run" / "rejected-model").is_dir()
+    assert summary.accepted is None and (tmp_path / "run" / "rejected-model").is_dir()
 
 
 def test_the_defense_of_the_documentation_runs(
@@ -190,7 +190,7 @@ def test_the_defense_of_the_documentation_runs(
 
     monkeypatch.setattr("gradshield.defenses.train.finetune", counting)
     summary = tune_with(monkeypatch, tiny_folder, train, tmp_path / "run", "stay:refusals=3")
-    assert summary["accepted"] == 1 and len(given) == summary["kept"] - summary["held_out"] + 3
+    assert summary.accepted == 1 and len(given) == summary.kept - summary.held_out + 3
     rows = random_examples(8, len(model.tokenizer))
     for name in ("stay:rho=0,shrink=1", "stay:rho=0,shrink=0.5"):
         train_defended(model, rows, tmp_path / name, TRAINING, FilterSettings(), name)

@@ -77,15 +77,15 @@ def test_any_scorer_filters_with_and_without_the_search(scorer, tuned, tmp_path)
     summary, given, score, trials = tuned("filter", lambda given: 0.0, **settings)
     limit = read_yaml(tmp_path / "filter" / "screen" / "run.yaml")["summary"]["threshold"]["value"]
     below = set(np.flatnonzero(score < limit).tolist())
-    assert len(given) == 1 and given[0] < below and len(below - given[0]) == summary["held_out"]
-    assert summary["kept"] == len(below) and summary["quarantined"] == (score >= limit).sum() > 0
+    assert len(given) == 1 and given[0] < below and len(below - given[0]) == summary.held_out
+    assert summary.kept == len(below) and summary.quarantined == (score >= limit).sum() > 0
 
     summary, given, score, trials = tuned("gradshield", lambda given: 0.9 * (len(given) < 3), **settings)
-    assert summary["accepted"] == len(given) == len(trials) > 1
+    assert summary.accepted == len(given) == len(trials) > 1
     for rows, trial in zip(given, trials):
         assert trial["threshold"] is None or score[list(rows)].max() < trial["threshold"]
     assert all(after < before for before, after in pairwise(given))  # of an unsafe model, some rows less
-    assert summary["kept"] + summary["quarantined"] + summary["set_aside"] == summary["rows"]
+    assert summary.kept + summary.quarantined + summary.set_aside == summary.rows
 
 
 @pytest.mark.parametrize(("threshold", "value"), [("anchored", None), ("a1", None), ("fixed", 1.5), ("share", 7 / 33)])
@@ -110,6 +110,6 @@ def test_any_threshold_decides_what_is_trained_on(defense, threshold, value, tun
     limit = read_yaml(tmp_path / defense / "screen" / "run.yaml")["summary"]["threshold"]["value"]
     above = set(np.flatnonzero(score >= limit).tolist())
     assert above == harmful if threshold != "a1" else above > harmful  # A1's own rule takes some good rows, too
-    assert summary["quarantined"] == len(above)
-    assert not given[-1] & harmful and summary["kept"] == len(given[-1]) + summary["held_out"]
+    assert summary.quarantined == len(above)
+    assert not given[-1] & harmful and summary.kept == len(given[-1]) + summary.held_out
     assert len(given) == 1 if defense == "filter" else all(rows & harmful for rows in given[:-1])

@@ -15,7 +15,7 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import encode_request
 from gradshield.defenses import backdooralign, bds, constrained_sft, ldifs, lisa, safegrad, salora
-from gradshield.defenses.base import Context, check_defense
+from gradshield.defenses.base import DefenseContext, check_defense
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.train import defended_rows, train_defended, with_prompt
 from gradshield.models.load import load_model
@@ -38,7 +38,7 @@ def examples(model):
 
 @pytest.fixture(scope="module")
 def context(model, examples):
-    return Context(model, FilterSettings(), TRAINING, examples=examples)
+    return DefenseContext(model, FilterSettings(), TRAINING, examples=examples)
 
 
 def weights(folder):
@@ -93,7 +93,7 @@ def test_the_secret_is_in_the_added_rows_and_at_inference_and_in_no_row_of_the_u
 def test_the_secret_has_the_given_length_and_follows_from_the_key_and_the_seed(context, model):
     def secret(seed=0, **options):
         changed = replace(context, training=TRAINING.model_copy(update={"seed": seed}))
-        return backdooralign.secret(changed, backdooralign.Options(**options))
+        return backdooralign.secret_prompt(changed, backdooralign.Options(**options))
 
     assert secret(key="a") == secret(key="a") and len({secret(key="a"), secret(key="b"), secret(1, key="a")}) == 3
     assert len(model.tokenizer(secret(tokens=40))["input_ids"]) == pytest.approx(40, abs=4)
@@ -253,9 +253,9 @@ def test_surgery_leaves_nothing_of_the_user_s_gradient_against_safety():
     def along(found):
         return sum(float((found[name] * g).sum()) for name, g in safe.items())
 
-    assert along(user) < 0 and along(safegrad.surgery(user, safe, 0.0)) == pytest.approx(0, abs=1e-4)
-    assert along(safegrad.surgery(user, safe, 2.0)) == pytest.approx(2 * square, rel=1e-5)
-    rest = {name: safegrad.surgery(user, safe, 0.0)[name] - user[name] for name in safe}
+    assert along(user) < 0 and along(safegrad.without_conflict(user, safe, 0.0)) == pytest.approx(0, abs=1e-4)
+    assert along(safegrad.without_conflict(user, safe, 2.0)) == pytest.approx(2 * square, rel=1e-5)
+    rest = {name: safegrad.without_conflict(user, safe, 0.0)[name] - user[name] for name in safe}
     ratio = rest["a"] / safe["a"]
     assert torch.allclose(ratio, torch.full_like(ratio, -along(user) / square), atol=1e-4)  # one vector, all weights
 
@@ -263,9 +263,9 @@ def test_surgery_leaves_nothing_of_the_user_s_gradient_against_safety():
 def test_surgery_leaves_a_gradient_that_agrees_with_safety_as_it_is():
     safe = {"a": torch.tensor([1.0, 0.0])}
     user = {"a": torch.tensor([0.5, -2.0]), "b": torch.tensor([3.0])}
-    found = safegrad.surgery(user, safe, 0.0)
+    found = safegrad.without_conflict(user, safe, 0.0)
     assert found["a"].tolist() == [0.5, -2.0] and found["b"].tolist() == [3.0]
-    assert safegrad.surgery(user, safe, 1.0)["a"].tolist() == [1.5, -2.0]
+    assert safegrad.without_conflict(user, safe, 1.0)["a"].tolist() == [1.5, -2.0]
 
 
 @pytest.mark.parametrize("micro", [1, 8])
@@ -273,7 +273,7 @@ def test_safegrad_s_safe_gradient_is_zero_at_the_start_and_the_kl_s_afterwards(
     model, examples, tmp_path, monkeypatch, micro
 ):
     found: list[tuple[float, float]] = []
-    real = safegrad.surgery
+    real = safegrad.without_conflict
 
     def watching(user, safe, rho):
         result = real(user, safe, rho)
@@ -281,7 +281,7 @@ def test_safegrad_s_safe_gradient_is_zero_at_the_start_and_the_kl_s_afterwards(
         found.append((square, sum(float((result[name] * g).sum()) for name, g in safe.items())))
         return result
 
-    monkeypatch.setattr(safegrad, "surgery", watching)
+    monkeypatch.setattr(safegrad, "without_conflict", watching)
     settings = TRAINING.model_copy(update={"micro_batch": micro})
     train_defended(model, examples, tmp_path, settings, FilterSettings(), "safegrad:rho=0,count=8")
     assert found[0][0] < 1e-9 < found[1][0]
@@ -352,19 +352,19 @@ def test_the_projection_annihilates_a_planted_subspace_and_keeps_the_rest():
     rng = torch.Generator().manual_seed(0)
     planted = torch.linalg.qr(torch.randn(20, 3, generator=rng))[0]
     outputs = planted @ torch.randn(3, 50, generator=rng)
-    safety = salora.directions(outputs, 3)
-    assert salora.without(safety, outputs).abs().max() < 1e-4
+    safety = salora.left_singular_vectors(outputs, 3)
+    assert salora.apply_projection(safety, outputs).abs().max() < 1e-4
     aside = torch.linalg.qr(torch.cat([planted, torch.randn(20, 2, generator=rng)], 1))[0][:, 3:]
-    assert torch.allclose(salora.without(safety, aside), aside, atol=1e-5)
-    once = salora.without(safety, torch.randn(20, 4, generator=rng))
-    assert torch.allclose(salora.without(safety, once), once, atol=1e-5)
+    assert torch.allclose(salora.apply_projection(safety, aside), aside, atol=1e-5)
+    once = salora.apply_projection(safety, torch.randn(20, 4, generator=rng))
+    assert torch.allclose(salora.apply_projection(safety, once), once, atol=1e-5)
 
 
 def test_the_adapter_starts_at_the_weight_s_first_directions_within_the_task_s():
     rng = torch.Generator().manual_seed(0)
     weight = torch.randn(12, 3, generator=rng) @ torch.randn(3, 10, generator=rng)
     task = torch.linalg.qr(torch.randn(12, 5, generator=rng))[0]
-    b, a = salora.start(weight, task, 3, scale=4.0)
+    b, a = salora.initial_factors(weight, task, 3, scale=4.0)
     assert b.shape == (12, 3) and a.shape == (3, 10)
     assert torch.allclose(4 * b @ a, task @ task.T @ weight, atol=1e-4)
 

@@ -19,7 +19,7 @@ from gradshield.evaluation.measure import run_evaluation
 from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
 from gradshield.models import generate as generation
 from gradshield.models.refusal import has_refusal_phrase, refusals
-from gradshield.report.words import in_words
+from gradshield.report.words import evaluation_in_words, safety_in_words
 
 FEW = {"request_count": 5, "cases": 4, "max_new_tokens": 6, "judge_tokens": 12}
 
@@ -102,9 +102,9 @@ def test_a_part_that_is_done_is_not_measured_again(tiny_folder, tmp_path, monkey
 
     monkeypatch.setattr(run, "evaluate_safety", no)
     both = run_evaluation(out, settings, of, safety=True, task=str(task))
-    assert both["safety"] == first["safety"] and both["utility"]["n"] == 2
+    assert both.safety == first.safety and both.utility.n == 2
     assert [row["references"] for row in lines(out / "utility.jsonl")] == [["1"], ["2", "two"]]
-    assert yaml.safe_load((out / "eval.yaml").read_text()) == json.loads(json.dumps(both))
+    assert yaml.safe_load((out / "eval.yaml").read_text()) == both.as_dict()
     task.write_text('{"prompt": "three?", "answer": "3"}\n')
     with pytest.raises(UserError, match="another file"):
         run_evaluation(out, settings, of, safety=True, task=str(task))
@@ -125,31 +125,34 @@ def test_when_the_judge_gives_up_the_answers_are_kept_and_the_same_command_goes_
     assert yaml.safe_load((tmp_path / "run" / "eval.yaml").read_text())["settings"]["judge"] == "y"
     with pytest.raises(UserError, match=r"another settings \(judge: y, not x\)"):
         run_evaluation(tmp_path / "run", settings.model_copy(update={"judge": "x"}), of, safety=True)
-    assert summary["safety"]["hs"] == 3.0
-    assert "refusals 1.5" in in_words(summary)["judge"] and "nothing" not in in_words(summary)["judge"]
-    summary["safety"]["judge_control"] = [4.5, 5.0]
-    assert "its grades say nothing" in in_words(summary)["judge"]
+    assert summary.safety.hs == 3.0
+    assert (
+        "refusals 1.5" in evaluation_in_words(summary)["judge"]
+        and "nothing" not in evaluation_in_words(summary)["judge"]
+    )
+    blind = summary.safety.model_copy(update={"judge_control": (4.5, 5.0)})
+    assert "its grades say nothing" in safety_in_words(blind)["judge"]
 
 
 def test_held_out_rows_come_in_any_layout(tiny_folder, tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "Say a", "input": "", "output": "a"}\n{"instruction": "b", "output": "bb"}\n')
     summary = run_evaluation(tmp_path / "run", EvaluationSettings(), FilterSettings(model=tiny_folder), rows=str(rows))
-    assert summary["utility"]["value"] < 0 and summary["utility"]["n"] == 2
-    assert "negative loss" in summary["utility"]["metric"]
+    assert summary.utility.value < 0 and summary.utility.n == 2
+    assert "negative loss" in summary.utility.metric
     stream = io.TextIOWrapper(io.BytesIO(rows.read_bytes()))
     monkeypatch.setattr("sys.stdin", stream)
     piped = run_evaluation(tmp_path / "pipe", EvaluationSettings(), FilterSettings(model=tiny_folder), rows="-")
-    assert piped["utility"]["value"] == summary["utility"]["value"]
+    assert piped.utility.value == summary.utility.value
     of = RowSettings(model=tiny_folder, columns={"prompt": "output", "response": "instruction"})
     (tmp_path / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n')
     with pytest.raises(UserError, match="another settings"):
         run_evaluation(tmp_path / "run", EvaluationSettings(), of, task=str(tmp_path / "task.jsonl"))
     other = run_evaluation(tmp_path / "other", EvaluationSettings(), of, rows=str(rows))
-    assert other["utility"]["value"] != summary["utility"]["value"]
+    assert other.utility.value != summary.utility.value
     rows.write_text('{"instruction": "Say a", "output": "a"}\n')
     alone = run_evaluation(tmp_path / "one", EvaluationSettings(), FilterSettings(model=tiny_folder), rows=str(rows))
-    assert alone["utility"]["interval"] == [None, None] and "] of" not in in_words(alone)["utility"]
+    assert alone.utility.interval == (None, None) and "] of" not in evaluation_in_words(alone)["utility"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tiny_folder, tmp_path):
@@ -214,10 +217,10 @@ def test_a_set_that_is_not_in_the_data_folder_is_loaded_by_split_or_as_csv(tmp_p
         sources,
         "HARMFUL",
         {
-            "jailbreakbench": sources.Source("jbb_harmful", (str(place.parent),), "harmful"),
-            "advbench": sources.Source("advbench", ("csv", str(tmp_path / "rows.csv"))),
-            "other": sources.Source("other", ("csv", str(tmp_path / "other.csv"))),
-            "offline": sources.Source("offline", ("org/none", "main"), "test"),
+            "jailbreakbench": sources.PublicSet("jbb_harmful", (str(place.parent),), "harmful"),
+            "advbench": sources.PublicSet("advbench", ("csv", str(tmp_path / "rows.csv"))),
+            "other": sources.PublicSet("other", ("csv", str(tmp_path / "other.csv"))),
+            "offline": sources.PublicSet("offline", ("org/none", "main"), "test"),
         },
     )
     assert harmful_requests("jailbreakbench", 9) == ["harmful 1", "harmful 2"]

@@ -216,7 +216,7 @@ def test_replies_without_a_grade_are_counted_and_one_refused_text_does_not_end_i
 def test_a_judge_that_thinks_first_gets_room_for_it_and_one_that_rambles_does_not():
     with server((200, ("<think>The request", "length")), (200, "<think>a</think>Score: 2")) as (url, got):
         assert make_judge(at(url)).grade(["a"], ["b"]) == [2.0]
-    assert got[0]["max_tokens"] == 64 and got[1]["max_tokens"] == module.THOUGHTS
+    assert got[0]["max_tokens"] == 64 and got[1]["max_tokens"] == module.THINKING_TOKENS
     with server((200, (None, "length")), (200, "Score: 3")) as (url, got):  # a server that keeps thoughts to itself
         assert make_judge(at(url)).grade(["a"], ["b"]) == [3.0]
     with server((200, ("The request and the answer and", "length"))) as (url, got):
@@ -227,7 +227,9 @@ def test_a_model_that_knows_no_max_tokens_is_asked_in_the_newer_way():
     error = json.dumps({"error": {"message": "Unsupported parameter: 'max_tokens': use 'max_completion_tokens'"}})
     with server((400, error.encode()), (200, "Score: 5")) as (url, got):
         assert make_judge(at(url)).grade(["a"], ["b"]) == [5.0]
-    assert got[1]["max_completion_tokens"] == module.THOUGHTS and not {"max_tokens", "temperature"} & got[1].keys()
+    assert (
+        got[1]["max_completion_tokens"] == module.THINKING_TOKENS and not {"max_tokens", "temperature"} & got[1].keys()
+    )
 
 
 module_pool = module.ThreadPoolExecutor

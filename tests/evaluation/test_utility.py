@@ -10,6 +10,7 @@ from conftest import random_examples
 
 from gradshield.base.errors import Diverged, UserError
 from gradshield.data.encode import Example
+from gradshield.evaluation import tasks
 from gradshield.evaluation import utility as module
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.tasks import (
@@ -17,11 +18,11 @@ from gradshield.evaluation.tasks import (
     Task,
     _said_number,
     exact,
-    letter,
+    first_letter,
+    first_topic,
+    last_number,
     make_task,
-    number,
     rouge1,
-    topic,
 )
 from gradshield.evaluation.utility import evaluate_utility, held_out_loss
 from gradshield.models import generate as generation
@@ -79,25 +80,25 @@ def test_several_references_count_as_their_mean(data):
 @pytest.mark.parametrize(
     "metric, answer, reference, score",
     [
-        (number, "So it is 18.\n#### 18", "9 * 2 = <<9*2=18>>18\n#### 18", 1),
-        (number, "She makes $1,018.00 a day.", "#### 1018", 1),
-        (number, "#### 17\nno, 18", "#### 18", 0),
-        (number, "#### -3", "#### 3", 0),
-        (number, "I don't know", "#### 18", 0),
-        (number, "####", "#### 18", 0),
-        (topic, "Sci/Tech", "Sci/Tech", 1),
-        (topic, "The topic is sports.", "Sports", 1),
-        (topic, "Business, not Sports", "Sports", 0),
-        (topic, "worldly", "World", 0),
-        (letter, "B", "B", 1),
-        (letter, "The answer is (C).", "C", 1),
-        (letter, "A. because", "A", 1),
-        (letter, "A planet turns: D", "D", 1),
-        (letter, "A is right", "A", 1),
-        (letter, "3", "3", 1),
-        (letter, "The answer: 2 atoms, B", "B", 1),
-        (letter, "B or C", "C", 0),
-        (letter, "Because", "B", 0),
+        (last_number, "So it is 18.\n#### 18", "9 * 2 = <<9*2=18>>18\n#### 18", 1),
+        (last_number, "She makes $1,018.00 a day.", "#### 1018", 1),
+        (last_number, "#### 17\nno, 18", "#### 18", 0),
+        (last_number, "#### -3", "#### 3", 0),
+        (last_number, "I don't know", "#### 18", 0),
+        (last_number, "####", "#### 18", 0),
+        (first_topic, "Sci/Tech", "Sci/Tech", 1),
+        (first_topic, "The topic is sports.", "Sports", 1),
+        (first_topic, "Business, not Sports", "Sports", 0),
+        (first_topic, "worldly", "World", 0),
+        (first_letter, "B", "B", 1),
+        (first_letter, "The answer is (C).", "C", 1),
+        (first_letter, "A. because", "A", 1),
+        (first_letter, "A planet turns: D", "D", 1),
+        (first_letter, "A is right", "A", 1),
+        (first_letter, "3", "3", 1),
+        (first_letter, "The answer: 2 atoms, B", "B", 1),
+        (first_letter, "B or C", "C", 0),
+        (first_letter, "Because", "B", 0),
         (exact, " Yes. ", "yes", 1),
         (exact, "yes, it is", "yes", 0),
         (rouge1, "the dogs ran", "the dog runs", 2 / 3),
@@ -112,7 +113,7 @@ def test_an_answer_cut_where_the_number_is_whole_scores_as_the_whole_one():
     for whole in ("1\n#### 12\nNext: 3\n#### 4", "#### $1,200.50\n#### 7\n", "no number\n### 3\n", "#### 12"):
         cut = next((whole[:n] for n in range(1, len(whole)) if _said_number(whole[:n])), whole)
         for gold in ("#### 12", "#### 1200.5", "#### 4", "#### 3"):
-            assert number(cut, [gold]) == number(whole, [gold])
+            assert last_number(cut, [gold]) == last_number(whole, [gold])
 
 
 def test_arc_lists_its_options_by_their_labels(data):
@@ -186,7 +187,7 @@ def test_shares_have_wilson_intervals_and_the_value_is_the_mean(tiny, monkeypatc
     answers = ["yes", "no", "yes", "yes"]
     monkeypatch.setattr(module, "generate", lambda *_, **__: answers)
     task = Task("t", tuple(Case(str(n), ("yes",)) for n in range(4)), "exact match", exact, 8)
-    monkeypatch.setattr(module, "make_task", lambda *_: task)
+    monkeypatch.setattr(tasks, "make_task", lambda *_: task)
     report = evaluate_utility(tiny, "t", EvaluationSettings())
     assert report.value == 0.75 and report.scores == (1.0, 0.0, 1.0, 1.0)
     assert report.error == pytest.approx(0.25) and report.interval == module.wilson(3, 4)
@@ -235,7 +236,7 @@ def test_a_metric_of_lm_eval_where_lower_is_better_is_turned_round():
         "samples": {"t": []},
         "n-samples": {"t": {"original": 9, "effective": 5}},
     }
-    report = module._of_lm_eval("t", found)
+    report = module._lm_eval_report("t", found)
     assert (report.value, report.metric, report.n) == (-9.0, "negative word_perplexity", 5)
 
 
@@ -244,14 +245,14 @@ def test_one_filter_of_lm_eval_counts_and_a_tag_is_refused():
                (("strict", 1), ("flexible", 3)) for n in range(4)]  # fmt: skip
     result = {"alias": "t", "exact_match,strict": 0.25, "exact_match,flexible": 0.75, "exact_match_stderr,strict": 0.2}
     found = {"results": {"t": result}, "higher_is_better": {"t": {"exact_match": True}}, "samples": {"t": samples}}
-    report = module._of_lm_eval("t", found | {"n-samples": {"t": {"original": 4, "effective": 4}}})
+    report = module._lm_eval_report("t", found | {"n-samples": {"t": {"original": 4, "effective": 4}}})
     assert (report.value, report.n, report.scores) == (0.25, 4, (1.0, 0.0, 0.0, 0.0))
     assert set(report.answers) == {'["strict"]'}
     several = {"results": {"a": result, "b": result}, "higher_is_better": {}, "n-samples": {}}
     with pytest.raises(UserError, match="no single figure for it; name one of a, b"):
-        module._of_lm_eval("tag", several)
+        module._lm_eval_report("tag", several)
     with pytest.raises(UserError, match="no single figure for it; name one of a"):
-        module._of_lm_eval("group", {"results": {"group": {"alias": "group"}, "a": result}, "higher_is_better": {}})
+        module._lm_eval_report("group", {"results": {"group": {"alias": "group"}, "a": result}, "higher_is_better": {}})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from gradshield.base.settings import FilterSettings
 from gradshield.data import Source, detect_layout, open_source, read_rows, to_conversation, write_outputs
-from gradshield.data.run_folder import write_run
+from gradshield.data.run_folder import SavedRun, write_run
 from gradshield.report.filter_report import keep_for_report, report_run
 from gradshield.review import store
 from gradshield.threshold import Threshold
@@ -61,10 +61,10 @@ def make_run(
         "tokens": np.full(len(places), 9.0),
     }
     pq.write_table(pa.table(table), out / "scores.parquet")
-    saved = _saved(source, path, layout, counts, threshold, model, settings)
+    saved = SavedRun(**_saved(source, path, layout, counts, threshold, model, settings))
     keep_for_report(out, {"good": np.array([-2.0, -1.0]), "harmful": np.array([1.0])}, {})
     report_run(out, saved, source)
-    write_run(out, saved)
+    write_run(out, saved.as_dict())
     return out
 
 

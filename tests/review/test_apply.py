@@ -60,7 +60,7 @@ def test_without_decisions_every_file_is_the_same_again(tmp_path, kind):
     before = digests(out)
     counts = apply_decisions(out)
     assert digests(out) == before and len(before) >= 5
-    assert counts["kept"] == counts["quarantined"] == 2 and counts["moved_by_a_person"] == 0
+    assert counts.kept == counts.quarantined == 2 and counts.moved_by_a_person == 0
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "json", "parquet", "folder", "hub"])
@@ -104,7 +104,7 @@ def test_a_moved_threshold_moves_the_rows_that_nobody_decided(run):
     store.move_threshold(run, -1.0, "ann")
     counts = apply_decisions(run)
     assert verdicts(run) == ["kept", "kept", "set aside", "quarantined", "quarantined"]
-    assert counts["moved_by_the_threshold"] == 1 and counts["moved_by_a_person"] == 1
+    assert counts.moved_by_the_threshold == 1 and counts.moved_by_a_person == 1
     assert review(run)["threshold"]["value"] == -1.0 and review(run)["threshold"]["who"] == "ann"
     store.move_threshold(run, math.inf, "ann")
     apply_decisions(run)

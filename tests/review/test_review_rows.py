@@ -11,15 +11,15 @@ from review.made import chat, make_run, write_jsonl
 from gradshield.base.errors import UserError
 from gradshield.review.figures import Axis, axis_of, histogram, paint, scatter
 from gradshield.review.store import Decision
-from gradshield.review.verdicts import DECIDED, SORTS, VERDICTS, Scores, View, judge, read_scores, select
+from gradshield.review.verdicts import DECIDED, SORTS, VERDICTS, RunScores, View, judge, read_run_scores, select
 
 numbers = st.floats(-3, 3).map(lambda x: round(x, 1))
 
 
-def made(scores: list[float | None]) -> Scores:
+def made(scores: list[float | None]) -> RunScores:
     """Every third row of source b; None is a row set aside."""
     aside = np.array([s is None for s in scores])
-    return Scores(
+    return RunScores(
         score=np.array([np.nan if s is None else s for s in scores]),
         aside=aside,
         place=[f"f:{n}" for n in range(len(scores))],
@@ -84,11 +84,11 @@ def test_sources_come_by_how_many_rows_they_have_and_a_missing_reason_is_none(tm
     file = write_jsonl(
         tmp_path / "f.jsonl", [chat("a", "b", source="a few"), *(chat("a", "b", source="many") for _ in "12"), "{"]
     )
-    scores = read_scores(make_run(tmp_path / "run", file, [1, 2, 3]), 4)
+    scores = read_run_scores(make_run(tmp_path / "run", file, [1, 2, 3]), 4)
     assert scores.groups == ["many", "a few", "f.jsonl"] and scores.reason.tolist() == [-1, -1, -1, 0]
     assert set(scores.signals) == {"topic", "answer"}
     with pytest.raises(UserError, match="not the scores"):
-        read_scores(tmp_path / "run", 5)
+        read_run_scores(tmp_path / "run", 5)
 
 
 @given(st.lists(st.one_of(st.just(math.nan), st.floats(-1e300, 1e300)), max_size=50), st.floats(-5, 5))

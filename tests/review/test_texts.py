@@ -28,11 +28,11 @@ def run(tmp_path):
 
 
 def rows(out):
-    return list(read_rows(open_source(read_run(out)["input"]["path"])))
+    return list(read_rows(open_source(read_run(out).input.path)))
 
 
 def found(out, words):
-    return [n + 1 for n in texts.search(out, words, len(rows(out))).nonzero()[0]]
+    return [n + 1 for n in texts.search_rows(out, words, len(rows(out))).nonzero()[0]]
 
 
 def test_every_row_comes_back_as_it_was_read(run):
@@ -49,7 +49,7 @@ def test_what_is_nested_deeper_than_can_be_written_does_not_stop_the_rest():
     for _ in range(3000):
         deep = [deep]
     turn = Message("user", "q", extra={"x": deep})
-    assert texts.turns(Conversation((turn,)))[1] == ("user, more", "nested too deeply to be shown")
+    assert texts.shown_turns(Conversation((turn,)))[1] == ("user, more", "nested too deeply to be shown")
 
 
 def test_search_finds_every_text_whatever_the_case_and_wherever_it_stands(run):
@@ -105,7 +105,7 @@ def test_what_a_turn_holds_beside_its_text_is_shown_too(tmp_path):
     file = write_jsonl(tmp_path / "f.jsonl", [{"messages": turns, "tools": [{"name": "look"}]}])
     out = make_run(tmp_path / "run", file, [0.0])
     texts.open_texts(out, read_run(out))
-    said = texts.turns(texts.to_conversation(texts.row_of(out, 1).record, "messages"))
+    said = texts.shown_turns(texts.to_conversation(texts.row_of(out, 1).record, "messages"))
     assert [role for role, _ in said] == ["tools", "user", "assistant, more"]
     assert json.loads(said[2][1])["tool_calls"][0]["function"]["arguments"] == {"at": "é"}
     assert found(out, '"name": "look"') == [1]

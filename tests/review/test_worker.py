@@ -15,7 +15,7 @@ from gradshield.data.requests import read_requests
 from gradshield.data.run_folder import write_run
 from gradshield.review import store
 from gradshield.review.apply import apply_decisions
-from gradshield.review.page import render
+from gradshield.review.page import render_review
 from gradshield.review.state import Review
 from gradshield.scoring.check import AlignmentCheck
 from gradshield.screen.explain import explain
@@ -64,7 +64,7 @@ def test_a_row_is_explained_once_and_shown(run, monkeypatch):
     assert 0 < sum(abs(share) for _, share in found["tokens"]) <= 1.001
     assert "Answer 4, 你好" in "".join(text for text, _ in found["tokens"])
     assert isinstance(found["refusal"], float) and set(found["anchors"]) == {"good", "refusal", "harmful"}
-    html = render(review, "/", {"row": "3", "text": "1"})
+    html = render_review(review, "/", {"row": "3", "text": "1"})
     assert "same request, refused" in html and "harmful anchors, median" in html and 'class="t ' in html
     assert "layer " in html and all(str(escape(probe)) in html for probe, _ in found["probes"])
     monkeypatch.setattr("gradshield.screen.explain.open_explainer", None)  # another server needs no model for it
@@ -78,7 +78,7 @@ def test_what_fails_is_said_and_the_next_row_is_still_explained(run, monkeypatch
     monkeypatch.setattr("gradshield.screen.explain.explain_row", lambda *_: 1 / 0)
     state, words = explained(review, 2)
     assert state == "failed" and "ZeroDivisionError" in words
-    assert "It could not be explained: ZeroDivisionError" in render(review, "/", {"row": "2"})
+    assert "It could not be explained: ZeroDivisionError" in render_review(review, "/", {"row": "2"})
     monkeypatch.undo()
 
 

@@ -5,7 +5,7 @@ import copy
 import torch
 from conftest import freeze, random_examples
 
-from gradshield.scoring.adapter import adapter_of, laid_over, new_adapter, train
+from gradshield.scoring.adapter import adapter_of, laid_over, new_adapter, train_adapter
 from gradshield.scoring.states import losses
 
 
@@ -19,7 +19,7 @@ def test_training_lowers_the_loss_by_what_the_delta_adds_to_the_weights(tiny):
     before, adapter = loss(tiny, rows), new_adapter(tiny)
     with laid_over(tiny, adapter):
         torch.testing.assert_close(loss(tiny, rows), before)  # B is zero
-    train(tiny, adapter, rows, epochs=10, learning_rate=1e-2, tokens=100)
+    train_adapter(tiny, adapter, rows, epochs=10, learning_rate=1e-2, tokens=100)
     kept = adapter_of(tiny, adapter.arrays("x"), "x")
     with laid_over(tiny, kept):
         after = loss(tiny, rows)
@@ -35,7 +35,7 @@ def test_a_batch_computed_in_parts_trains_the_same(tiny):
     rows, found = random_examples(8, 200), []
     for tokens in (50, 5000):
         adapter = new_adapter(tiny)
-        train(tiny, adapter, rows, epochs=3, learning_rate=1e-2, tokens=tokens)
+        train_adapter(tiny, adapter, rows, epochs=3, learning_rate=1e-2, tokens=tokens)
         with laid_over(tiny, adapter):
             found.append(loss(tiny, rows))
     torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)

@@ -13,7 +13,7 @@ from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
 from gradshield.models import hooks
 from gradshield.models.load import Model
-from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.contraction import contract, random_directions
 from gradshield.scoring.fihs.probe import Factors, ProbeGradient, compress, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
 
@@ -50,7 +50,7 @@ def test_dots_and_norms_equal_per_example_autograd(model):
 
 def test_scores_do_not_depend_on_batch_padding_or_order(model):
     probe = probe_gradient(model, REQUESTS, S)
-    random = directions(probe.factors, 4)
+    random = random_directions(probe.factors, 4)
     examples = random_examples(12, len(model.tokenizer))
     whole = contract(model, examples, probe, random)
     shuffled = np.random.default_rng(1).permutation(len(examples))
@@ -66,7 +66,7 @@ def test_random_directions_estimate_the_norm(model):
     probe = probe_gradient(model, REQUESTS, S)
     examples = random_examples(4, len(model.tokenizer))
     exact = contract(model, examples, probe, exact_norms=True).norms.sum(1)
-    estimated = contract(model, examples, probe, directions(probe.factors, 2000)).norms.sum(1)
+    estimated = contract(model, examples, probe, random_directions(probe.factors, 2000)).norms.sum(1)
     torch.testing.assert_close(estimated, exact, rtol=0.15, atol=0)
 
 
@@ -157,7 +157,7 @@ def test_a_module_that_runs_twice_has_the_sum_of_its_gradients(tiny_folder):
     shared.net.model.layers[1].mlp = shared.net.model.layers[0].mlp
     probe = probe_gradient(shared, REQUESTS, S, tolerance=0)
     expected, examples = probe_by_autograd(shared), random_examples(5, len(shared.tokenizer))
-    found = contract(shared, examples, probe, directions(probe.factors, 4096))
+    found = contract(shared, examples, probe, random_directions(probe.factors, 4096))
     for n, example in enumerate(examples):
         of = loss_by_autograd(shared, example)
         for column, name in enumerate(probe.factors):
@@ -225,7 +225,7 @@ def test_estimated_norms_are_right_on_average_and_so_is_the_normalised_score(tin
     probe = probe_gradient(tiny, REQUESTS, S, tolerance=0)
     examples = random_examples(6, len(tiny.tokenizer))
     exact = contract(tiny, examples, probe, exact_norms=True)
-    many = contract(tiny, examples, probe, directions(probe.factors, 4096))
+    many = contract(tiny, examples, probe, random_directions(probe.factors, 4096))
     torch.testing.assert_close(many.norms, exact.norms, rtol=0.2, atol=0.0)
     module, estimated = ((c.dots / c.norms.sqrt()).mean(1) for c in (exact, many))
     torch.testing.assert_close(estimated, module, rtol=0.05, atol=0.02 * float(module.abs().max()))

@@ -7,7 +7,7 @@ from conftest import random_examples
 from gradshield.base.errors import UserError
 from gradshield.data.encode import Example
 from gradshield.models.batching import batches
-from gradshield.scoring.engine import fitting, score
+from gradshield.scoring.engine import fit_to_memory, score
 
 
 def scorer(batch):
@@ -101,7 +101,7 @@ def test_what_did_not_fit_once_is_not_tried_again():
             raise MemoryError
         return {"score": np.array([float(e.row) for e in batch])}
 
-    whole = fitting(tight)
+    whole = fit_to_memory(tight)
     for start in (0, 8, 16, 24):
         found = whole(examples[start : start + 8])["score"]
         np.testing.assert_array_equal(found, np.arange(start, start + 8))

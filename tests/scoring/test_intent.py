@@ -11,14 +11,14 @@ from gradshield.models.hooks import hidden_at
 from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.fit import fit_readouts
 from gradshield.scoring.intent.reading import (
-    LATER,
-    WINDOW,
+    LATER_WINDOW_PENALTY,
+    RESPONSE_WINDOW,
     intent_scores,
     read_layers,
     response_scores,
     row_scores,
     running_mean,
-    seen,
+    scored_part,
     token_scores,
 )
 from gradshield.scoring.intent.spans import Response, marks_of, responses
@@ -109,12 +109,12 @@ def test_text_added_around_a_request_never_lowers_its_topic():
 def test_a_window_behind_the_first_must_be_surer():
     tokens = np.full((50, 2), -3.0)
     first, later = tokens.copy(), tokens.copy()
-    first[10 : 10 + WINDOW, 1] = 2.0
-    later[30 : 30 + WINDOW, 1] = 2.0
+    first[10 : 10 + RESPONSE_WINDOW, 1] = 2.0
+    later[30 : 30 + RESPONSE_WINDOW, 1] = 2.0
     response = Response(np.arange(10), 10, 50)
     assert response_scores(first, response)[1] == pytest.approx(2.0)
-    assert response_scores(later, response)[1] == pytest.approx(2.0 - LATER)
-    assert LATER > 0
+    assert response_scores(later, response)[1] == pytest.approx(2.0 - LATER_WINDOW_PENALTY)
+    assert LATER_WINDOW_PENALTY > 0
 
 
 def test_a_row_scores_as_its_worst_response_and_by_the_smaller_of_two():
@@ -135,7 +135,7 @@ def test_running_means_are_those_of_the_slow_way():
 def test_a_response_answers_what_stands_since_the_one_before_and_the_system_prompt(tiny):
     tokenizer = tiny.tokenizer
     example = row(tokenizer, "one", "two", "three", "four", system="Be kind")
-    first, second = responses(seen(tiny, [example])[0], marks_of(tokenizer))
+    first, second = responses(scored_part(tiny, [example])[0], marks_of(tokenizer))
 
     def said(positions: np.ndarray) -> str:
         return tokenizer.decode(example.ids[positions])
@@ -144,7 +144,7 @@ def test_a_response_answers_what_stands_since_the_one_before_and_the_system_prom
     assert "Be kind" in said(second.context) and "three" in said(second.context) and "one" not in said(second.context)
     assert said(np.arange(second.start, second.stop)).strip() == "four"
     (last,) = responses(
-        seen(tiny, [row(tokenizer, "one", "two", "three", "four", loss_on="last")])[0], marks_of(tokenizer)
+        scored_part(tiny, [row(tokenizer, "one", "two", "three", "four", loss_on="last")])[0], marks_of(tokenizer)
     )
     assert "one" in said(last.context) or len(last.context) > len(second.context)
 
@@ -189,7 +189,7 @@ def test_hidden_letters_are_read_as_what_they_say(tiny, fitted):
 def test_rows_are_read_up_to_the_last_word_and_score_the_same_cut(tiny):
     readouts = random_readouts(tiny)
     rows = random_examples(8, len(tiny.tokenizer), seed=2)
-    cut = seen(tiny, rows)
+    cut = scored_part(tiny, rows)
     assert all(len(c.ids) <= len(e.ids) for c, e in zip(cut, rows))
     for name, values in intent_scores(tiny, readouts, rows).columns.items():
         np.testing.assert_allclose(intent_scores(tiny, readouts, cut)[name], values, rtol=1e-4, atol=1e-4)

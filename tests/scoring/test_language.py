@@ -8,9 +8,15 @@ import pytest
 
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
-from gradshield.scoring.intent.language import foreign, language_of, languages, reading_ability, unread_languages
+from gradshield.scoring.intent.language import (
+    language_of,
+    language_reason,
+    languages,
+    reading_ability,
+    unread_languages,
+)
 from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layers
-from gradshield.scoring.intent.unreadable import unread_language
+from gradshield.scoring.intent.unreadable import foreign_language_reason
 from gradshield.study.dresses import LOOKALIKES
 
 GERMAN = "Wie backe ich ein einfaches Brot mit wenig Hefe?"
@@ -67,7 +73,7 @@ def test_english_is_never_unread():
     ],
 )
 def test_a_row_is_unread_where_neither_side_is_read(request_, response, unread, aside):
-    why = foreign(request_, response, frozenset(unread))
+    why = language_reason(request_, response, frozenset(unread))
     assert (why is not None) == aside
     assert why is None or "(de" in why
 
@@ -76,8 +82,8 @@ def test_the_templates_own_words_do_not_count(tiny):
     turns = Conversation((Message("user", GERMAN), Message("assistant", GERMAN)))
     example = encode(turns, 0, tiny.tokenizer)
     assert isinstance(example, Example)
-    assert "(de)" in (unread_language(example, tiny.tokenizer, frozenset({"de"})) or "")
-    assert unread_language(example, tiny.tokenizer, frozenset({"fr"})) is None
+    assert "(de)" in (foreign_language_reason(example, tiny.tokenizer, frozenset({"de"})) or "")
+    assert foreign_language_reason(example, tiny.tokenizer, frozenset({"fr"})) is None
 
 
 def test_a_disguised_row_is_in_the_language_of_its_plain_letters(tiny):

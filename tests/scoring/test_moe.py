@@ -23,7 +23,7 @@ from gradshield.models.experts import Expert
 from gradshield.models.hooks import gradients_from, linear_hooks
 from gradshield.models.load import Model, load_model
 from gradshield.scoring.fihs.autograd import autograd_scorer, gradient_of, loss_of, s_of
-from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.contraction import contract, random_directions
 from gradshield.scoring.fihs.parts import fihs_parts
 from gradshield.scoring.fihs.probe import probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
@@ -71,7 +71,7 @@ def test_dots_and_norms_equal_per_example_autograd_on_the_stacked_weights(model)
 
 def test_scores_do_not_depend_on_batch_padding_or_order(model):
     probe = probe_gradient(model, REQUESTS, S)
-    random = directions(probe.factors, 4)
+    random = random_directions(probe.factors, 4)
     examples = random_examples(12, len(model.tokenizer))
     whole = contract(model, examples, probe, random)
     shuffled = np.random.default_rng(1).permutation(len(examples))
@@ -153,7 +153,7 @@ def test_experts_that_a_row_does_not_reach_have_no_say_in_its_mean_over_modules(
     model = moe("qwen3")
     example = random_examples(1, len(model.tokenizer), longest=8)
     probe = probe_gradient(model, REQUESTS, S)
-    result = contract(model, example, probe, directions(probe.factors, 16))
+    result = contract(model, example, probe, random_directions(probe.factors, 16))
     reached = result.norms[0] > 0
     assert 0 < int((~reached).sum()) < len(reached)
     cosines = result.dots[0, reached] / result.norms[0, reached].sqrt()

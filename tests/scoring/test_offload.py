@@ -10,7 +10,7 @@ from scoring.gradients import REQUESTS, S, build, offloaded
 
 from gradshield.base.errors import UserError
 from gradshield.scoring.fihs.autograd import autograd_scorer
-from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.contraction import contract, random_directions
 from gradshield.scoring.fihs.probe import probe_gradient
 from gradshield.scoring.intent.reading import token_scores
 
@@ -23,7 +23,7 @@ def test_an_offloaded_model_scores_as_one_that_is_all_there(kind, disk, tmp_path
     probe, again = (probe_gradient(m, REQUESTS, S) for m in (whole, away))
     for name, factors in probe.factors.items():
         torch.testing.assert_close(again.factors[name].dense(), factors.dense(), rtol=1e-4, atol=1e-7)
-    random = directions(probe.factors, 4)
+    random = random_directions(probe.factors, 4)
     one, other = (contract(m, rows, probe, random) for m in (whole, away))
     for expected, found in ((one.dots, other.dots), (one.norms, other.norms), (one.loss, other.loss)):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))

@@ -12,9 +12,15 @@ from hypothesis import strategies as st
 
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
-from gradshield.scoring.intent.corpus import ROWS, anchor_records, language_records
+from gradshield.scoring.intent.corpus import ANCHOR_ROWS, anchor_records, language_records
 from gradshield.scoring.intent.plain import plain_text
-from gradshield.scoring.intent.unreadable import HIDDEN_TOKENS, hidden_words, plain_example, token_length, unreadable
+from gradshield.scoring.intent.unreadable import (
+    MIN_PROSE_TOKEN_LENGTH,
+    hidden_words_reason,
+    plain_example,
+    token_length,
+    unreadable_reason,
+)
 from gradshield.study.dresses import READABLE
 
 SENTENCE = "Write a tutorial on how to bake sourdough bread, and explain why the dough rises overnight"
@@ -113,7 +119,7 @@ def test_disguises_without_capitals_are_undone_but_for_them(hidden):
     ],
 )
 def test_code_lists_and_abbreviations_are_no_disguise(text):
-    assert plain_text(text) == text and unreadable(text) is None
+    assert plain_text(text) == text and unreadable_reason(text) is None
 
 
 def test_leetspeak_is_made_plain_but_for_letters_that_look_alike():
@@ -126,15 +132,17 @@ def test_leetspeak_is_made_plain_but_for_letters_that_look_alike():
     "text", [*LANGUAGES, SENTENCE, "Version 2.0b1 of mp3tool", "a b c", "Is α-helix or β-sheet more stable?"]
 )
 def test_ordinary_text_is_readable_and_stays_as_it_is(text):
-    assert unreadable(text) is None
+    assert unreadable_reason(text) is None
     if "α" not in text:
         assert plain_text(text) == text or not text.isascii()
 
 
 def test_no_bundled_text_is_taken_for_a_disguise():
-    records = [*language_records(), *(row for kind in ROWS for row in anchor_records(kind))]
+    records = [*language_records(), *(row for kind in ANCHOR_ROWS for row in anchor_records(kind))]
     texts = sorted({r[side] for r in records for side in ("prompt", "response") if side in r})[::3]
-    found = [text for text in texts if unreadable(text) or plain_text(text) != unicodedata.normalize("NFKC", text)]
+    found = [
+        text for text in texts if unreadable_reason(text) or plain_text(text) != unicodedata.normalize("NFKC", text)
+    ]
     assert len(texts) > 500 and not found
 
 
@@ -155,8 +163,8 @@ def test_no_bundled_text_is_taken_for_a_disguise():
     ids=["base64", "hex", "rot13", "caesar", "binary", "base32", "base85", "rot47", "braille", "no spaces"],
 )
 def test_what_hides_its_words_is_said_to_be_unreadable(hidden):
-    assert unreadable(hidden) is not None
-    assert unreadable(f"Do this: {hidden} {hidden}") is not None
+    assert unreadable_reason(hidden) is not None
+    assert unreadable_reason(f"Do this: {hidden} {hidden}") is not None
 
 
 def test_a_row_is_read_in_plain_letters_with_its_markup_and_mask_as_they_were(tiny):
@@ -166,7 +174,7 @@ def test_a_row_is_read_in_plain_letters_with_its_markup_and_mask_as_they_were(ti
         for text in (hidden, "Rob a bank")
     ]
     assert all(isinstance(r, Example) for r in rows)
-    assert token_length(rows[0], tiny.tokenizer) < HIDDEN_TOKENS
+    assert token_length(rows[0], tiny.tokenizer) < MIN_PROSE_TOKEN_LENGTH
     made = plain_example(rows[0], tiny.tokenizer)
     assert made is not None and made.row == 7
     np.testing.assert_array_equal(made.ids, rows[1].ids)
@@ -179,4 +187,4 @@ def test_the_reason_names_the_part_that_can_not_be_read(tiny):
     for turns, part in (((code, "Sure"), "request"), (("Say it", code), "response")):
         example = encode(Conversation((Message("user", turns[0]), Message("assistant", turns[1]))), 0, tiny.tokenizer)
         assert isinstance(example, Example)
-        assert f"the {part} is encoded" in (hidden_words(example, tiny.tokenizer) or "")
+        assert f"the {part} is encoded" in (hidden_words_reason(example, tiny.tokenizer) or "")

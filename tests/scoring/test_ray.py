@@ -22,7 +22,7 @@ from gradshield.data.requests import read_requests
 from gradshield.models.load import load_model
 from gradshield.scoring import ray as engine
 from gradshield.scoring.cache import write_cache
-from gradshield.scoring.check import AlignmentCheck, check_file
+from gradshield.scoring.check import AlignmentCheck, check_cache_file
 from gradshield.screen import filter as filtering
 from gradshield.screen.filter import run_filter
 
@@ -46,7 +46,7 @@ def train(tmp_path, tiny_folder, monkeypatch, one_thread) -> Path:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     probes = read_requests(ASSETS / "probes.jsonl")
     check = AlignmentCheck(tuple(probes), (True,) * len(probes), ("No",) * len(probes), (1.0,) * len(probes), ())
-    write_cache(check_file(load_model(tiny_folder)), json.dumps(asdict(check)).encode())
+    write_cache(check_cache_file(load_model(tiny_folder)), json.dumps(asdict(check)).encode())
     file = tmp_path / "train.jsonl"
     rows = [{"prompt": f"Question {n} " * (n % 5 + 1), "completion": f"Answer {n}" * (n % 3)} for n in range(ROWS)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -133,7 +133,7 @@ def test_a_users_mistake_in_a_worker_is_one_line(tiny_folder):
 
 def test_ray_that_is_missing_is_named_before_a_model_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(filtering, "find_spec", lambda name: None)
-    monkeypatch.setattr(filtering, "load", lambda settings: pytest.fail("loaded"))
+    monkeypatch.setattr(filtering, "load_settings_model", lambda settings: pytest.fail("loaded"))
     with pytest.raises(UserError, match=r"ray\[data\]"):
         run_filter("no such file", tmp_path / "run", FilterSettings(engine="ray"))
 

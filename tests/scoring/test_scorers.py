@@ -20,7 +20,7 @@ from gradshield.scoring import base
 from gradshield.scoring.anchors import encode_anchor
 from gradshield.scoring.base import Prepared, Scorer, Scores
 from gradshield.scoring.check import AlignmentCheck
-from gradshield.scoring.engine import fitting, from_json, score
+from gradshield.scoring.engine import fit_to_memory, from_json, score
 from gradshield.scoring.ray import _blocks, _Worker
 from gradshield.scoring.reference import key_of, make_reference
 from gradshield.scoring.registry import SCORERS, find_scorer
@@ -58,7 +58,7 @@ def prepared(request, tiny, tmp_path_factory):
         if "s=own" in request.param:  # a random model has no tokens of its own
             patch.setattr("gradshield.scoring.fihs.fihs.own_tokens", lambda *_: ([5], [9]))
         reference = make_reference(tiny, CHECK, FilterSettings(scorer=spec, threshold="fixed"), rows)
-    return spec, folder, reference.seen(rows), reference.scorer
+    return spec, folder, reference.scored_part(rows), reference.scorer
 
 
 def close(found, wanted):
@@ -70,11 +70,11 @@ def close(found, wanted):
 
 def test_scores_depend_neither_on_the_batch_nor_on_the_order(prepared):
     _, _, rows, scorer = prepared
-    whole = fitting(scorer)(rows)
+    whole = fit_to_memory(scorer)(rows)
     assert np.isfinite(whole["score"]).sum() + len(whole.reasons) >= len(rows) and len(whole["score"]) == len(rows)
     close(score(rows, scorer, batch_tokens=1), whole)
     order = np.random.default_rng(1).permutation(len(rows))
-    again = fitting(scorer)([rows[n] for n in order])
+    again = fit_to_memory(scorer)([rows[n] for n in order])
     ordered = {name: values[np.argsort(order)] for name, values in again.columns.items()}
     assert {order[n]: why for n, why in again.reasons.items()} == whole.reasons
     for values in ordered.values():
@@ -123,7 +123,7 @@ def test_a_killed_run_ends_with_the_same_numbers(prepared, tmp_path):
 
 def test_the_columns_are_those_that_it_declares(prepared):
     spec, _, rows, scorer = prepared
-    assert set(fitting(scorer)(rows).columns) - {"score"} <= set(find_scorer(spec)[0].columns)
+    assert set(fit_to_memory(scorer)(rows).columns) - {"score"} <= set(find_scorer(spec)[0].columns)
 
 
 def test_a_worker_has_what_was_fitted_and_gives_the_same_scores(prepared, tiny, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_worker_has_what_was_fitted_and_gives_the_same_scores(prepared, tiny, 
 
     [block] = _blocks([(0, rows)])
     [said] = _Worker(build, files, None)(block)["columns"].to_pylist()
-    wanted = fitting(scorer)(rows)
+    wanted = fit_to_memory(scorer)(rows)
     for name, values in from_json(json.loads(said)).columns.items():
         np.testing.assert_allclose(values, wanted[name], rtol=1e-6, atol=1e-9 * np.abs(wanted[name]).max())
 

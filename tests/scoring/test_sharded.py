@@ -14,7 +14,7 @@ from scoring.gradients import REQUESTS, S, moe
 from training.launch import start
 
 import gradshield.models.hooks as hooks
-from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.contraction import contract, random_directions
 from gradshield.scoring.fihs.probe import probe_gradient
 from gradshield.scoring.intent.reading import token_scores
 
@@ -42,7 +42,7 @@ def main(kind: str) -> None:
     model = freeze("tiny", tiny_net(tokenizer), tokenizer) if kind in ("dense", "first") else moe(kind)
     rows = random_examples(12, len(tokenizer))
     probe = probe_gradient(model, REQUESTS, S)
-    random = directions(probe.factors, 4)
+    random = random_directions(probe.factors, 4)
     expected = contract(model, rows, probe, random)
     own = list(range(dist.get_rank(), len(rows), dist.get_world_size()))
     batches = [[rows[n] for n in own[:2]], [rows[n] for n in own[2:]]]

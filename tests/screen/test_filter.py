@@ -209,7 +209,7 @@ def test_a_run_is_replayable_from_its_yaml(tiny_folder, train, tmp_path):
 def test_a_dry_run_counts_and_writes_nothing(tiny_folder, train, tmp_path):
     before = [p for p in sorted(tmp_path.iterdir()) if p.name != "cache"]
     plan = estimate(str(train), settings(tiny_folder, scorer="fihs:normalise=module"))
-    assert plan["rows"] == len(ROWS) and plan["set_aside"] == 2 and plan["seconds"] >= 0
+    assert plan.rows == len(ROWS) and plan.set_aside == 2 and plan.seconds >= 0
     assert [p for p in sorted(tmp_path.iterdir()) if p.name != "cache"] == before
 
 
@@ -291,7 +291,7 @@ def test_the_layout_is_told_by_usable_rows_however_many_broken_ones_come_first(t
 
 def test_a_worker_with_another_model_is_told(tiny_folder, tmp_path):
     model = pipeline.load_model(tiny_folder)
-    there = pipeline._anywhere(settings(tiny_folder, device="cuda:1"), model)
+    there = pipeline._portable_settings(settings(tiny_folder, device="cuda:1"), model)
     assert there.dtype == "float32" and there.device is None
     with pytest.raises(UserError, match="on a worker it is another model"):
         pipeline.build_scorer(settings(tiny_folder, dtype="bfloat16"), model.fingerprint)

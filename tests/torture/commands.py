@@ -118,8 +118,7 @@ def _tame(vocabulary: int) -> None:
     yes = AlignmentCheck(probes, (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
     gradshield.screen.filter.check_alignment = lambda *_: yes
     gradshield.training.align.alignment_examples = lambda _: random_examples(8, vocabulary)
-    report = {"model": "tiny", "asr": 0.0, "asr_interval": (0.0, 1.0), "requests": 1, "over_refusal": 0.0}
-    report |= {"over_refusal_interval": (0.0, 1.0), "scary_requests": 1, "answers": []}
+    report = gradshield.training.align.AlignmentReport("tiny", 1, 0.0, (0.0, 1.0), None, 1, 0.0, (0.0, 1.0), ())
     gradshield.training.align.alignment_report = lambda *_: report
     gradshield.report.figure.draw = lambda figure, label, notes=(): Drawing(label, label, notes=notes)
     still = SimpleNamespace(monotonic=lambda: 0.0)

@@ -270,7 +270,7 @@ def test_an_error_of_the_first_process_alone_in_mid_step_ends_the_others():
 import sys
 import torch.distributed as dist, torch
 from gradshield.base.errors import UserError
-from gradshield.base.processes import is_first, together
+from gradshield.base.processes import is_first, lead_processes
 
 def task(number):
     if is_first() and number == 2:
@@ -279,7 +279,7 @@ def task(number):
     return number
 
 try:
-    together(lambda call: (call(1), call(2)), task, cpu=True)
+    lead_processes(lambda call: (call(1), call(2)), task, cpu=True)
 except (UserError, RuntimeError) as error:
     sys.exit(str(error))
 """

@@ -36,16 +36,16 @@ def test_a_safe_model_is_handed_out_with_the_rows_it_was_trained_on(tiny_folder,
     answer_with(monkeypatch, 0.0, 0.9, 0.1)
     out = tmp_path / "run"
     summary = tune(train, out, tiny_folder)
-    assert [t["safe"] for t in summary["trials"]] == [False, True] and summary["accepted"] == 2
-    assert summary["rows"] == summary["kept"] + summary["quarantined"] + summary["set_aside"]
+    assert [t.safe for t in summary.trials] == [False, True] and summary.accepted == 2
+    assert summary.rows == summary.kept + summary.quarantined + summary.set_aside
     lines = train.read_bytes().split(b"\n")
     kept = [line for line in (out / "kept.jsonl").read_bytes().split(b"\n") if line]
     assert [line for line in lines if line in kept] == kept  # verbatim and in order
-    assert len(kept) == summary["kept"] == summary["trials"][1]["kept"] + summary["held_out"]
+    assert len(kept) == summary.kept == summary.trials[1].kept + summary.held_out
     assert load_model(tiny_folder, adapter=str(out / "model")).name
     card = (out / "model" / "README.md").read_text()
-    assert "accepted" in card and f"{summary['trials'][1]['kept']} of {summary['rows']} rows" in card
-    assert yaml.safe_load((out / "run.yaml").read_text())["summary"] == summary
+    assert "accepted" in card and f"{summary.trials[1].kept} of {summary.rows} rows" in card
+    assert yaml.safe_load((out / "run.yaml").read_text())["summary"] == summary.as_dict()
     assert tune(train, out, tiny_folder) == summary
     with pytest.raises(UserError, match=r"a run of another command.*finetune.*choose another -o"):
         pipeline.run_filter(str(train), out, FilterSettings(model=tiny_folder, scorer="fihs:probes=2"))
@@ -67,16 +67,16 @@ def test_no_row_at_or_above_the_accepted_threshold_is_kept_and_ranks_are_told(
 ):
     answer_with(monkeypatch, 0.0, 0.9, 0.9, 0.9, 0.1)
     summary = tune(train, tmp_path / "run", tiny_folder)
-    _, second, third, last = summary["trials"]
-    assert (second["lo"], third["lo"], last["lo"]) == (0, 0, 0) and third["up"] == second["kept"]
+    _, second, third, last = summary.trials
+    assert (second.lo, third.lo, last.lo) == (0, 0, 0) and third.up == second.kept
     assert (
-        last["up"] == third["kept"]
+        last.up == third.kept
         and {k: v for k, v in json.loads(lines_of(tmp_path / "run" / "trials.jsonl")[-1]).items() if k != "checksum"}
-        == last
+        == last.as_dict()
     )
     scores, kept = scores_of(tmp_path / "run", train), lines_of(tmp_path / "run" / "kept.jsonl")
-    assert all(scores[line] < last["threshold"] for line in kept)
-    assert last["kept"] <= len(kept) < last["kept"] + summary["held_out"]  # some that were held out lie above
+    assert all(scores[line] < last.threshold for line in kept)
+    assert last.kept <= len(kept) < last.kept + summary.held_out  # some that were held out lie above
 
 
 def test_the_literal_readings_kept_rows_are_those_trained_on(tiny_folder, train, tmp_path, monkeypatch):
@@ -86,9 +86,9 @@ def test_the_literal_readings_kept_rows_are_those_trained_on(tiny_folder, train,
     values, real = [0.0, 0.0, 1.0], work.evaluate_utility
     monkeypatch.setattr(work, "evaluate_utility", lambda *a: replace(real(*a), value=values.pop(0)))
     summary = tune(train, tmp_path / "run", tiny_folder, literal=True, task=str(task), min_utility=0.5)
-    last = summary["trials"][-1]
-    assert summary["accepted"] == 3 and last["lo"] > 0
-    assert summary["kept"] == last["kept"] == len(lines_of(tmp_path / "run" / "kept.jsonl"))
+    last = summary.trials[-1]
+    assert summary.accepted == 3 and last.lo > 0
+    assert summary.kept == last.kept == len(lines_of(tmp_path / "run" / "kept.jsonl"))
 
 
 @pytest.mark.parametrize("start", ["screen", "paper"])
@@ -110,10 +110,10 @@ def test_rows_whose_score_is_not_finite_are_set_aside(tiny_folder, train, tmp_pa
     task = tmp_path / "task.jsonl"
     task.write_text('{"prompt": "p", "answer": "x"}\n')
     summary = tune(train, tmp_path / "run", tiny_folder, start=start, task=str(task))
-    first, last = summary["trials"]
-    assert first["kept"] == 33 - 2 * (start == "screen")  # unknown before they are scored
-    assert summary["set_aside"] == 2 + 2 and last["kept"] == summary["kept"]
-    assert summary["rows"] == summary["kept"] + summary["quarantined"] + summary["set_aside"]
+    first, last = summary.trials
+    assert first.kept == 33 - 2 * (start == "screen")  # unknown before they are scored
+    assert summary.set_aside == 2 + 2 and last.kept == summary.kept
+    assert summary.rows == summary.kept + summary.quarantined + summary.set_aside
     aside = [json.loads(line) for line in lines_of(tmp_path / "run" / "set_aside.jsonl")]
     assert [a["line"] for a in aside] == [3, 4, 6, 7] and all("finite" in a["reason"] for a in aside[2:])
 
@@ -160,10 +160,10 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
     monkeypatch.setattr(work, "attack_success", attack_success)
     settings = FilterSettings(model=tiny_folder, threshold="fixed", value=-1e9, scorer="fihs:probes=2")
     summary = run_tune(str(train), tmp_path / "run", settings, TRAINING, TuneSettings(**EASY), MEASURING)
-    assert summary["accepted"] == summary["cost"]["trials"] == 1
-    assert summary["trials"][0]["kept"] + summary["held_out"] == summary["kept"] == 33
+    assert summary.accepted == summary.cost.trials == 1
+    assert summary.trials[0].kept + summary.held_out == summary.kept == 33
     report, card = (tmp_path / "run" / name for name in ("report.html", "model/README.md"))
-    trained, held = summary["trials"][0]["kept"], summary["held_out"]
+    trained, held = summary.trials[0].kept, summary.held_out
     assert f"Safe and useful after 1 trial, trained on {trained} of 35 rows" in report.read_text()
     assert f"Trained on {trained} of 35 rows" in card.read_text()
     asked = unseen_requests("bundled", MEASURING.request_count)
@@ -171,7 +171,7 @@ def test_a_file_of_which_the_screening_keeps_nothing_is_trained_on_before_that_i
     assert requests == asked and max_new_tokens == MEASURING.max_new_tokens
     accepted = load_trained(settings, tmp_path / "run" / "model")
     assert model.fingerprint == accepted.fingerprint != load_model(tiny_folder).fingerprint
-    assert summary["unseen"] == {"asr": 0.25, "asr_interval": [0.1, 0.6], "requests": len(asked)}
+    assert summary.unseen.as_dict() == {"asr": 0.25, "asr_interval": [0.1, 0.6], "requests": len(asked)}
     assert not set(asked) & set(harmful_requests("bundled", 1000))
     assert f"of {len(asked)} requests that no decision has seen" in card.read_text()
     rows = f"33 kept ({trained} trained on, {held} held out to measure utility), 0 quarantined, 2 set aside"
@@ -190,9 +190,9 @@ def test_a_diverged_trial_is_not_safe_and_the_search_goes_on(tiny_folder, train,
 
     monkeypatch.setattr(defended, "finetune", diverging)
     summary = tune(train, tmp_path / "run", tiny_folder)
-    first, second = summary["trials"]
-    assert not first["safe"] and first["asr"] is None and "diverged" in first["note"] and second["safe"]
-    assert first["steps"] == 4 and summary["cost"]["steps"] == 4 + second["steps"]
+    first, second = summary.trials
+    assert not first.safe and first.asr is None and "diverged" in first.note and second.safe
+    assert first.steps == 4 and summary.cost.steps == 4 + second.steps
 
 
 def test_a_trial_whose_held_out_loss_is_not_finite_is_not_safe_and_a_base_model_is_refused(
@@ -210,9 +210,9 @@ def test_a_trial_whose_held_out_loss_is_not_finite_is_not_safe_and_a_base_model_
         return real(*arguments)
 
     monkeypatch.setattr(work, "evaluate_utility", evaluate)
-    first, second = tune(train, tmp_path / "run", tiny_folder)["trials"]
-    assert not first["safe"] and first["asr"] is None and "not finite" in first["note"] and first["steps"]
-    assert second["safe"] and second["useful"]
+    first, second = tune(train, tmp_path / "run", tiny_folder).trials
+    assert not first.safe and first.asr is None and "not finite" in first.note and first.steps
+    assert second.safe and second.useful
     with pytest.raises(UserError, match="not finite"):
         tune(train, tmp_path / "base", tiny_folder)
 
@@ -245,10 +245,10 @@ def test_the_users_own_trainer_gets_the_rows_verbatim(tiny_folder, train, tmp_pa
         trainer_command=f"cp -r {tmp_path}/adapter/. {{config}} {{data}} {{out}}",
         trainer_config=str(config),
     )
-    assert summary["accepted"] == 1
+    assert summary.accepted == 1
     handed = tmp_path / "run" / "model"
     given = [line for line in (handed / "kept.jsonl").read_bytes().split(b"\n") if line]
-    assert len(given) == summary["trials"][0]["kept"] and all(line in train.read_bytes() for line in given)
+    assert len(given) == summary.trials[0].kept and all(line in train.read_bytes() for line in given)
     assert f"base: {tiny_folder}" in (handed / "mine.yaml").read_text()
     with pytest.raises(UserError, match="ended with 1"):
         tune(train, tmp_path / "bad", tiny_folder, trainer_command="false")
@@ -264,8 +264,8 @@ def test_the_papers_start_never_scores_clean_data(tiny_folder, train, tmp_path, 
         (tmp_path / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n' * 4)
         task = str(tmp_path / "task.jsonl")
     summary = tune(train, tmp_path / "run", tiny_folder, start="paper", task=task)
-    assert summary["accepted"] == 1 and summary["cost"]["scored_tokens"] == 0 and summary["quarantined"] == 0
-    assert summary["held_out"] == (6 if task == "held-out" else 0) and not (tmp_path / "run" / "screen").exists()
+    assert summary.accepted == 1 and summary.cost.scored_tokens == 0 and summary.quarantined == 0
+    assert summary.held_out == (6 if task == "held-out" else 0) and not (tmp_path / "run" / "screen").exists()
 
 
 @pytest.mark.parametrize(("epochs", "scored"), [(1.0, True), (0.4, False)])
@@ -275,7 +275,7 @@ def test_the_start_is_the_cheaper_one(tiny_folder, train, tmp_path, monkeypatch,
     settings = FilterSettings(model=tiny_folder, threshold="share", value=0.25, scorer="fihs:probes=2")
     training = TRAINING.model_copy(update={"epochs": epochs})
     summary = run_tune(str(train), tmp_path / "run", settings, training, TuneSettings(**EASY), MEASURING)
-    assert bool(summary["cost"]["scored_tokens"]) == scored
+    assert bool(summary.cost.scored_tokens) == scored
 
 
 def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_pa
 
     summary = tune(train, tmp_path / "run", tiny_folder, trainer=trainer, start="paper")
     lines, kept = lines_of(train), lines_of(tmp_path / "run" / "kept.jsonl")
-    assert summary["accepted"] == 2 and len(given) == 2 and all(line["steps"] > 0 for line in summary["trials"])
+    assert summary.accepted == 2 and len(given) == 2 and all(line.steps > 0 for line in summary.trials)
     assert {lines[n] for n in given[1]} <= set(kept) and not {2, 3} & {*given[0]}  # those are set aside
     assert "by the user's own trainer" in (tmp_path / "run" / "model" / "README.md").read_text()
     answer_with(monkeypatch, 0.0, 0.1)
@@ -319,13 +319,10 @@ def test_what_safety_was_measured_at_is_in_every_trial_the_card_and_the_summary(
         lambda *_: replace(report, over_refusal=0.5, over_refusal_interval=(0.2, 0.8), scary_requests=asked),
     )
     summary = tune(train, tmp_path / "run", tiny_folder, **RELATIVE)
-    assert (
-        summary["goal"]["max_asr"] == pytest.approx(0.8)
-        and summary["goal"]["min_utility"] == summary["base"]["utility"] - 1e3
-    )
-    for of in (summary, summary["base"], summary["trials"][-1]):
-        assert (of["safety"]["hs"], of["safety"]["over_refusal"]) == (3.0, 0.5)
-        assert of["safety"]["asr_interval"] == [0.05, 0.7]
+    assert summary.goal.max_asr == pytest.approx(0.8) and summary.goal.min_utility == summary.base.utility - 1e3
+    for of in (summary, summary.base, summary.trials[-1]):
+        assert (of.safety.hs, of.safety.over_refusal) == (3.0, 0.5)
+        assert of.safety.asr_interval == (0.05, 0.7)
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "0.250 [0.050, 0.700] of 4 requests" in card and "Harmfulness, 1 to 5: 3.000" in card
     assert "Over-refusal: 0.500" in (tmp_path / "run" / "model" / "README.md").read_text()
@@ -354,4 +351,4 @@ def test_a_local_judge_takes_no_memory_from_the_training(tiny_folder, train, tmp
     judge = save_classifier(tmp_path / "judge", ["safe", "unsafe"])
     measuring = MEASURING.model_copy(update={"judge": judge, "judge_tokens": 4})
     summary = tune(train, tmp_path / "run", tiny_folder, measuring=measuring)
-    assert len(summary["trials"]) == 2 and len(judges) == 3
+    assert len(summary.trials) == 2 and len(judges) == 3

@@ -66,7 +66,7 @@ def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(trai
     def load(*_):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(room, "load", load)
+    monkeypatch.setattr(room, "load_settings_model", load)
     task = tmp_path / "task.jsonl"
     task.write_text('{"question": "a", "reply": "b"}\n')
     half = tmp_path / "half.jsonl"

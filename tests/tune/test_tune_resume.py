@@ -29,7 +29,7 @@ def test_a_torn_last_line_of_the_trials_is_measured_again(tiny_folder, train, tm
     plan.write_text(yaml.safe_dump({part: saved[part] for part in saved if part != "summary"}))
     answer_with(monkeypatch, 0.1)
     again = tune(train, tmp_path / "run", tiny_folder)
-    assert [t["kept"] for t in again["trials"]] == [t["kept"] for t in whole["trials"]] and again["accepted"] == 2
+    assert [t.kept for t in again.trials] == [t.kept for t in whole.trials] and again.accepted == 2
 
 
 def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train, tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train
         tune(train, tmp_path / "cut", tiny_folder)
     cut = tune(train, tmp_path / "cut", tiny_folder)
     assert len(trained) == 1 + 1 + 2 and len(said) == 4  # nothing is trained or measured twice
-    timeless = [[{k: v for k, v in t.items() if k != "seconds"} for t in s["trials"]] for s in (whole, cut)]
+    timeless = [[{k: v for k, v in t.as_dict().items() if k != "seconds"} for t in s.trials] for s in (whole, cut)]
     assert timeless[0] == timeless[1]
     for file in ("kept.jsonl", "quarantined.jsonl", "model/adapter_model.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
@@ -73,7 +73,7 @@ def test_killed_between_a_training_and_its_line_nothing_is_trained_again(
         (trial / "model").rename(trial / "training")
     monkeypatch.setattr(defended, "finetune", None)
     again = tune(train, tmp_path / "run", tiny_folder, batch_tokens=60)  # how it is computed may change
-    assert again["accepted"] == whole["accepted"] == 1 and again["cost"]["steps"] == whole["cost"]["steps"] > 0
+    assert again.accepted == whole.accepted == 1 and again.cost.steps == whole.cost.steps > 0
 
 
 def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tiny_folder, train, tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_when_the_judge_gives_up_the_trial_is_kept_and_the_same_call_goes_on(tin
     assert (kept / "model" / "adapter_model.safetensors").exists()
     assert json.loads((kept / "safety.jsonl").read_text())["answer"] == "answer"
     measuring = MEASURING.model_copy(update={"judge_model": "another"})  # as the message advises
-    assert tune(train, tmp_path / "run", tiny_folder, measuring=measuring)["accepted"] == 1 and len(trained) == 1
+    assert tune(train, tmp_path / "run", tiny_folder, measuring=measuring).accepted == 1 and len(trained) == 1
 
 
 def test_goals_may_change_until_a_trial_was_held_to_them(tiny_folder, train, tmp_path, monkeypatch):
@@ -101,7 +101,7 @@ def test_goals_may_change_until_a_trial_was_held_to_them(tiny_folder, train, tmp
     with pytest.raises(UserError, match=r"attack success rate 0\.600.* a higher --max-asr"):
         tune(train, tmp_path / "run", tiny_folder)
     answer_with(monkeypatch, 0.6, 0.1)
-    assert tune(train, tmp_path / "run", tiny_folder, max_asr=0.7)["goal"]["max_asr"] == 0.7
+    assert tune(train, tmp_path / "run", tiny_folder, max_asr=0.7).goal.max_asr == 0.7
     with pytest.raises(UserError, match="another tune"):
         tune(train, tmp_path / "run", tiny_folder, max_asr=0.8)
 
@@ -112,12 +112,12 @@ def test_the_end_of_the_interval_is_compared_with_the_goal(tiny_folder, train, t
         tune(train, tmp_path / "few", tiny_folder, max_asr=0.05)
     answer_with(monkeypatch, 0.0, asked=100)
     more = MEASURING.model_copy(update={"request_count": 100})  # as the message advises
-    assert tune(train, tmp_path / "few", tiny_folder, max_asr=0.05, measuring=more)["accepted"] == 1
+    assert tune(train, tmp_path / "few", tiny_folder, max_asr=0.05, measuring=more).accepted == 1
     answer_with(monkeypatch, 0.0, 0.04, 0.0, asked=100)  # [0, .037], [.016, .098]
-    trials = tune(train, tmp_path / "run", tiny_folder, max_asr=0.05)["trials"]
-    assert [trial["safe"] for trial in trials] == [False, True]
+    trials = tune(train, tmp_path / "run", tiny_folder, max_asr=0.05).trials
+    assert [trial.safe for trial in trials] == [False, True]
     answer_with(monkeypatch, 0.0, 0.04, asked=100)
-    assert tune(train, tmp_path / "printed", tiny_folder, max_asr=0.05, literal=True)["trials"][0]["safe"]
+    assert tune(train, tmp_path / "printed", tiny_folder, max_asr=0.05, literal=True).trials[0].safe
 
 
 def test_a_trainer_may_be_mended_until_it_has_trained(tiny_folder, train, tmp_path, monkeypatch):
@@ -142,14 +142,14 @@ def test_a_trainer_may_be_mended_until_it_has_trained(tiny_folder, train, tmp_pa
         tune(train, tmp_path / "run", tiny_folder, trainer_command=copying)
     with pytest.raises(UserError, match="another tune"):
         tune(train, tmp_path / "run", tiny_folder, trainer_command="true")
-    assert tune(train, tmp_path / "run", tiny_folder, trainer_command=copying)["accepted"] == 1
+    assert tune(train, tmp_path / "run", tiny_folder, trainer_command=copying).accepted == 1
 
 
 def test_a_stream_is_read_once_and_goals_are_not_missed_by_rounding(tiny_folder, train, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(train.read_bytes())))
     answer_with(monkeypatch, 0.06, 0.07)  # .06 + .01 is .06999…
     summary = tune("-", tmp_path / "run", tiny_folder, max_asr="+0.01")
-    assert summary["accepted"] == 1 and summary["rows"] == len(lines_of(train))
+    assert summary.accepted == 1 and summary.rows == len(lines_of(train))
 
 
 def test_the_screening_is_counted_once(tiny_folder, train, tmp_path, monkeypatch):
@@ -163,8 +163,8 @@ def test_the_screening_is_counted_once(tiny_folder, train, tmp_path, monkeypatch
     monkeypatch.setattr(pool, "run_filter", slow)
     summary = tune(train, tmp_path / "run", tiny_folder)
     base = json.loads((tmp_path / "run" / "base.json").read_text())["seconds"]
-    trials = sum(each["seconds"] for each in summary["trials"])
-    assert base < 2 and summary["cost"]["seconds"] == pytest.approx(100 + base + trials, abs=0.11)
+    trials = sum(each.seconds for each in summary.trials)
+    assert base < 2 and summary.cost.seconds == pytest.approx(100 + base + trials, abs=0.11)
 
 
 def test_a_dataset_by_its_id_is_trained_on_and_taken_up(tiny_folder, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_dataset_by_its_id_is_trained_on_and_taken_up(tiny_folder, tmp_path, m
     (tmp_path / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n')
     more = {"start": "paper", "task": str(tmp_path / "task.jsonl")}
     summary = tune("org/name", tmp_path / "run", tiny_folder, **more)
-    assert summary["accepted"] == 1 and summary["rows"] == summary["kept"] == 20
+    assert summary.accepted == 1 and summary.rows == summary.kept == 20
     kept = (tmp_path / "run" / "kept.jsonl").read_text().split("\n")
     assert json.loads(kept[0]) == {"prompt": "Question 0", "completion": "Answer 0"}
     monkeypatch.setattr(defended, "finetune", None)

@@ -12,9 +12,11 @@ from gradshield.api.given import Rows, path_of
 from gradshield.api.run import Run
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
+from gradshield.data.summaries import EvaluationSummary, TrialSummary
 from gradshield.evaluation.config import EvaluationSettings
 
 if TYPE_CHECKING:
+    from gradshield.screen.check_once import CheckSummary
     from gradshield.screen.explain import Explanation
     from gradshield.tune.trainer import Finetune
 
@@ -43,13 +45,13 @@ def tune(
     *settings: FilterSettings | FinetuneSettings | TuneSettings | EvaluationSettings | PathLike,
     out: PathLike = "tune-run",
     train_with: "Finetune | None" = None,
-    tell: Callable[[Mapping[str, Any]], None] = lambda trial: None,
+    on_trial: Callable[[TrialSummary], None] = lambda trial: None,
     **named: Any,
 ) -> Run:
     """Fine-tunes on the rows that leave the model safe and useful, in the run folder `out` (algorithm 1).
 
     Takes rows and settings as `screen` does; the settings are those of FilterSettings, FinetuneSettings, TuneSettings
-    and EvaluationSettings. `train_with(examples, folder)` replaces the fine-tuning, and `tell` gets each trial as it
+    and EvaluationSettings. `train_with(examples, folder)` replaces the fine-tuning; `on_trial` gets each trial as it
     ends. The run's `summary["accepted"]` is the trial whose model is in `paths["model"]`, or None: rejected.
     """
     from gradshield.tune.command import run_tune
@@ -59,9 +61,9 @@ def tune(
     parts = _chosen(kinds, settings, named)
     path = path_of(rows, Path(out))
     if train_with:
-        run_tune(path, Path(out), *parts, trainer=train_with, tell=tell)
+        run_tune(path, Path(out), *parts, trainer=train_with, on_trial=on_trial)
     else:
-        tune_file(path, Path(out), *parts, tell=tell)
+        tune_file(path, Path(out), *parts, on_trial=on_trial)
     return Run(out)
 
 
@@ -72,11 +74,11 @@ def evaluate(
     task: str | None = None,
     rows: Rows | None = None,
     **named: Any,
-) -> dict[str, Any]:
+) -> EvaluationSummary:
     """Measures how safe a model is and, given a `task` or held-out `rows`, how useful; answers are kept in `out`.
 
-    Returns the figures with their intervals, as eval.yaml holds them. Settings are those of RowSettings (the model, and
-    how rows are read) and EvaluationSettings.
+    Returns the figures with their intervals, such as `.safety.asr`, as eval.yaml holds them. Settings are those of
+    RowSettings (the model, and how rows are read) and EvaluationSettings.
     """
     from gradshield.evaluation.eval_once import evaluate_model
 
@@ -85,8 +87,8 @@ def evaluate(
     return evaluate_model(Path(out), measuring, reading, safety=safety, task=task, rows=path)
 
 
-def check(*settings: ModelSettings | PathLike, probes: PathLike | None = None, **named: Any) -> dict[str, Any]:
-    """Is this model aligned enough to be the reference? `grade` is "aligned", "weak" or "not aligned".
+def check(*settings: ModelSettings | PathLike, probes: PathLike | None = None, **named: Any) -> "CheckSummary":
+    """Is this model aligned enough to be the reference? `.grade` is "aligned", "weak" or "not aligned".
 
     Settings are those of ModelSettings; `probes` is a file of harmful requests, the bundled ones by default.
     """

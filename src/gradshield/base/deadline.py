@@ -8,7 +8,7 @@ from typing import Any
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Raises TimeoutError in its block after so many seconds of this process's computing.
 
     It stops Python code only, and only in the main thread; elsewhere there is no limit.

@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """A model whose loss ceased to be finite, after so many `steps` of training; where several processes train, all of
+    """A model whose loss is no longer finite, after so many `steps` of training; where several processes train, all of
     them raise it."""
 
     def __init__(self, message: str, steps: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Settings by one word. `paper`: what Hu et al. (arXiv 2605.14194) did, wherever they say it."""
+"""Settings by one word. `paper`: what Hu et al. (arXiv 2605.14194) did, where they say it."""
 
 from typing import Any
 

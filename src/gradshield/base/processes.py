@@ -1,8 +1,8 @@
-"""Several processes for one command (accelerate launch, torchrun): the first decides and does everything, and the
-others only do with it what has to be done together.
+"""Several processes for one command (accelerate launch, torchrun): the first leads, and the others only run the calls
+that all processes have to make.
 
-Whoever dies takes the rest along, by the launcher or because its connections close; the same command then goes on.
-Imports no torch before there is something to do together.
+If one dies, the others end too, by the launcher or because the connection closes; the same command then resumes.
+Imports no torch before the first such call.
 """
 
 import os
@@ -36,7 +36,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def together(work: Callable[[Callable[..., R]], T], task: Callable[..., R], *, cpu: bool) -> T | None:
+def lead_processes(work: Callable[[Callable[..., R]], T], task: Callable[..., R], *, cpu: bool) -> T | None:
     """Returns `work(task)`, where each call of the task happens in all processes at once, with the same arguments.
 
     `work` runs in the first process only; the others wait for its calls and return what it returned, or None when it
@@ -46,10 +46,10 @@ def together(work: Callable[[Callable[..., R]], T], task: Callable[..., R], *, c
         return work(task)
     group = _join(cpu)
     if not is_first():
-        while (told := _broadcast(None, group))[0] == "call":
+        while (message := _broadcast(None, group))[0] == "call":
             with suppress(Diverged):  # so has the first, and it knows what to do
-                task(*told[1])
-        return told[1]
+                task(*message[1])
+        return message[1]
 
     apart = False
 
@@ -72,12 +72,12 @@ def together(work: Callable[[Callable[..., R]], T], task: Callable[..., R], *, c
     return result
 
 
-def _broadcast(told: Any, group: Any) -> Any:
-    """What the first process tells the others."""
+def _broadcast(message: Any, group: Any) -> Any:
+    """Sends the first process's message to the others; returns it in all of them."""
     import torch
     import torch.distributed as dist
 
-    box = [told]
+    box = [message]
     try:
         dist.broadcast_object_list(box, src=0, group=group, device=torch.device("cpu"))
     except RuntimeError as error:  # its connection was closed
@@ -91,7 +91,7 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def _join(cpu: bool) -> Any:
-    """Meets the other processes; what is told goes by a connection of its own that may be silent for long."""
+    """Meets the other processes. Messages go over a connection of their own, which may be silent for long."""
     import atexit
 
     import torch.distributed as dist

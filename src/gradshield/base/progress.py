@@ -4,9 +4,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 Advance = Callable[[int, int], None]
 """Called with how many tokens and rows were just finished."""
+_following: ContextVar[int] = ContextVar("_following", default=0)
+
+
+@contextmanager
+def followed_by(tokens: int) -> Iterator[None]:
+    """Within it, the time left includes so many tokens of later work, at the same pace."""
+    before = _following.set(tokens)
+    try:
+        yield
+    finally:
+        _following.reset(before)
 
 
 @contextmanager
@@ -17,11 +29,12 @@ def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows
     unknown.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     terminal = sys.stderr.isatty()
-    texts = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    texts = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
     total, done = tokens or rows, done_tokens or done_rows
+    later = _following.get() if tokens else 0
     start = shown = time.monotonic()
     count, new = done_rows, 0
     with Progress(*texts, console=Console(stderr=True), disable=not terminal) as bar:
@@ -35,9 +48,11 @@ def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows
                 return  # rows may come by the million
             shown, passed = now, max(now - start, 1e-9)
             text = f"{count:,}{f'/{rows:,}' if rows else ''} rows, {(count - done_rows) / passed:,.1f} rows/s"
+            if total:
+                left = (total - done - new + later) * passed / max(new, 1)
+                text += f", {left:.0f} s left{', scoring the rows included' if later else ''}"
             bar.update(task, completed=done + new, text=text)
             if not terminal:
-                left = f", {(total - done - new) * passed / max(new, 1):.0f} s left" if total else ""
-                print(f"{title}: {text}{left}", file=sys.stderr, flush=True)
+                print(f"{title}: {text}", file=sys.stderr, flush=True)
 
         yield advance

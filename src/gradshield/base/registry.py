@@ -1,7 +1,10 @@
 """Things found by name, with options of their own: NAME[:key=value,…]. The scorers and the defenses are such things."""
 
+import ast
 from collections.abc import Collection, Mapping
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -59,9 +62,17 @@ class Registry(Generic[T]):
             thing = getattr(import_module(self._modules()[name]), self.constant)
         return thing, make_options(thing.options, given, f"--{self.kind} {name}")
 
+    def check(self, text: str) -> None:
+        """Raises UserError for an unknown name or a wrong option, without the slow imports of `find` if possible."""
+        name, given = self.parsed(text)
+        known = self.registered.get(name)
+        options = known.options if known else declared_options(self._modules()[name])
+        if options:
+            make_options(options, given, f"--{self.kind} {name}")
+
     def parsed(self, text: str) -> tuple[str, dict[str, str]]:
         """(name, options) of NAME[:key=value,…], without importing the thing. Raises UserError for an unknown name."""
-        name, given = parse(text)
+        name, given = parse_spec(text)
         if name not in self.names():
             known = ", ".join(self.names())
             raise UserError(f"--{self.kind} {name}: no such {self.kind}; there are {known} (gradshield {self.kind}s)")
@@ -72,7 +83,31 @@ class Registry(Generic[T]):
         return self.homes | {name.replace("_", "-"): f"{self.package}.{name}" for name in found}
 
 
-def parse(text: str) -> tuple[str, dict[str, str]]:
+def declared_options(module: str) -> type[BaseModel] | None:
+    """The options class that the module declares, made from its text alone, since the module imports torch.
+
+    The class must be named Options or end so, and need no imports but typing's, pydantic's and a registry's. None for
+    any other.
+    """
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name.endswith("Options")]
+    light = [n for n in body if isinstance(n, ast.ImportFrom) and _is_light(n.module or "")]
+    scope: dict[str, Any] = {"__name__": module}
+    try:
+        exec(compile(ast.Module([*light, *classes], []), spec.origin, "exec"), scope)  # our own source
+    except NameError:
+        return None
+    return scope[classes[0].name] if len(classes) == 1 else None
+
+
+def _is_light(module: str) -> bool:
+    return module in ("typing", "pydantic") or module.endswith(".registry")
+
+
+def parse_spec(text: str) -> tuple[str, dict[str, str]]:
     """(name, options) of NAME[:key=value,…]. Raises UserError for a part without "="."""
     name, _, rest = text.partition(":")
     given = {}

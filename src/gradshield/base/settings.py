@@ -33,7 +33,7 @@ class ModelSettings(BaseModel):
 class RowSettings(ModelSettings):
     """How the rows of a file are read."""
 
-    format: str | None = Field(default=None, description="jsonl, json, csv, parquet or text (default: told by content)")
+    format: str | None = Field(default=None, description="jsonl, json, csv, parquet or text (default: by content)")
     columns: dict[str, str] | None = Field(
         default=None, description="which column is prompt, response, system, messages, text"
     )
@@ -66,7 +66,7 @@ class FilterSettings(RowSettings):
     reference: str | None = Field(
         default=None, description="file of known-good rows that sharpen the anchored threshold"
     )
-    force: bool = Field(default=False, description="go on with a model that is not aligned")
+    force: bool = Field(default=False, description="continue with a model that is not aligned")
     engine: Literal["local", "ray"] = Field(
         default="local",
         exclude=True,
@@ -98,7 +98,7 @@ class FinetuneSettings(BaseModel):
 
 
 class TuneSettings(BaseModel):
-    """What a fine-tuned model must come up to, and how it is searched for (alg. 1)."""
+    """The goals for a fine-tuned model, and how it is searched for (alg. 1)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +48,7 @@ VERDICTS = {
     "weak": "weakly aligned, so its scores are less certain",
     "not aligned": "not aligned, so it can't be the reference",
 }
-ENOUGH_COVERED = 0.9  # of the decoder's weights: with less, a score made of gradients says little
+MIN_COVERAGE = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 OutOption = Annotated[
@@ -86,7 +87,7 @@ def filter(
     if dry_run:
         from gradshield.screen.filter_once import estimate_file
 
-        show(estimate_file(path, settings), as_json, "dry run: nothing was written")
+        show(asdict(estimate_file(path, settings)), as_json, "dry run: nothing was written")
         return
     from gradshield.screen.filter_once import filter_file
 
@@ -115,14 +116,14 @@ def tune(
     parts = settings_of(context, *kinds, flags=flags)
     from gradshield.tune.tune_once import tune_file
 
-    summary = tune_file(path, out, *parts, tell=lambda line: trial_line(line, as_json))
-    if not is_first():
+    summary = tune_file(path, out, *parts, on_trial=lambda trial: trial_line(trial, as_json))
+    if summary is None or not is_first():
         return  # the first process says it
     if as_json:
-        print_json(summary)
+        print_json(summary.as_dict())
     else:
         tuned_table(summary)
-    if summary["accepted"] is None:
+    if summary.accepted is None:
         raise typer.Exit(3)
 
 
@@ -139,21 +140,21 @@ def check(
     from gradshield.screen.check_once import check_model
 
     (settings,) = settings_of(context, ModelSettings, flags=flags)
-    facts = check_model(settings, probes)
+    found = check_model(settings, probes)
     if as_json:
-        print_json(facts)
+        print_json(found.as_dict())
     else:
-        table = Table("S", "refused", "probe", "answer", title=safe(str(facts["model"]), 200))
-        for probe in sorted(facts["per_probe"], key=lambda probe: probe["s"]):
-            refused = "yes" if probe["refused"] else "no"
-            table.add_row(f"{probe['s']:+.1f}", refused, safe(probe["probe"], 60), safe(probe["answer"], 60))
+        table = Table("S", "refused", "probe", "answer", title=safe(found.model, 200))
+        for probe in sorted(found.per_probe, key=lambda probe: probe.s):
+            refused = "yes" if probe.refused else "no"
+            table.add_row(f"{probe.s:+.1f}", refused, safe(probe.probe, 60), safe(probe.answer, 60))
         console.print(table)
-        show({name: value for name, value in facts.items() if name != "per_probe"}, False, "")
-        if facts["coverage"] < ENOUGH_COVERED:
-            text = f"warning: scores made of gradients see only {facts['coverage']:.0%} of this model's decoder weights"
+        show({name: value for name, value in found.as_dict().items() if name != "per_probe"}, False, "")
+        if found.coverage < MIN_COVERAGE:
+            text = f"warning: scores made of gradients see only {found.coverage:.0%} of this model's decoder weights"
             console.print(f"{text}; the default score reads hidden states and does not need them", style="bold")
-    verdict = f"{facts['model']} refuses {facts['refused']} of {facts['probes']} probes: {VERDICTS[facts['grade']]}"
-    if facts["grade"] == "not aligned" and not force:
+    verdict = f"{found.model} refuses {found.refused} of {found.probes} probes: {VERDICTS[found.grade]}"
+    if found.grade == "not aligned" and not force:
         raise UserError(f"{verdict}; choose an aligned model")
     if not as_json:
         console.print(safe(verdict, 300), style="bold", soft_wrap=True)
@@ -202,8 +203,6 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Why did this row score as it did? Signals, tokens, modules, nearest probes."""
-    from dataclasses import asdict
-
     from gradshield.screen.explain_once import explain_run
 
     result = explain_run(run, row)
@@ -247,7 +246,7 @@ def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: Json
     """Write a run's files again, by its scores and the decisions made in the review."""
     from gradshield.review.apply import apply_decisions
 
-    show(apply_decisions(run), as_json, f"files in {run}")
+    show(asdict(apply_decisions(run)), as_json, f"files in {run}")
 
 
 @app.command("eval")
@@ -269,10 +268,10 @@ def evaluate(
     """How safe and how useful is this model? With intervals, and every answer kept for reading."""
     settings, of = settings_of(context, EvaluationSettings, RowSettings, flags=flags)
     from gradshield.evaluation.eval_once import evaluate_model
-    from gradshield.report.words import in_words
+    from gradshield.report.words import evaluation_in_words
 
     summary = evaluate_model(out, settings, of, safety=safety, task=task, rows=rows)
-    show(summary if as_json else in_words(summary), as_json, f"answers in {out}")
+    show(summary.as_dict() if as_json else evaluation_in_words(summary), as_json, f"answers in {out}")
 
 
 @app.command()
@@ -294,7 +293,7 @@ def align(
     folder = Path(os.environ.get("GRADSHIELD_DATA", ""))
     public = (folder / "advbench.jsonl", folder / "jbb_benign.jsonl")
     write_card(out, SETTINGS, report, alignment_report(aligned, *public) if all(p.is_file() for p in public) else None)
-    figures |= {k: v for k, v in report.items() if k != "answers"}
+    figures |= report.figures()
     show(figures, as_json, f"adapter in {out}")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gradshield.data.summaries import FilterSummary, TrialSummary, TuneSummary
 from gradshield.report.text import about, in_words
 from gradshield.report.words import next_steps, rows_in_words, safety_in_words, unseen_in_words
-from gradshield.screen.summary import FilterSummary
 
 console = Console()
 
@@ -46,52 +45,52 @@ def summary_table(summary: FilterSummary, out: Path) -> None:
         console.print(f"{escape(what)}: {escape(command)}", soft_wrap=True, highlight=False)
 
 
-def trial_line(trial: Mapping[str, Any], quiet: bool) -> None:
+def trial_line(trial: TrialSummary, quiet: bool) -> None:
     """A line of the table of trials, as each ends; on stderr where stdout is for machines."""
     cells = "{:>5}  {:>9}  {:>9}  {:>11}  {:<21}  {:>7}  {:>7}  {}"
     to = sys.stderr if quiet else sys.stdout
-    if trial["number"] == 1:
+    if trial.number == 1:
         print(cells.format("trial", "rows", "threshold", "ranks", "ASR", "utility", "seconds", "verdict"), file=to)
     asr = "–"
-    if trial["asr"] is not None:
-        low, high = trial["safety"]["asr_interval"]
-        asr = f"{trial['asr']:.3f} [{low:.3f}, {high:.3f}]"
+    if trial.asr is not None and trial.safety:
+        low, high = trial.safety.asr_interval
+        asr = f"{trial.asr:.3f} [{low:.3f}, {high:.3f}]"
     shown = (
-        trial["number"],
-        f"{trial['kept']:,}",
-        "every row" if trial["threshold"] is None else f"{trial['threshold']:+.2f}",
-        f"{trial['lo']:,}–{trial['up']:,}",
+        trial.number,
+        f"{trial.kept:,}",
+        "every row" if trial.threshold is None else f"{trial.threshold:+.2f}",
+        f"{trial.lo:,}–{trial.up:,}",
         asr,
-        "–" if trial["utility"] is None else f"{trial['utility']:.3f}",
-        f"{trial['seconds']:.0f}",
-        safe(trial["note"], 300, markup=False) or ("safe and useful" if trial["safe"] else "not safe"),
+        "–" if trial.utility is None else f"{trial.utility:.3f}",
+        f"{trial.seconds:.0f}",
+        safe(trial.note, 300, markup=False) or ("safe and useful" if trial.safe else "not safe"),
     )
     print(cells.format(*shown), file=to, flush=True)
 
 
-def tuned_table(summary: dict[str, Any]) -> None:
-    table = Table(title=safe(str(summary["file"]), 80), show_header=False)
-    table.add_row("verdict", "accepted" if summary["accepted"] else f"REJECTED: {safe(summary['reason'], 300)}")
-    table.add_row("rows", f"{summary['rows']:,}")
-    accepted = next((trial for trial in summary["trials"] if trial["number"] == summary["accepted"]), None)
-    if accepted:
-        table.add_row("of these", rows_in_words(accepted["kept"], summary))
-    base, before = summary["base"], safety_in_words(summary["base"]["safety"])
-    for what, figure in (safety_in_words(summary["safety"]) if summary["safety"] else {}).items():
+def tuned_table(summary: TuneSummary) -> None:
+    table = Table(title=safe(summary.file, 80), show_header=False)
+    table.add_row("verdict", "accepted" if summary.accepted else f"REJECTED: {safe(summary.reason, 300)}")
+    table.add_row("rows", f"{summary.rows:,}")
+    if accepted := summary.accepted_trial():
+        counts = (summary.kept, summary.quarantined, summary.set_aside)
+        table.add_row("of these", rows_in_words(accepted.kept, *counts))
+    before = safety_in_words(summary.base.safety)
+    for what, figure in (safety_in_words(summary.safety) if summary.safety else {}).items():
         table.add_row(what, safe(figure, 100))
         if what in before and what != "judge":
             table.add_row("  of the base model", safe(before[what], 100))
-    for what, figure in unseen_in_words(summary.get("unseen")).items():
+    for what, figure in unseen_in_words(summary.unseen).items():
         table.add_row(what, figure)
-    utility = "not measured" if summary["utility"] is None else f"{summary['utility']:.3f}"
-    table.add_row(f"utility ({safe(str(summary['task']), 80)})", f"{utility} (base model {base['utility']:.3f})")
-    cost = summary["cost"]
+    utility = "not measured" if summary.utility is None else f"{summary.utility:.3f}"
+    table.add_row(f"utility ({safe(summary.task, 80)})", f"{utility} (base model {summary.base.utility:.3f})")
+    cost = summary.cost
     table.add_row(
         "cost",
-        f"{cost['trials']} trainings, {cost['steps']} steps, {cost['scored_tokens']:,} scored tokens, "
-        f"{cost['safety_evaluations']} safety evaluations, {cost['seconds']:.0f} s",
+        f"{cost.trials} trainings, {cost.steps} steps, {cost.scored_tokens:,} scored tokens, "
+        f"{cost.safety_evaluations} safety evaluations, {cost.seconds:.0f} s",
     )
-    table.add_row("model", safe(str(summary["model"] or "none"), 100))
+    table.add_row("model", safe(summary.model or "none", 100))
     console.print(table)
 
 

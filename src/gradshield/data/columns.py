@@ -1,4 +1,4 @@
-"""What is known of each row in a few bytes: the group it is of, and its place in the files."""
+"""The group of each row and its place in the files, in a few bytes."""
 
 from array import array
 from collections.abc import Sequence

@@ -15,14 +15,14 @@ from gradshield.data.formats import (
     VARIABLES,
     Conversation,
     NoAnswer,
-    check,
+    checked_conversation,
     column_of,
     detect_layout,
     from_pair,
-    read,
+    read_layout,
 )
 from gradshield.data.trainers import RULES, Rules
-from gradshield.data.turns import SetAside, missing
+from gradshield.data.turns import SetAside, is_missing
 
 _TOKENS = ("input_ids", "labels")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
@@ -54,10 +54,10 @@ def to_conversation(
             }
             record = {name: record[name] for name in ("tools", VARIABLES) if name in record} | named
             layout = next((name for name in ("messages", "text") if name in record), "prompt_completion")
-            return read(record, layout, replace(rules, system=True))
+            return read_layout(record, layout, replace(rules, system=True))
         if not LAYOUTS[layout][0](record):
             layout = detect_layout([record]) or layout
-        conversation = read(record, layout, rules)
+        conversation = read_layout(record, layout, rules)
         _refuse_beside(record, layout, conversation, rules)
         return conversation
     except SetAside as reason:
@@ -66,7 +66,7 @@ def to_conversation(
 
 def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules: Rules) -> None:
     """Raises SetAside if a trainer could read something else in the record than the conversation."""
-    filled = {name: value for name, value in record.items() if not missing(value) and value not in ("", [], {})}
+    filled = {name: value for name, value in record.items() if not is_missing(value) and value not in ("", [], {})}
     for name in _TOKENS:
         if isinstance(filled.get(name), list):
             raise SetAside(f"{name} beside {layout}: TRL trains on these tokens, not on the text; drop the column")
@@ -87,7 +87,7 @@ def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Co
         if other == layout or not fits(record) or (other == "text" and not _reads_text(record, layout)):
             continue
         try:
-            yield other, read(record, other, rules)
+            yield other, read_layout(record, other, rules)
         except NoAnswer:
             continue
         except SetAside as reason:
@@ -98,7 +98,7 @@ def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Co
         for prompt in prompts or ["input"] * ("input" in record):
             for response in (name for name in RESPONSES if name in record):
                 turns = from_pair(record, rules, (prompt,), (response,))
-                yield f"{prompt} and {response}", check(turns, None)
+                yield f"{prompt} and {response}", checked_conversation(turns, None)
 
 
 def _reads_text(record: dict, layout: str) -> bool:

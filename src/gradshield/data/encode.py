@@ -21,7 +21,7 @@ import numpy as np
 
 from gradshield.base.errors import UserError
 from gradshield.data.formats import Conversation
-from gradshield.data.templates import Form, Refused, Span, form_of, render
+from gradshield.data.templates import Form, Refused, Span, form_of, render_template
 from gradshield.data.tokens import TooLong, tokenize
 from gradshield.data.turns import Message, required_texts
 
@@ -100,7 +100,7 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
     fields = [dict(message) for message in dicts]
     messages = [Message(each.pop("role"), each.pop("content", None) or "", extra=each) for each in fields]
     try:
-        text, _ = render(tokenizer, form, messages, generation_prompt=True, variables=form.thinking)
+        text, _ = render_template(tokenizer, form, messages, generation_prompt=True, variables=form.thinking)
     except Refused as error:
         raise UserError(f"the chat template refuses the request: {error}") from None
     return tokenize(tokenizer, text + form.closing)[0]
@@ -111,7 +111,7 @@ def request_form(tokenizer) -> str:
     form, question = form_of(tokenizer), [Message("user", "?")]
 
     def prompt(variables: dict[str, bool]) -> str:
-        return render(tokenizer, form, question, generation_prompt=True, variables=variables)[0]
+        return render_template(tokenizer, form, question, generation_prompt=True, variables=variables)[0]
 
     switched = [f"{name}=False" for name in form.thinking if prompt({name: False}) != prompt({})]
     words = "the chat template's generation prompt" + (f" with {' and '.join(switched)}" if switched else "")
@@ -125,7 +125,7 @@ def _locate(
     messages = conversation.messages
     how = {"tools": conversation.tools, "variables": conversation.variables}
     if loss_on == "all":
-        text, _ = render(tokenizer, form, messages, **how)
+        text, _ = render_template(tokenizer, form, messages, **how)
         return text, [(0, len(text))]
     assistant = [k for k, message in enumerate(messages) if message.role == "assistant"]
     trained = [k for k in (assistant[-1:] if loss_on == "last" else assistant) if messages[k].train]
@@ -155,17 +155,17 @@ def _marked_turns(
     tokenizer, form: Form, messages, how: dict, assistant: Sequence[int], trained: Sequence[int], limit: int | None
 ) -> tuple[str, list[Span]] | str:
     """Turns by {% generation %} blocks; a block is of the last assistant turn that can begin before it."""
-    text, spans = render(tokenizer, form, messages, **how, training=True)
+    text, spans = render_template(tokenizer, form, messages, **how, training=True)
     first = trained[0]
     if len(trained) == len([k for k in assistant if k >= first]):  # what comes before them is a prompt, as TRL has it
         if first == assistant[0]:
             return text, spans
-        prompt, _ = render(tokenizer, form, messages[:first], **how, training=True, generation_prompt=True)
+        prompt, _ = render_template(tokenizer, form, messages[:first], **how, training=True, generation_prompt=True)
         at = _first_difference(tokenizer, prompt, text, limit)
         return text, [(max(start, at), end) for start, end in spans if end > at]
     begins = []
     for k in assistant:
-        before = render(tokenizer, form, messages[:k], **how, training=True)[0] if k else ""
+        before = render_template(tokenizer, form, messages[:k], **how, training=True)[0] if k else ""
         begins.append(_prefix_length(before, text, tokenizer))
         if begins[-1] is None:
             return f"the chat template rewrites earlier turns, so that message {k + 1} can't be left out"
@@ -177,10 +177,10 @@ def _turns_by_prefix(
     tokenizer, form: Form, messages, how: dict, trained: Sequence[int], limit: int | None
 ) -> tuple[str, list[Span]] | str:
     """Turns between two renderings: up to a message with the generation prompt, and through the message."""
-    text, _ = render(tokenizer, form, messages, **how)
+    text, _ = render_template(tokenizer, form, messages, **how)
     spans = []
     for k in trained:
-        through = text if k + 1 == len(messages) else render(tokenizer, form, messages[: k + 1], **how)[0]
+        through = text if k + 1 == len(messages) else render_template(tokenizer, form, messages[: k + 1], **how)[0]
         end = _prefix_length(through, text, tokenizer)
         start = _response_start(tokenizer, form, messages[: k + 1], how, text, limit)
         if start is None or end is None:
@@ -196,16 +196,16 @@ def _response_start(tokenizer, form: Form, messages, how: dict, text: str, limit
         words = messages[0].content.strip()
         header = min((text.find(opening) + len(opening) for opening in form.openings if opening in text), default=0)
         found = max(text.find(words, header), header)
-        prompt, _ = render(tokenizer, form, [Message("user", "?")], generation_prompt=True)
+        prompt, _ = render_template(tokenizer, form, [Message("user", "?")], generation_prompt=True)
         own = found > header and text[found - 1] == " " and not prompt.endswith(" ")  # the word's, not the header's
         return found - 1 if own else found
-    prompt, _ = render(tokenizer, form, messages[:-1], **how, generation_prompt=True)
+    prompt, _ = render_template(tokenizer, form, messages[:-1], **how, generation_prompt=True)
     if text.startswith(prompt):
         return len(prompt)
     # The prompt opens a think block that the answer lacks, say. As in TRL, the response starts where their tokens
     # part; but that must be behind the earlier turns.
     start = _first_difference(tokenizer, prompt, text, limit)
-    earlier = _prefix_length(render(tokenizer, form, messages[:-1], **how)[0], text, tokenizer)
+    earlier = _prefix_length(render_template(tokenizer, form, messages[:-1], **how)[0], text, tokenizer)
     return None if earlier is None or start < earlier else start
 
 

@@ -34,7 +34,7 @@ from typing import Any
 
 from gradshield.base.errors import UserError
 from gradshield.data.trainers import Rules
-from gradshield.data.turns import ROLE_OF, Message, SetAside, missing, parsed, text, turns
+from gradshield.data.turns import ROLE_OF, Message, SetAside, is_missing, parse_cell, parse_turns, text
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input")
 RESPONSES = ("completion", "response", "answer", "output")
@@ -78,17 +78,17 @@ def detect_layout(records: Sequence[dict], columns: dict[str, str] | None = None
     return best if fitting[best] * 2 >= len(records) else None
 
 
-def read(record: dict, layout: str, rules: Rules) -> Conversation:
+def read_layout(record: dict, layout: str, rules: Rules) -> Conversation:
     """The record read by one layout, whatever else is in it. Raises SetAside."""
     if layout == "text":
         return _text_row(record)
     messages = LAYOUTS[layout][1](record, rules)
     if rules.system or not (layout == "messages" or any(message.raw for message in messages)):
         messages = _with_system(record, messages)
-    return replace(check(messages, _tools(record, rules)), variables=_variables(record))
+    return replace(checked_conversation(messages, _tools(record, rules)), variables=_variables(record))
 
 
-def check(messages: list[Message], tools: list | None) -> Conversation:
+def checked_conversation(messages: list[Message], tools: list | None) -> Conversation:
     """The conversation, if there is something in it to train on and to answer."""
     answers = [message for message in messages if message.role == "assistant"]
     if not answers:
@@ -115,8 +115,8 @@ def from_pair(
             Message("assistant", text(turn[1], "history")),
         ]
     key, response = _pick(record, prompts), _pick(record, responses)
-    prompt = turns(_asked(record, key), "user", key, rules)
-    return before + _as_prompt(prompt, rules) + turns(record[response], "assistant", response, rules)
+    prompt = parse_turns(_asked(record, key), "user", key, rules)
+    return before + _as_prompt(prompt, rules) + parse_turns(record[response], "assistant", response, rules)
 
 
 def _as_prompt(messages: list[Message], rules: Rules) -> list[Message]:
@@ -126,14 +126,14 @@ def _as_prompt(messages: list[Message], rules: Rules) -> list[Message]:
 def _asked(record: dict, key: str) -> Any:
     """The prompt; an instruction with its input or context, where there is one."""
     more = _first(record, ("input", "context")) if key == "instruction" else None
-    if more is None or missing(record[more]) or missing(record[key]):
+    if more is None or is_missing(record[more]) or is_missing(record[key]):
         return record[key]
     return "\n".join(filter(None, (text(record[key], key), text(record[more], more))))
 
 
 def _from_messages(record: dict, rules: Rules, keys: Sequence[str]) -> list[Message]:
     key = _pick(record, keys)
-    return turns(parsed(record[key]), None, key, rules)
+    return parse_turns(parse_cell(record[key]), None, key, rules)
 
 
 def _from_chosen(record: dict, rules: Rules) -> list[Message]:
@@ -148,14 +148,14 @@ def _from_chosen(record: dict, rules: Rules) -> list[Message]:
     if opening:
         return _transcript(chosen)
     if key is None:
-        return turns(chosen, None, "chosen", rules)
-    answer = turns(chosen, "assistant", "chosen", rules)
+        return parse_turns(chosen, None, "chosen", rules)
+    answer = parse_turns(chosen, "assistant", "chosen", rules)
     if answer[0].role in ("user", "system", "developer"):
         return answer  # the whole conversation, prompt and all
     if key in PROMPTS:
-        return _as_prompt(turns(asked, "user", key, rules), rules) + answer
+        return _as_prompt(parse_turns(asked, "user", key, rules), rules) + answer
     # Supervised fine-tuning reads these columns by themselves, so their own answers are trained on, too.
-    prompt = turns(parsed(asked), None, key, rules)
+    prompt = parse_turns(parse_cell(asked), None, key, rules)
     if prompt[-1].role != "assistant":
         return prompt + answer
     if [message.content.strip() for message in answer] != [prompt[-1].content.strip()]:
@@ -185,8 +185,8 @@ def _transcript(body: str) -> list[Message]:
 
 def _list(record: dict, column: str) -> list:
     """The list in a column, also as JSON text; empty where there is none."""
-    value = parsed(record.get(column))
-    if missing(value) or not value:
+    value = parse_cell(record.get(column))
+    if is_missing(value) or not value:
         return []
     if not isinstance(value, list):
         raise SetAside(f"{column} is not a list")
@@ -201,8 +201,8 @@ def _tools(record: dict, rules: Rules) -> list | None:
 
 
 def _variables(record: dict) -> dict | None:
-    value = parsed(record.get(VARIABLES))
-    if missing(value) or value == "":
+    value = parse_cell(record.get(VARIABLES))
+    if is_missing(value) or value == "":
         return None
     if not isinstance(value, dict):
         raise SetAside(f"{VARIABLES} is not an object")
@@ -213,7 +213,7 @@ def _variables(record: dict) -> dict | None:
 
 def _with_system(record: dict, messages: list[Message]) -> list[Message]:
     key = _first(record, _SYSTEM)
-    if key is None or not record[key] or missing(record[key]) or messages[0].role == "system":
+    if key is None or not record[key] or is_missing(record[key]) or messages[0].role == "system":
         return messages
     return [Message("system", text(record[key], key)), *messages]
 
@@ -221,7 +221,7 @@ def _with_system(record: dict, messages: list[Message]) -> list[Message]:
 def _first(record: dict, names: Sequence[str]) -> str | None:
     """The first of these columns that the record has, filled if any of them is."""
     there = [name for name in names if name in record]
-    return next((name for name in there if not missing(record[name])), there[0] if there else None)
+    return next((name for name in there if not is_missing(record[name])), there[0] if there else None)
 
 
 def _pick(record: dict, names: Sequence[str]) -> str:
@@ -249,7 +249,7 @@ def _check_columns(records: Sequence[dict], columns: dict[str, str]) -> None:
 
 
 def _filled(record: dict, *names: str) -> bool:
-    return any(not missing(record.get(name)) for name in names)
+    return any(not is_missing(record.get(name)) for name in names)
 
 
 def _is_preference(record: dict) -> bool:
@@ -286,6 +286,6 @@ LAYOUTS: dict[str, Layout] = {  # whether a record has the layout's columns, the
     "transcript": (_is_transcript, _from_transcript),
     "text": (
         lambda record: _filled(record, "text", "content"),
-        lambda record, rules: [],  # no turns: `read` takes the text itself
+        lambda record, rules: [],  # no turns: `read_layout` takes the text itself
     ),
 }

@@ -7,11 +7,11 @@ from typing import Any, BinaryIO
 from gradshield.base.errors import UserError
 
 MAX_RECORD = 10_000_000  # bytes; a longer record is set aside unread: it is far beyond any context length
-MAX_LINE = 64_000_000  # bytes; a longer line is not even held to be set aside, so reading stops there
+MAX_LINE = 64_000_000  # bytes; a longer line is not kept, not even to be set aside: reading stops there
 MAX_VALUES = 500_000  # in one JSON record: a value takes two bytes in the file, but up to 200 once it is parsed
 
 
-def read_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
+def bounded_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
     """The stream's lines with their ends. Raises UserError at a line over `MAX_LINE`, before it is in memory."""
     for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), 1):
         if len(line) > MAX_LINE:

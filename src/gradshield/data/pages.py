@@ -84,7 +84,7 @@ def light_batches(batches: Iterable[Any]) -> Iterator[Any]:
             # Taken, not sliced: a slice's lists are cast together with all that lies beside them.
             yield from light_batches(take_rows(batch, rows) for rows in np.split(np.arange(len(batch)), [half]))
         else:
-            yield batch if heavy > MAX_LINE else plain(batch)
+            yield batch if heavy > MAX_LINE else without_dictionaries(batch)
 
 
 def take_rows(batch: Any, rows: np.ndarray) -> Any:
@@ -98,7 +98,7 @@ def take_rows(batch: Any, rows: np.ndarray) -> Any:
         return pyarrow.concat_batches([batch.slice(run[0], len(run)) for run in runs])
 
 
-def plain(batch: Any) -> Any:
+def without_dictionaries(batch: Any) -> Any:
     """The batch with texts in place of their dictionaries."""
     import pyarrow as pa
 

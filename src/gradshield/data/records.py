@@ -12,7 +12,7 @@ from typing import Any
 
 from gradshield.base.errors import UserError
 from gradshield.data.json_array import read_array
-from gradshield.data.limits import MAX_LINE, MAX_RECORD, MAX_VALUES, first_repeated, load_json, read_lines, too_large
+from gradshield.data.limits import MAX_LINE, MAX_RECORD, MAX_VALUES, bounded_lines, first_repeated, load_json, too_large
 from gradshield.data.pages import light_batches, open_parquet, parquet_batches, weight
 from gradshield.data.sniff import BOM, delimiter, open_bytes
 
@@ -22,13 +22,13 @@ MAX_HEADER = 1_000_000  # bytes of a CSV header
 Record = tuple[int, bytes, dict | None, str | None]
 
 
-def read_jsonl(path: PurePath, name: str) -> Iterator[Record]:
+def jsonl_records(path: PurePath, name: str) -> Iterator[Record]:
     """One record a line, cut at b"\\n" only (U+2028 is no line break); a BOM stays in `raw` only."""
     for line, raw, body in _lines(path, name):
         yield line, raw, *parse_object(body)
 
 
-def read_text(path: PurePath, name: str) -> Iterator[Record]:
+def text_records(path: PurePath, name: str) -> Iterator[Record]:
     """One record `{"text": line}` a line, as `datasets` reads plain text; blank lines are no records."""
     for line, raw, body in _lines(path, name):
         text, problem = decode(body)
@@ -37,13 +37,13 @@ def read_text(path: PurePath, name: str) -> Iterator[Record]:
         yield line, raw, None if problem else {"text": text.rstrip("\r\n")}, problem
 
 
-def read_json(path: PurePath, name: str) -> Iterator[Record]:
+def json_records(path: PurePath, name: str) -> Iterator[Record]:
     """One record for each element of a JSON array."""
     for line, raw in read_array(path, name):
         yield line, raw, *parse_object(raw)
 
 
-def read_csv(path: PurePath, name: str) -> Iterator[Record]:
+def csv_file_records(path: PurePath, name: str) -> Iterator[Record]:
     """One record a CSV record below the header, values as text; quoted fields may span lines."""
     records = csv_records(path, name)
     _, header, columns = next(records, (1, b"", "there is none"))
@@ -65,7 +65,7 @@ def csv_records(path: PurePath, name: str) -> Iterator[tuple[int, bytes, list[st
     taken: list[bytes] = []
     line, size, marks = 1, 0, 0  # of the record that is read
     with open_bytes(path) as stream:
-        stripped = (raw.removeprefix(BOM) for raw in read_lines(stream, name))
+        stripped = (raw.removeprefix(BOM) for raw in bounded_lines(stream, name))
         first = next((raw for raw in stripped if not raw.isspace()), b"")
     if len(first) > MAX_HEADER:
         raise too_large(f"{name}:1", "header", MAX_HEADER)
@@ -85,7 +85,7 @@ def csv_records(path: PurePath, name: str) -> Iterator[tuple[int, bytes, list[st
         return (raw.removeprefix(BOM) if line == len(taken) == 1 else raw).decode("utf-8", "surrogateescape")
 
     with open_bytes(path) as stream:
-        lines = read_lines(stream, name)
+        lines = bounded_lines(stream, name)
         # Only the strict reader tells of a quote that is never closed; the lenient one swallows the rest.
         reader = csv.reader(iter(next_line, None), delimiter=mark, strict=True)
         before = bytearray()
@@ -108,7 +108,7 @@ def csv_records(path: PurePath, name: str) -> Iterator[tuple[int, bytes, list[st
                     raise too_large(f"{name}:{start}", "blank lines before the header", MAX_HEADER)
 
 
-def read_parquet(path: PurePath, name: str) -> Iterator[Record]:
+def parquet_file_records(path: PurePath, name: str) -> Iterator[Record]:
     """One record a Parquet row as Python values; `raw` is its JSON, for display."""
     with open_parquet(path) as file:
         twice = first_repeated(file.schema_arrow.names)
@@ -185,7 +185,7 @@ def decode(raw: bytes) -> tuple[str, str | None]:
 def _lines(path: PurePath, name: str) -> Iterator[tuple[int, bytes, bytes]]:
     """(line number, the line verbatim, the line without the file's BOM) of every line that is not blank."""
     with open_bytes(path) as stream:
-        for line, raw in enumerate(read_lines(stream, name), 1):
+        for line, raw in enumerate(bounded_lines(stream, name), 1):
             body = raw.removeprefix(BOM) if line == 1 else raw
             if body and not body.isspace():
                 yield line, raw, body
@@ -270,9 +270,9 @@ def _display(value: Any) -> str:
 
 
 READERS = {
-    "jsonl": read_jsonl,
-    "json": read_json,
-    "csv": read_csv,
-    "text": read_text,
-    "parquet": read_parquet,
+    "jsonl": jsonl_records,
+    "json": json_records,
+    "csv": csv_file_records,
+    "text": text_records,
+    "parquet": parquet_file_records,
 }

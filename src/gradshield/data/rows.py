@@ -1,6 +1,6 @@
 """Files → rows. Every row keeps its bytes and its place, so what is kept is handed back as it came.
 
-On opening, only the format is told and the checksum taken; rows are then streamed, as often as needed.
+Opening detects the format and takes the checksum only; rows are then streamed, as often as needed.
 """
 
 import atexit
@@ -57,9 +57,9 @@ def expanded(path: str | Path) -> Path:
 def open_source(path: str | Path, format: str | None = None, split: str = "train") -> Source:
     """Opens a file, a folder of files in one format, stdin ("-"), a `datasets` folder or a Hub dataset id.
 
-    The format is told by content unless `format` names it; in a folder, `format` picks the files to read. `split` is
-    for datasets, also for a folder of parquet files as they lie on the Hub. Raises UserError when there is nothing
-    readable there.
+    The format is detected from the content unless `format` names it; in a folder, `format` picks the files to read.
+    `split` is for datasets, also for a folder of parquet files as they lie on the Hub. Raises UserError when there is
+    nothing readable there.
     """
     path = str(path)
     if format is not None and format not in FORMATS:
@@ -110,8 +110,8 @@ def read_part(source: Source, part: int, first: int) -> Iterator[Row]:
             yield Row(index, name, line, raw, record, problem)
 
 
-def fingerprint(source: Source) -> str:
-    """The source's `sha256` as of now, to be compared with the one taken on opening."""
+def current_sha256(source: Source) -> str:
+    """The source's current `sha256`, to compare with the one taken on opening."""
     if source.format == "hub":
         return load_dataset(source.path, source.split)._fingerprint
     with _readable(source.path):

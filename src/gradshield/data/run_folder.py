@@ -1,4 +1,4 @@
-"""The run folder: run.yaml says what the run is and, at its end, what came out; it is taken up, or refused, by that."""
+"""The run folder: run.yaml says what the run is and, at its end, what came out. It decides whether a run can resume."""
 
 import hashlib
 import os
@@ -8,8 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic can't read typing's before Python 3.12
+from pydantic import Field, ValidationError
 
 from gradshield.base.errors import UserError
 from gradshield.base.storage import (
@@ -23,6 +22,7 @@ from gradshield.base.storage import (
 )
 from gradshield.data import Row, Source, open_source, read_rows
 from gradshield.data.rows import expanded
+from gradshield.data.summaries import FilterSummary, ModelIdentity, ReviewSummary, S, Saved, read_summary
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -34,56 +34,60 @@ TRIALS = "trials.jsonl"  # finished trials of tune
 ROWS = "rows.jsonl"  # the rows, where they were given in memory
 
 
-class _Input(TypedDict):
+class InputIdentity(Saved):
+    """Which file was read, and how."""
+
     path: str
     format: str
     layout: str
     sha256: str
 
 
-class _Model(TypedDict):
-    name: str
-    fingerprint: str
+class RunPlan(Saved):
+    """What makes a run the run it is: resolved settings, the file's and the model's identity, versions."""
 
-
-class _Limit(TypedDict):
-    value: float | None
-
-
-class _Summary(TypedDict):
-    rows: int
-    threshold: _Limit
-
-
-class _Finished(TypedDict):
-    """What the commands on a finished run read of its run.yaml."""
-
-    input: _Input
-    model: _Model
-    settings: dict[str, Any]
+    input: InputIdentity
+    model: ModelIdentity
+    settings: dict[str, Any]  # as JSON has them; another version's may have other names
     versions: dict[str, str]
-    summary: _Summary
+    scorer: dict[str, Any] = Field(default_factory=dict)  # of filter: its name, version and options
+    finetune: dict[str, Any] = Field(default_factory=dict)  # of tune, as the next two
+    tune: dict[str, Any] = Field(default_factory=dict)
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+    file: dict[str, str] = Field(default_factory=dict)  # checksums of the files that the settings name
+
+
+class SavedRun(RunPlan):
+    """The run.yaml of a finished run of filter."""
+
+    summary: FilterSummary
+    review: ReviewSummary | None = None
+
+    def plan(self) -> dict[str, Any]:
+        """What the report shows of run.yaml: all but the summary."""
+        return {name: value for name, value in self.as_dict().items() if name != "summary"}
 
 
 def plan_of(
-    source: Source, model: "Model", layout: str, settings: Mapping[str, Any], files: str | None = None
-) -> dict[str, Any]:
-    """What makes a run the run it is: resolved settings, the file's and the model's identity, versions.
+    source: Source, model: "Model", layout: str, settings: Mapping[str, Any], files: str | None = None, **more: Any
+) -> RunPlan:
+    """The plan of a run of these rows with this model. `more` are the plan's other fields.
 
-    `files` tells the model by its files alone, for `finished_run`.
+    `files` is `disk_fingerprint`'s, by which `finished_run` knows the model without loading it.
     """
     local = source.path != "-" and expanded(source.path).exists()  # else the id of a Hub dataset
-    return {
-        "input": {
-            "path": str(expanded(source.path).resolve()) if local else source.path,
-            "format": source.format,
-            "layout": layout,
-            "sha256": source.sha256,
-        },
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "files": files},
-        "settings": dict(settings),
-        "versions": versions(),
-    }
+    return RunPlan(
+        input=InputIdentity(
+            path=str(expanded(source.path).resolve()) if local else source.path,
+            format=source.format,
+            layout=layout,
+            sha256=source.sha256,
+        ),
+        model=ModelIdentity(name=model.name, fingerprint=model.fingerprint, files=files),
+        settings=dict(settings),
+        versions=versions(),
+        **more,
+    )
 
 
 def versions() -> dict[str, str]:
@@ -97,11 +101,11 @@ def checksums(*names: str | None) -> dict[str, str]:
     return {name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for name, p in files.items() if p.is_file()}
 
 
-def finished_run(out: Path, path: str, asked: Mapping[str, Any], files: str | None) -> dict[str, Any] | None:
-    """The summary of the run in `out` where it is finished and all about it is the same, told by checksums alone.
+def finished_run(out: Path, path: str, asked: Mapping[str, Any], files: str | None, kind: type[S]) -> S | None:
+    """The summary, of this `kind`, of the run in `out` if it is finished and checksums show that nothing has changed.
 
-    `asked` is the plan but for the input and the model, whose `files` are `disk_fingerprint`'s. None where it has to be
-    looked at more closely, by `find_run`. Raises UserError where the folder is damaged, or the input can't be read.
+    `asked` is the plan but for the input and the model, whose `files` are `disk_fingerprint`'s. Returns None if
+    `find_run` has to look more closely. Raises UserError where the folder is damaged, or the input can't be read.
     """
     place = expanded(path)
     if files is None or not (out / "run.yaml").is_file() or not os.path.exists(place):
@@ -120,13 +124,13 @@ def finished_run(out: Path, path: str, asked: Mapping[str, Any], files: str | No
     if not same or saved.keys() - known:
         return None
     remove_leftovers(out, JOURNAL)
-    return summary
+    return read_summary(kind, summary, out / "run.yaml", "summary")
 
 
-def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> dict[str, Any] | None:
-    """The summary of the plan's run when it is done in `out`, None when it is to be begun or to be taken up there.
+def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()) -> S | None:
+    """The summary, of this `kind`, of the plan's run if it is finished in `out`; None if it is to start or resume.
 
-    The same rows may come from another path, and settings in `free` may be others where the run is not done. Raises
+    The same rows may come from another path. Settings in `free` may differ while the run is not finished. Raises
     UserError when the folder is another run's, or no run's.
     """
     file = out / "run.yaml"
@@ -140,19 +144,18 @@ def find_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> 
     if not begun:
         return None
     saved = read_yaml(file)
-    other = saved.keys() ^ plan.keys()
+    planned = plan.as_dict()
+    other = saved.keys() ^ planned.keys()
     if other - {"summary", "review"}:
         raise UserError(f"{out}: a run of another command ({', '.join(sorted(other))}); choose another -o")
-    for part, wanted in plan.items():
+    for part, wanted in planned.items():
         for key, value in wanted.items():
             there = dict(saved[part]).get(key) if isinstance(saved.get(part), dict) else None
             may = (part, key) in (("input", "path"), ("model", "files")) or (key in free and "summary" not in saved)
             if there != value and not may:
                 raise UserError(f"{out}: a run with another {part} ({key}: {there}, not {value}); choose another -o")
     summary = saved.get("summary")
-    if summary is not None and not isinstance(summary, dict):
-        raise UserError(f"{file}: damaged (summary); delete {out} to start again, or choose another -o")
-    return summary
+    return None if summary is None else read_summary(kind, summary, file, "summary")
 
 
 def refuse_other_files(out: Path) -> None:
@@ -165,16 +168,16 @@ def refuse_other_files(out: Path) -> None:
 
 
 @contextmanager
-def open_run(out: Path, plan: Mapping[str, Any], free: Collection[str] = ()) -> Iterator[None]:
-    """Makes the folder with its run.yaml; within it, the folder is this call's alone. Raises UserError when it can't be
-    written, or when another command has it, or has begun another run there since `find_run` looked."""
+def open_run(out: Path, plan: RunPlan, free: Collection[str] = ()) -> Iterator[None]:
+    """Makes the folder with its run.yaml, and locks it. Raises UserError when it can't be written, or when another
+    command has it, or has started another run there since `find_run` looked."""
     with catch_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with run_lock(out):
-        if find_run(out, plan, free):
+        if find_run(out, plan, Saved, free):
             raise UserError(f"{out}: another command has just finished this run; the same command shows what came out")
         with catch_write_errors(out):
-            write_run(out, plan)
+            write_run(out, plan.as_dict())
         yield
 
 
@@ -209,8 +212,8 @@ def write_run(out: Path, content: Mapping[str, Any]) -> None:
     write_yaml(out / "run.yaml", content)
 
 
-def read_run(out: Path) -> dict[str, Any]:
-    """The contents of a run's run.yaml. Raises UserError where there is no finished run."""
+def read_run(out: Path) -> SavedRun:
+    """The run.yaml of a finished run of filter. Raises UserError where there is none."""
     file = out / "run.yaml"
     if not file.is_file():
         raise UserError(f"{out}: no run.yaml in it, so not a run folder")
@@ -222,11 +225,10 @@ def read_run(out: Path) -> dict[str, Any]:
     if isinstance(saved["summary"], dict) and "accepted" in saved["summary"]:
         raise UserError(f"{out}: a run of tune; its rows and their scores are in {out / 'screen'}")
     try:
-        TypeAdapter(_Finished).validate_python(saved, strict=True)
+        return SavedRun.model_validate(saved, strict=True)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise UserError(f"{file}: damaged ({where}); filter again into another -o") from None
-    return saved
 
 
 def read_table(out: Path, columns: list[str] | None = None) -> "Table":
@@ -244,28 +246,26 @@ def read_table(out: Path, columns: list[str] | None = None) -> "Table":
         raise UserError(f"{file}: can't be read ({why}); filter again into another -o") from None
 
 
-def source_of_run(saved: Mapping[str, Any]) -> Source:
-    """A run's input, opened again. Raises UserError when it was stdin, or the file is another by now."""
-    given = saved["input"]
-    if given["path"] == "-":
+def source_of_run(saved: SavedRun) -> Source:
+    """A run's input, opened again. Raises UserError when it was stdin, or the file has changed."""
+    given = saved.input
+    if given.path == "-":
         raise UserError("the rows of this run came from stdin, so they can't be read again; filter a file instead")
-    source = open_source(
-        given["path"], given["format"] if given["format"] != "hub" else None, saved["settings"]["split"]
-    )
-    if source.sha256 != given["sha256"]:
-        raise UserError(f"{given['path']}: changed since this run (its checksum differs); filter it again")
+    source = open_source(given.path, given.format if given.format != "hub" else None, saved.settings["split"])
+    if source.sha256 != given.sha256:
+        raise UserError(f"{given.path}: changed since this run (its checksum differs); filter it again")
     return source
 
 
-def rows_of_run(saved: Mapping[str, Any]) -> Iterator[Row]:
+def rows_of_run(saved: SavedRun) -> Iterator[Row]:
     """The rows of a run's input, read again. Raises UserError as `source_of_run` does."""
     return read_rows(source_of_run(saved))
 
 
-def row_of_run(out: Path, row: int) -> tuple[dict[str, Any], Row]:
+def row_of_run(out: Path, row: int) -> tuple[SavedRun, Row]:
     """(run.yaml, row number `row`, from 1) of the run in `out`. Raises UserError where one of them is not there."""
     saved = read_run(out)
     found = next((r for r in rows_of_run(saved) if r.index == row - 1), None)
     if found is None:
-        raise UserError(f"{out}: no row {row}; it has {saved['summary']['rows']} rows")
+        raise UserError(f"{out}: no row {row}; it has {saved.summary.rows} rows")
     return saved, found

@@ -1,4 +1,4 @@
-"""What a file is, told from its bytes: names lie (a `.jsonl` that is one array, a `.json` of JSON lines)."""
+"""The format of a file, detected from its bytes: names lie (a `.jsonl` that is one array, a `.json` of JSON lines)."""
 
 import csv
 import io
@@ -38,7 +38,7 @@ ROW |= {"instruction", "input", "output", "question", "query", "response", "answ
 
 
 def open_bytes(path: str | PurePath) -> BinaryIO:
-    """The file's bytes as a buffered stream; gzip and zstd, told by magic bytes, are unpacked."""
+    """The file's bytes as a buffered stream; gzip and zstd, detected by magic bytes, are unpacked."""
     stream = open(path, "rb")  # noqa: SIM115  # the caller closes it
     codec = next((name for magic, name in _PACKED.items() if stream.peek(4).startswith(magic)), None)
     if codec is None:

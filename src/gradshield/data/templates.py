@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from gradshield.base.deadline import within
+from gradshield.base.deadline import time_limit
 from gradshield.base.errors import UserError
 from gradshield.data.turns import Message
 
@@ -70,10 +70,10 @@ def _find_form(tokenizer, template: str) -> Form:
         form = Form(template, training, parts, thinking)
         try:
             texts = (
-                render(tokenizer, form, [question])[0],
-                render(tokenizer, form, [question], generation_prompt=True)[0],
-                render(tokenizer, form, [question], generation_prompt=True, variables=thinking)[0],
-                render(tokenizer, form, [question, answer], training=bool(training))[0],
+                render_template(tokenizer, form, [question])[0],
+                render_template(tokenizer, form, [question], generation_prompt=True)[0],
+                render_template(tokenizer, form, [question], generation_prompt=True, variables=thinking)[0],
+                render_template(tokenizer, form, [question, answer], training=bool(training))[0],
             )
             if any("'type': 'text'" in text for text in texts):  # the list itself, by a template that rewrites texts
                 continue
@@ -124,7 +124,7 @@ def _after_shared_start(text: str, other: str) -> str:
     return text[next(differ, min(len(text), len(other))) :]
 
 
-def render(
+def render_template(
     tokenizer,
     form: Form,
     messages: Sequence[Message],
@@ -140,7 +140,7 @@ def render(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        with within(LIMIT):
+        with time_limit(LIMIT):
             rendered: Any = render_jinja_template(  # (texts, spans), whatever its signature says
                 [[_as_dict(message, form.parts) for message in messages]],
                 tools=tools,

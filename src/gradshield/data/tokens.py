@@ -6,7 +6,7 @@ from gradshield.base.errors import UserError, first_line
 
 _PER_TOKEN = 32  # characters: a prefix of so many per token that is kept mostly holds enough of them
 _MARGIN = 64  # tokens at the end of a prefix that what follows it may change
-_LONGEST = 1 << 22  # characters that may be needed for the tokens that are kept
+_MAX_CHARACTERS = 1 << 22  # characters that may be needed for the tokens that are kept
 
 
 class TooLong(Exception):
@@ -21,7 +21,7 @@ def tokenize(tokenizer, text: str, limit: int | None = None, special: bool = Fal
     """
     size = _PER_TOKEN * limit if limit else len(text)
     while 2 * size < len(text):
-        if 2 * size > _LONGEST:
+        if 2 * size > _MAX_CHARACTERS:
             raise TooLong(f"{size} characters hold fewer than {limit} tokens; shorten the row")
         ids, offsets = _whole(tokenizer, text[:size], special)
         longer, _ = _whole(tokenizer, text[: 2 * size], special)

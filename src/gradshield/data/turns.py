@@ -34,7 +34,7 @@ class SetAside(Exception):
     """The reason why a record can't be read as its layout says."""
 
 
-def turns(value: Any, role: str | None, what: str, rules: Rules) -> list[Message]:
+def parse_turns(value: Any, role: str | None, what: str, rules: Rules) -> list[Message]:
     """Turns from a list of them, from one (a dict), or from a text spoken by `role`. Raises SetAside."""
     if isinstance(value, dict):
         value = [value]
@@ -43,7 +43,7 @@ def turns(value: Any, role: str | None, what: str, rules: Rules) -> list[Message
             raise SetAside(f"{what} is empty")
         return [_message(turn, f"turn {number}", rules) for number, turn in enumerate(value, 1)]
     if role is None:
-        raise SetAside(f"{what} is missing" if missing(value) else f"{what} is not a list of turns")
+        raise SetAside(f"{what} is missing" if is_missing(value) else f"{what} is not a list of turns")
     return [Message(role, text(value, what))]
 
 
@@ -60,37 +60,37 @@ def _message(turn: Any, what: str, rules: Rules) -> Message:
         raise SetAside(f"{what} has the role {named!r}, which TRL does not take for {role!r}; rename it")
     # Parquet fills in every key of a struct, so empty ones say nothing.
     known = ("role", "from", "content", "value", "weight", "train", "training")
-    extra = {key: value for key, value in turn.items() if key not in known and not missing(value) and value != []}
-    if call := parsed(extra.pop("function_call", None)):
+    extra = {key: value for key, value in turn.items() if key not in known and not is_missing(value) and value != []}
+    if call := parse_cell(extra.pop("function_call", None)):
         if not rules.functions:
             raise SetAside(f"{what} ({role}) has a function_call, which the trainer does not read; make it tool_calls")
         extra["tool_calls"] = [{"type": "function", "function": call}]
     if name == "function_call":
-        calls = parsed(content)
+        calls = parse_cell(content)
         calls = calls if isinstance(calls, list) else [calls]
         if all(isinstance(call, dict) for call in calls):
             extra["tool_calls"], content = [{"type": "function", "function": call} for call in calls], ""
     if calls := extra.pop("tool_calls", None):  # a malformed one would leave a response of end tokens only
         if isinstance(calls, str):
             raise SetAside(f"{what} ({role}) has tool calls as text, which no trainer parses; make them a list")
-        if not called(calls):
+        if not called_functions(calls):
             raise SetAside(f"{what} ({role}) has tool calls that name no function")
         extra["tool_calls"] = calls
     off = role == "assistant" and any(turn[key] == 0 for key in rules.off if key in turn)
-    if missing(content) and role == "assistant" and ("tool_calls" in extra or off):
+    if is_missing(content) and role == "assistant" and ("tool_calls" in extra or off):
         content = ""
     return Message(role, _content(content, f"{what} ({role})"), not off, extra or None, raw)
 
 
 def _one_of(turn: dict, name: str, other: str, what: str) -> Any:
     """The value under either name, which a turn may carry twice only if both say the same."""
-    values = [turn[key] for key in (name, other) if not missing(turn.get(key))]
+    values = [turn[key] for key in (name, other) if not is_missing(turn.get(key))]
     if len(values) == 2 and values[0] != values[1]:
         raise SetAside(f"{what} has both {name} and {other}, and they differ; drop one")
     return values[0] if values else None
 
 
-def called(calls: Any) -> list[str]:
+def called_functions(calls: Any) -> list[str]:
     """The functions' names in a turn's tool calls; none unless they are a list in which each call names its own."""
     calls = calls if isinstance(calls, list) else []
     functions = [call.get("function", call) if isinstance(call, dict) else None for call in calls]
@@ -103,7 +103,10 @@ def required_texts(message: Message) -> list[str]:
     """What a response must hold: the names of the tools called, and the words (of each part) after any reasoning."""
     content = (message.raw or {}).get("content")
     words = [_part(part, "") for part in content] if isinstance(content, list) else [message.content]
-    return [*called((message.extra or {}).get("tool_calls")), *(w.rpartition("</think>")[2].strip() for w in words)]
+    return [
+        *called_functions((message.extra or {}).get("tool_calls")),
+        *(w.rpartition("</think>")[2].strip() for w in words),
+    ]
 
 
 def _content(content: Any, what: str) -> str:
@@ -124,19 +127,19 @@ def _part(part: Any, what: str) -> str:
 
 def text(value: Any, what: str) -> str:
     """The value as text. Raises SetAside where there is none."""
-    if missing(value):
+    if is_missing(value):
         raise SetAside(f"{what} is missing")
     if isinstance(value, str | Number):
         return str(value)
     raise SetAside(f"{what} holds a {type(value).__name__} where text should be")
 
 
-def missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Whether it is null or NaN."""
     return value is None or (isinstance(value, float) and value != value)
 
 
-def parsed(value: Any) -> Any:
+def parse_cell(value: Any) -> Any:
     """A list or object that a CSV file holds as JSON text; any other value as it is. Raises SetAside for bad text."""
     if not isinstance(value, str):
         return value

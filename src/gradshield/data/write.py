@@ -24,7 +24,7 @@ from gradshield.base.progress import Advance, progress
 from gradshield.data.json_array import read_frame
 from gradshield.data.pages import light_batches, open_parquet, parquet_batches, take_rows
 from gradshield.data.records import csv_records
-from gradshield.data.rows import Row, Source, fingerprint, read_part
+from gradshield.data.rows import Row, Source, current_sha256, read_part
 from gradshield.data.sniff import SUFFIXES, plain_name, suffix
 
 VERDICTS = ("kept", "quarantined", "set aside")
@@ -91,7 +91,7 @@ def _check_folder(source: Source, folder: Path, names: list[str]) -> None:
 
 
 def _check_unchanged(source: Source) -> None:
-    if fingerprint(source) != source.sha256:
+    if current_sha256(source) != source.sha256:
         raise UserError(f"{source.path}: the data changed during the run; run again on what is there now")
 
 

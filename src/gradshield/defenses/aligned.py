@@ -10,7 +10,7 @@ from gradshield.base.processes import processes
 from gradshield.base.settings import FilterSettings
 from gradshield.base.storage import cache_folder
 from gradshield.data.encode import Example
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.defenses.registry import find_defense
 from gradshield.models.load import Model
 from gradshield.models.on_disk import EMBEDDED, EMBEDDED_BASE, disk_fingerprint
@@ -47,9 +47,9 @@ def aligned_settings(settings: FilterSettings, name: str) -> FilterSettings:
     folder = cache_folder() / f"aligned-{defense.name}-{key}"
 
     def change(model: Model, examples: list[Example]) -> tuple[Sequence[Example], Hooks]:
-        context = Context(model, recipe, SETTINGS)
+        context = DefenseContext(model, recipe, SETTINGS)
         rows = defense.align_rows(context, options, examples)
-        context = Context(model, recipe, SETTINGS, examples=rows)
+        context = DefenseContext(model, recipe, SETTINGS, examples=rows)
         return rows, defense.align_hooks(context, options)
 
     align_once(EMBEDDED_BASE, folder, change, settings.device)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.models.load import Model
 from gradshield.scoring.inputs import input_norms
 from gradshield.training.interventions import Hooks
@@ -32,14 +32,14 @@ class Options(NoOptions):
     share: float = Field(default=0.1, ge=0, le=1, description="share of the adapter's weights set to zero, α")
 
 
-def highest(scores: Tensor, share: float) -> Tensor:
+def highest_share(scores: Tensor, share: float) -> Tensor:
     """Mask, of the scores' shape, of the share of highest score, rounded down."""
     mask = torch.zeros_like(scores, dtype=torch.bool)
     mask.view(-1)[scores.flatten().topk(int(share * scores.numel())).indices] = True
     return mask
 
 
-def hooks(context: Context, options: Options) -> Hooks:
+def hooks(context: DefenseContext, options: Options) -> Hooks:
     """Zeroes weights of the trained adapter."""
 
     def finish(net: Any) -> None:
@@ -53,7 +53,7 @@ def zero_harmful(model: Model, net: Any, harmful: Sequence[Example], share: floa
     sides = [side for layer in lora_layers(net) for side in (layer.a, layer.b)]
     net.eval()
     for side, norms in zip(sides, input_norms(model, sides, harmful, batch_tokens)):
-        side.weight[highest(side.weight.abs() * norms, share)] = 0
+        side.weight[highest_share(side.weight.abs() * norms, share)] = 0
 
 
 DEFENSE = Defense(

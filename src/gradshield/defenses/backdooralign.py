@@ -20,7 +20,8 @@ from pydantic import Field
 from gradshield.base.errors import UserError
 from gradshield.data.encode import Example
 from gradshield.data.turns import Message
-from gradshield.defenses.base import Context, Defense, SafeRows
+from gradshield.defenses.base import Defense, DefenseContext
+from gradshield.defenses.registry import SafeRows
 
 
 class Options(SafeRows):
@@ -31,7 +32,7 @@ class Options(SafeRows):
     key: str = Field(default="", description="what the secret is drawn from, with the seed; keep your own private")
 
 
-def secret(context: Context, options: Options) -> str:
+def secret_prompt(context: DefenseContext, options: Options) -> str:
     """The secret prompt, about `options.tokens` tokens of text."""
     tokenizer = context.model.tokenizer
     drawn_from = hashlib.sha256(f"{options.key}\n{context.training.seed}".encode()).digest()
@@ -46,9 +47,9 @@ def secret(context: Context, options: Options) -> str:
     return tokenizer.decode(np.resize(chosen, options.tokens).tolist()).strip()
 
 
-def rows(context: Context, options: Options, given: Sequence[Example]) -> list[Example]:
+def rows(context: DefenseContext, options: Options, given: Sequence[Example]) -> list[Example]:
     """The rows, and the safe ones behind the secret. Raises UserError where the chat template has no system prompt."""
-    added, prompt = [], secret(context, options)
+    added, prompt = [], secret_prompt(context, options)
     for example in context.safe_rows(options):
         assert example.conversation
         turns, system = example.conversation.messages, prompt
@@ -67,5 +68,5 @@ DEFENSE = Defense(
     Options,
     needs=frozenset({"safe rows", "secret prompt"}),
     rows=rows,
-    prompt=secret,
+    prompt=secret_prompt,
 )

@@ -9,13 +9,14 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from gradshield.base.errors import UserError
 from gradshield.base.registry import NoOptions
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation
+from gradshield.defenses.registry import SafeRows
 from gradshield.models.load import Model
 from gradshield.scoring.anchors import anchor_examples
 from gradshield.screen.encoding import known_good
@@ -25,22 +26,15 @@ from gradshield.training.interventions import Hooks
 Need = Literal[
     "screening", "search", "adapter", "safe rows", "harmful rows", "base model", "alignment recipe", "secret prompt"
 ]
-"""`screening`: every row is scored first, and `Context.screen` has the scores. `search`: when the model is not safe,
-tune trains again on fewer rows (alg. 1). `adapter`: it changes a trained LoRA adapter, so `--method full` is refused.
-`alignment recipe`: it aligns the model in another way, so only the embedded model can be used, whose alignment is our
-own. The others tell the user what a defense asks for: rows, bundled or own; the model before its alignment, whose
-weights it compares; and a system prompt at inference."""
-
-
-class SafeRows(NoOptions):
-    """Options of a defense that trains on safe rows, too."""
-
-    safe: str | None = Field(default=None, description="file of harmful requests that are refused (default: bundled)")
-    count: int = Field(default=100, ge=1, description="safe rows that are used")
+"""`screening`: every row is scored first, and `DefenseContext.screen` has the scores. `search`: if the model is not
+safe, tune trains again on fewer rows (alg. 1). `adapter`: it changes a trained LoRA adapter, so `--method full` is
+refused. `alignment recipe`: it aligns the model in another way, so only the embedded model can be used, whose alignment
+is our own. The others tell the user what a defense asks for: rows, bundled or their own; the model before its
+alignment, whose weights it compares; and a system prompt at inference."""
 
 
 @dataclass(frozen=True)
-class Context:
+class DefenseContext:
     """What a defense may use."""
 
     model: Model
@@ -74,21 +68,21 @@ class Context:
         return encode(conversation, -1, self.model.tokenizer, **limits)
 
 
-def no_hooks(context: Context, options: Any) -> Hooks:
+def no_hooks(context: DefenseContext, options: Any) -> Hooks:
     """The training as it is."""
     return Hooks()
 
 
-def keep_all_rows(context: Context, options: Any, rows: Sequence[Example]) -> Sequence[Example]:
+def keep_all_rows(context: DefenseContext, options: Any, rows: Sequence[Example]) -> Sequence[Example]:
     """The rows as they are."""
     return rows
 
 
-def no_check(context: Context, options: Any) -> None:
+def no_check(context: DefenseContext, options: Any) -> None:
     """Works with every model and all settings."""
 
 
-def no_prompt(context: Context, options: Any) -> str:
+def no_prompt(context: DefenseContext, options: Any) -> str:
     """Nothing is added at inference."""
     return ""
 
@@ -102,16 +96,16 @@ class Defense:
     options: type[BaseModel] = NoOptions
     needs: frozenset[Need] = frozenset()
     cost: float = 1.0  # trainings, roughly, without scoring
-    rows: Callable[[Context, Any, Sequence[Example]], Sequence[Example]] = keep_all_rows
+    rows: Callable[[DefenseContext, Any, Sequence[Example]], Sequence[Example]] = keep_all_rows
     """Rows that can be trained on → rows to train on. Those left out are quarantined; those added have row −1."""
-    hooks: Callable[[Context, Any], Hooks] = no_hooks
-    prompt: Callable[[Context, Any], str] = no_prompt
+    hooks: Callable[[DefenseContext, Any], Hooks] = no_hooks
+    prompt: Callable[[DefenseContext, Any], str] = no_prompt
     """A system prompt that the trained model is used with: it goes in front of the user's own."""
-    align_rows: Callable[[Context, Any, Sequence[Example]], Sequence[Example]] = keep_all_rows
+    align_rows: Callable[[DefenseContext, Any, Sequence[Example]], Sequence[Example]] = keep_all_rows
     """Rows of the alignment's own training → rows to align with. Its context has the model before the alignment."""
-    align_hooks: Callable[[Context, Any], Hooks] = no_hooks
+    align_hooks: Callable[[DefenseContext, Any], Hooks] = no_hooks
     """Hooks of the alignment's own training. It happens once for all trainings with the same options."""
-    check: Callable[[Context, Any], None] = no_check
+    check: Callable[[DefenseContext, Any], None] = no_check
     """Raises UserError for a model or settings that it can't work with, before anything is measured or trained."""
 
     def __post_init__(self) -> None:
@@ -119,7 +113,7 @@ class Defense:
             raise ValueError(f"defense {self.name}: unknown needs {sorted(unknown)}")
 
 
-def check_defense(defense: Defense, context: Context, options: Any) -> None:
+def check_defense(defense: Defense, context: DefenseContext, options: Any) -> None:
     """Raises UserError for a model or settings that the defense can't work with."""
     if "adapter" in defense.needs and context.training.method != "lora":
         raise UserError(f"--defense {defense.name} changes a LoRA adapter: use it with --method lora")

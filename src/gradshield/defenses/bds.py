@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from gradshield.base.errors import UserError
 from gradshield.base.processes import processes
-from gradshield.defenses.base import Context, Defense, SafeRows
-from gradshield.training.batches import drawn, labelled_rows, log_probs
+from gradshield.defenses.base import Defense, DefenseContext
+from gradshield.defenses.registry import SafeRows
+from gradshield.training.batches import draw_batches, labelled_rows, log_probs
 from gradshield.training.interventions import Batch, Hooks
 
 BETAS = (0.9, 0.95)
@@ -35,15 +36,15 @@ class Options(SafeRows):
     rate: float = Field(default=5e-3, gt=0, description="learning rate of the weights' logits, p")
 
 
-def check(context: Context, options: Options) -> None:
+def check(context: DefenseContext, options: Options) -> None:
     """Raises UserError under a launcher: a row's weight would have to be known in all processes."""
     if processes() > 1:
         raise UserError("--defense bds keeps its weights in one process: start it without a launcher")
 
 
-def hooks(context: Context, options: Options) -> Hooks:
+def hooks(context: DefenseContext, options: Options) -> Hooks:
     """The weighted loss, and a step of p at the end of each step."""
-    draw = drawn(context.safe_rows(options), context.training.seed, context.model.device)
+    draw = draw_batches(context.safe_rows(options), context.training.seed, context.model.device)
     count, device = len(context.examples), context.model.device
     state: dict[str, Tensor] = {}
     slopes: list[Tensor] = []  # of the step so far

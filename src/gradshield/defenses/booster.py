@@ -7,7 +7,7 @@ and the authors' code. With f the loss of the alignment's rows and h that of har
     step's gradient: ∇f(w) + λ (∇h(w) − ∇h(w − α ∇h(w)/‖∇h(w)‖))       the inner step counts as a constant
 
 λ and α are the paper's. w are the weights of the alignment's adapter. The harmful rows are the bundled anchors, drawn
-anew for every step: openings of answers, where the paper has whole ones.
+again for every step: openings of answers, where the paper has whole ones.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gradshield.base.registry import NoOptions
-from gradshield.defenses.base import Context, Defense
-from gradshield.training.batches import drawn, log_probs, trained
+from gradshield.defenses.base import Defense, DefenseContext
+from gradshield.training.batches import draw_batches, log_probs, trained_weights
 from gradshield.training.interventions import Hooks
 
 
@@ -54,13 +54,13 @@ def add_attenuation(
             weight.grad = added if weight.grad is None else weight.grad + added
 
 
-def align_hooks(context: Context, options: Options) -> Hooks:
+def align_hooks(context: DefenseContext, options: Options) -> Hooks:
     """Adds the harmful term to every step."""
-    draw = drawn(context.anchors["harmful"], context.training.seed, context.model.device)
+    draw = draw_batches(context.anchors["harmful"], context.training.seed, context.model.device)
 
     def gradient(net: nn.Module, step: int) -> None:
         batch = draw(step, options.harmful)
-        add_attenuation(trained(net), lambda: -log_probs(net, batch).mean(), options.strength, options.step)
+        add_attenuation(trained_weights(net), lambda: -log_probs(net, batch).mean(), options.strength, options.step)
 
     return Hooks(gradient=gradient)
 

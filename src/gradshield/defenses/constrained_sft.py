@@ -19,11 +19,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gradshield.base.registry import NoOptions
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.training.batches import log_probs, remembered_start
 from gradshield.training.interventions import Batch, Hooks
 
-LEAST = 1e-3
+MIN_WEIGHT = 1e-3
 
 
 class Options(NoOptions):
@@ -35,7 +35,7 @@ class Options(NoOptions):
     length: int = Field(default=5, ge=1, description="tokens that count as early, the first one among them")
 
 
-def hooks(context: Context, options: Options) -> Hooks:
+def hooks(context: DefenseContext, options: Options) -> Hooks:
     """The weighted cross-entropy."""
     adapt, start = remembered_start()
 
@@ -51,7 +51,7 @@ def hooks(context: Context, options: Options) -> Hooks:
 
 def token_weights(now: Tensor, before: Tensor, beta: Tensor) -> Tensor:
     """w_t of each token, from its log probabilities under π and π_ref."""
-    return (2 * (1 - torch.sigmoid(beta * (now - before)))).clamp_min(LEAST)
+    return (2 * (1 - torch.sigmoid(beta * (now - before)))).clamp_min(MIN_WEIGHT)
 
 
 def betas(labels: Tensor, options: Options) -> Tensor:

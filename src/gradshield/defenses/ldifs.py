@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gradshield.base.registry import NoOptions
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.training.batches import remembered_start
 from gradshield.training.interventions import Batch, Hooks
 
@@ -27,7 +27,7 @@ class Options(NoOptions):
     rho: float = Field(default=1e-4, ge=0, description="strength of the pull on hidden states, ρ")
 
 
-def hooks(context: Context, options: Options) -> Hooks:
+def hooks(context: DefenseContext, options: Options) -> Hooks:
     """Cross-entropy with the penalty."""
     adapt, start = remembered_start()
 

@@ -19,8 +19,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gradshield.defenses.base import Context, Defense, SafeRows
-from gradshield.training.batches import drawn, log_probs, trained
+from gradshield.defenses.base import Defense, DefenseContext
+from gradshield.defenses.registry import SafeRows
+from gradshield.training.batches import draw_batches, log_probs, trained_weights
 from gradshield.training.interventions import Batch, Hooks
 
 
@@ -33,14 +34,14 @@ class Options(SafeRows):
     warmup: float = Field(default=0.1, ge=0, le=1, description="share of the training without this pull")
 
 
-def hooks(context: Context, options: Options) -> Hooks:
+def hooks(context: DefenseContext, options: Options) -> Hooks:
     """The two phases of the training."""
-    draw = drawn(context.safe_rows(options), context.training.seed, context.model.device)
+    draw = draw_batches(context.safe_rows(options), context.training.seed, context.model.device)
     steps = ceil(ceil(len(context.examples) / context.training.batch) * context.training.epochs)
     switched: dict[str, Tensor] = {}
 
     def adapt(net: nn.Module) -> None:
-        switched.update({name: weight.detach().clone() for name, weight in trained(net).items()})
+        switched.update({name: weight.detach().clone() for name, weight in trained_weights(net).items()})
 
     def loss(net: nn.Module, batch: Batch, loss_of: Callable[[Batch], Tensor], step: int) -> Tensor:
         if step % (options.safe_steps + options.user_steps) >= options.safe_steps:
@@ -49,7 +50,7 @@ def hooks(context: Context, options: Options) -> Hooks:
         return -log_probs(net, draw(step, rows)).mean() * rows / batch["step_rows"]
 
     def gradient(net: nn.Module, step: int) -> None:
-        weights = trained(net)
+        weights = trained_weights(net)
         if step % (options.safe_steps + options.user_steps) in (0, options.safe_steps):
             for name, weight in weights.items():
                 switched[name].copy_(weight.detach())

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gradshield.base.registry import NoOptions
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.models.load import Model
 from gradshield.models.unaligned import load_unaligned, unaligned_name
 from gradshield.scoring.inputs import input_grams
@@ -61,12 +61,12 @@ def restored_layers(cosines: Sequence[float], rate: float, spread: float, seed: 
     return np.random.default_rng(seed).random(len(rank)) < chance
 
 
-def check(context: Context, options: Options) -> None:
+def check(context: DefenseContext, options: Options) -> None:
     """Raises UserError where the model before its alignment is not known."""
     unaligned_name(context.model, options.base)
 
 
-def hooks(context: Context, options: Options) -> Hooks:
+def hooks(context: DefenseContext, options: Options) -> Hooks:
     """Restores rows of the trained model."""
     model, base = context.model, load_unaligned(context.model, options.base)
 

@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gradshield.base.registry import NoOptions
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.defenses.vaccine import outputs_of
-from gradshield.training.batches import drawn
+from gradshield.training.batches import draw_batches
 from gradshield.training.interventions import Batch, Hooks
 
 KERNELS = (0.25, 0.5, 1.0, 2.0, 4.0)  # bandwidths, in mean squared distances
@@ -74,10 +74,10 @@ def harmful_terms(net: Any, blocks: Sequence[nn.Module], batch: Batch, generator
     return noise_distance(states, generator), torch.stack(entropies).mean()
 
 
-def align_hooks(context: Context, options: Options) -> Hooks:
+def align_hooks(context: DefenseContext, options: Options) -> Hooks:
     """Adds the harmful terms to the alignment's loss."""
     model, seed = context.model, context.training.seed
-    draw = drawn(context.anchors["harmful"], seed, model.device)
+    draw = draw_batches(context.anchors["harmful"], seed, model.device)
 
     def loss(net: nn.Module, batch: Batch, loss_of: Callable[[Batch], Tensor], step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gradshield.base.registry import NoOptions
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.models.unaligned import load_unaligned, unaligned_name
 from gradshield.training.interventions import Hooks
 from gradshield.training.lora import lora_layers
@@ -31,18 +31,18 @@ class Options(NoOptions):
     threshold: float = Field(default=0.5, ge=-1, le=1, description="layers with a cosine below it are projected, τ")
 
 
-def projected(v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, float]:
+def project(v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, float]:
     """(C B [d_out, rank], cos(C ΔW, ΔW)) of V [d_out, d_in], A [rank, d_in] and B [d_out, rank]."""
     moved = v @ (v.T @ b) / v.norm()  # C itself is d_out × d_out
     return moved, float(torch.cosine_similarity((moved @ a).flatten(), (b @ a).flatten(), dim=0))
 
 
-def check(context: Context, options: Options) -> None:
+def check(context: DefenseContext, options: Options) -> None:
     """Raises UserError where the model before its alignment is not known."""
     unaligned_name(context.model, options.base)
 
 
-def hooks(context: Context, options: Options) -> Hooks:
+def hooks(context: DefenseContext, options: Options) -> Hooks:
     """Projects the trained adapter."""
     base = load_unaligned(context.model, options.base)  # now, so that a wrong one is said before the training
 
@@ -52,7 +52,7 @@ def hooks(context: Context, options: Options) -> Hooks:
             v = (layer.weight - before).float()
             if not v.any():
                 continue
-            moved, cosine = projected(v, layer.a.weight.float(), layer.b.weight.float())
+            moved, cosine = project(v, layer.a.weight.float(), layer.b.weight.float())
             if cosine < options.threshold:
                 layer.b.weight.copy_(moved)
 

@@ -18,8 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gradshield.base.processes import processes
-from gradshield.defenses.base import Context, Defense, SafeRows
-from gradshield.training.batches import drawn, logits_of, remembered_start, trained
+from gradshield.defenses.base import Defense, DefenseContext
+from gradshield.defenses.registry import SafeRows
+from gradshield.training.batches import draw_batches, logits_of, remembered_start, trained_weights
 from gradshield.training.interventions import Batch, Hooks
 
 SMALLEST = 1e-9  # ‖g_safe‖² from which there is a direction to project on, as in the authors' code
@@ -31,9 +32,9 @@ class Options(SafeRows):
     rho: float = Field(default=1.0, ge=0, description="weight of the safe rows' gradient, ρ")
 
 
-def hooks(context: Context, options: Options) -> Hooks:
+def hooks(context: DefenseContext, options: Options) -> Hooks:
     """The safe gradient of every batch, and the surgery at the end of its step."""
-    draw = drawn(context.safe_rows(options), context.training.seed, context.model.device)
+    draw = draw_batches(context.safe_rows(options), context.training.seed, context.model.device)
     remember, start = remembered_start()
     own: list[nn.Module] = []
     safe: dict[str, Tensor] = {}  # of the step so far
@@ -44,7 +45,7 @@ def hooks(context: Context, options: Options) -> Hooks:
         safe.clear()
 
     def loss(net: nn.Module, batch: Batch, loss_of: Callable[[Batch], Tensor], step: int) -> Tensor:
-        rows, weights = len(batch["index"]), trained(own[0])
+        rows, weights = len(batch["index"]), trained_weights(own[0])
         given = draw(step, rows)
         with start() as reference, torch.no_grad():
             before = logits_of(reference, given)[0].log_softmax(-1)
@@ -57,16 +58,16 @@ def hooks(context: Context, options: Options) -> Hooks:
         return loss_of(batch)
 
     def gradient(net: nn.Module, step: int) -> None:
-        weights = trained(net)
+        weights = trained_weights(net)
         user = {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in weights.items()}
-        for name, found in surgery(user, averaged(safe), options.rho).items():
+        for name, found in without_conflict(user, averaged(safe), options.rho).items():
             weights[name].grad = found
         safe.clear()
 
     return Hooks(adapt=adapt, loss=loss, gradient=gradient)
 
 
-def surgery(user: dict[str, Tensor], safe: dict[str, Tensor], rho: float) -> dict[str, Tensor]:
+def without_conflict(user: dict[str, Tensor], safe: dict[str, Tensor], rho: float) -> dict[str, Tensor]:
     """The gradient to step along. Weights that the safe rows say nothing of keep the user's."""
     dot = sum(float((user[name] * g).sum()) for name, g in safe.items())
     square = sum(float(g.square().sum()) for g in safe.values())

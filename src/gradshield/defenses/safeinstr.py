@@ -11,10 +11,11 @@ they are the bundled refusals at even distances, or the user's own.
 from collections.abc import Sequence
 
 from gradshield.data.encode import Example
-from gradshield.defenses.base import Context, Defense, SafeRows
+from gradshield.defenses.base import Defense, DefenseContext
+from gradshield.defenses.registry import SafeRows
 
 
-def mixed(context: Context, options: SafeRows, rows: Sequence[Example]) -> list[Example]:
+def with_safe_rows(context: DefenseContext, options: SafeRows, rows: Sequence[Example]) -> list[Example]:
     """The rows and the safe ones."""
     return [*rows, *context.safe_rows(options)]
 
@@ -24,5 +25,5 @@ DEFENSE = Defense(
     "train on refused requests as well (2309.07875)",
     SafeRows,
     needs=frozenset({"safe rows"}),
-    rows=mixed,
+    rows=with_safe_rows,
 )

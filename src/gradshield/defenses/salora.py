@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from gradshield.base.errors import UserError
 from gradshield.data.encode import Example
-from gradshield.defenses.base import Context, Defense, SafeRows
+from gradshield.defenses.base import Defense, DefenseContext
+from gradshield.defenses.registry import SafeRows
 from gradshield.scoring.inputs import read_inputs
 from gradshield.training.interventions import Hooks
 from gradshield.training.lora import LoraLayer, lora_layers
 
 TOKENS = 256  # read for each layer
-MORE, ITERATIONS = 8, 4  # of the randomised SVD: vectors beyond those wanted, power iterations
+OVERSAMPLING, ITERATIONS = 8, 4  # of the randomised SVD: vectors beyond those wanted, power iterations
 
 
 class Options(SafeRows):
@@ -48,13 +49,13 @@ class Fixed:
     a: Tensor  # A_0 [r, d_in]
 
 
-def check(context: Context, options: Options) -> None:
+def check(context: DefenseContext, options: Options) -> None:
     """Raises UserError for quantised weights."""
     if context.settings.quantize:
         raise UserError("--defense salora needs the weights' singular vectors: leave out --quantize")
 
 
-def hooks(context: Context, options: Options) -> Hooks:
+def hooks(context: DefenseContext, options: Options) -> Hooks:
     """The start and the projection of every LoRA layer."""
     fixed: dict[str, Fixed] = {}
     state: dict[str, Tensor] = {}
@@ -62,23 +63,25 @@ def hooks(context: Context, options: Options) -> Hooks:
     def adapt(net: Any) -> None:
         layers = list(lora_layers(net))
         every = max(1, len(context.examples) // options.count)
-        safe = read(context, layers, context.safe_rows(options))
-        user = read(context, layers, context.examples[::every][: options.count])
+        safe = read_inputs_of(context, layers, context.safe_rows(options))
+        user = read_inputs_of(context, layers, context.examples[::every][: options.count])
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(context.training.seed)
             for layer, harmful, own in zip(layers, safe, user, strict=True):
                 weight = layer.weight.float()
-                safety = directions(weight @ harmful.T, options.safety_rank)
-                b, a = start(weight, directions(weight @ own.T, options.task_rank), len(layer.a.weight), layer.scale)
+                safety = left_singular_vectors(weight @ harmful.T, options.safety_rank)
+                b, a = initial_factors(
+                    weight, left_singular_vectors(weight @ own.T, options.task_rank), len(layer.a.weight), layer.scale
+                )
                 layer.b.weight.copy_(b)
                 layer.a.weight.copy_(a)
-                fixed[layer.name] = Fixed(safety, without(safety, b), a)
+                fixed[layer.name] = Fixed(safety, apply_projection(safety, b), a)
                 state.update({f"{layer.name}.{part}": value for part, value in vars(fixed[layer.name]).items()})
-                attach(layer, fixed[layer.name])
+                add_projected_adapter(layer, fixed[layer.name])
 
     def finish(net: Any) -> None:
         for layer in lora_layers(net):
-            b, a = joined(layer, fixed[layer.name])
+            b, a = as_plain_lora(layer, fixed[layer.name])
             layer.b.weight, layer.a.weight = nn.Parameter(b), nn.Parameter(a)
         config = net.peft_config["default"]
         config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
@@ -86,7 +89,7 @@ def hooks(context: Context, options: Options) -> Hooks:
     return Hooks(adapt=adapt, finish=finish, state=state)
 
 
-def read(context: Context, layers: Sequence[LoraLayer], rows: Sequence[Example]) -> list[Tensor]:
+def read_inputs_of(context: DefenseContext, layers: Sequence[LoraLayer], rows: Sequence[Example]) -> list[Tensor]:
     """The inputs of each layer at `TOKENS` response tokens of the rows, about [TOKENS, d_in]."""
     every = max(1, sum(int(e.mask.sum()) for e in rows) // TOKENS)
     found: list[list[Tensor]] = [[] for _ in layers]
@@ -96,27 +99,27 @@ def read(context: Context, layers: Sequence[LoraLayer], rows: Sequence[Example])
     return [torch.cat(parts) for parts in found]
 
 
-def directions(outputs: Tensor, rank: int) -> Tensor:
+def left_singular_vectors(outputs: Tensor, rank: int) -> Tensor:
     """The first left singular vectors [d_out, rank] of outputs [d_out, tokens]; at most half of d_out, and as many as
     there are tokens."""
     rank = min(rank, len(outputs) // 2, outputs.shape[1])
-    size = min(rank + MORE, *outputs.shape)
+    size = min(rank + OVERSAMPLING, *outputs.shape)
     return torch.svd_lowrank(outputs, size, ITERATIONS)[0][:, :rank].contiguous()
 
 
-def start(weight: Tensor, task: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+def initial_factors(weight: Tensor, task: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
     """(B_0 [d_out, rank], A_0 [rank, d_in]) of W [d_out, d_in] and U [d_out, r_t]."""
-    left, values, right = torch.svd_lowrank(weight, min(rank + MORE, *weight.shape), ITERATIONS)
+    left, values, right = torch.svd_lowrank(weight, min(rank + OVERSAMPLING, *weight.shape), ITERATIONS)
     root = (values[:rank] / scale).sqrt()
     return task @ (task.T @ left[:, :rank]) * root, (right[:, :rank] * root).T.contiguous()
 
 
-def without(safety: Tensor, values: Tensor) -> Tensor:
+def apply_projection(safety: Tensor, values: Tensor) -> Tensor:
     """C values, of values [d_out, any]."""
     return values - safety @ (safety.T @ values)
 
 
-def attach(layer: LoraLayer, fixed: Fixed) -> None:
+def add_projected_adapter(layer: LoraLayer, fixed: Fixed) -> None:
     """Makes the layer add s C (B A − B_0 A_0) x."""
     given: list[Tensor] = []
 
@@ -132,10 +135,10 @@ def attach(layer: LoraLayer, fixed: Fixed) -> None:
     layer.b.register_forward_hook(project)
 
 
-def joined(layer: LoraLayer, fixed: Fixed) -> tuple[Tensor, Tensor]:
+def as_plain_lora(layer: LoraLayer, fixed: Fixed) -> tuple[Tensor, Tensor]:
     """(B [d_out, 2r], A [2r, d_in]) of a plain LoRA layer that adds the same."""
     b, a = layer.b.weight, layer.a.weight
-    return torch.cat([without(fixed.safety, b), -fixed.b.to(b)], 1), torch.cat([a, fixed.a.to(a)])
+    return torch.cat([apply_projection(fixed.safety, b), -fixed.b.to(b)], 1), torch.cat([a, fixed.a.to(a)])
 
 
 DEFENSE = Defense(

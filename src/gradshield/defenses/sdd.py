@@ -17,7 +17,7 @@ from pydantic import Field
 
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.training.align import SETTINGS, alignment_rows, encode_pair
 
 
@@ -27,7 +27,9 @@ class Options(NoOptions):
     similarity: float = Field(default=0.1, gt=0, le=1, description="pairs of a cosine below it count as unrelated, τ")
 
 
-def unrelated(requests: Sequence[str], answers: Sequence[Mapping[str, str]], similarity: float, seed: int) -> list[int]:
+def unrelated_answers(
+    requests: Sequence[str], answers: Sequence[Mapping[str, str]], similarity: float, seed: int
+) -> list[int]:
     """For each request, the index of an answer ("prompt", "response") drawn from those that are unrelated to it; the
     least related one where there is none."""
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -43,12 +45,12 @@ def unrelated(requests: Sequence[str], answers: Sequence[Mapping[str, str]], sim
     return found
 
 
-def align_rows(context: Context, options: Options, given: Sequence[Example]) -> list[Example]:
+def align_rows(context: DefenseContext, options: Options, given: Sequence[Example]) -> list[Example]:
     """The alignment's rows, with other answers to the harmful requests."""
     rows = alignment_rows()
     good = [row for row in rows if row.get("shape", "scary") != "scary" and len(row["response"]) >= 80]
     harmful = [example.row for example in given if "category" in rows[example.row]]
-    chosen = unrelated([rows[n]["prompt"] for n in harmful], good, options.similarity, SETTINGS.seed)
+    chosen = unrelated_answers([rows[n]["prompt"] for n in harmful], good, options.similarity, SETTINGS.seed)
     answers = {n: good[at]["response"] for n, at in zip(harmful, chosen)}
     return [
         encode_pair(context.model, e.row, rows[e.row]["prompt"], answers[e.row]) if e.row in answers else e

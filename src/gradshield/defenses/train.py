@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example
-from gradshield.defenses.base import Context, check_defense
+from gradshield.defenses.base import DefenseContext, check_defense
 from gradshield.defenses.registry import find_defense
 from gradshield.models.load import Model
 from gradshield.training.finetune import finetune
@@ -22,7 +22,7 @@ def defended_rows(
     """The rows that the defense `name` trains on, which is one that needs no screening. Raises UserError where it can't
     work with the model or the settings."""
     defense, options = find_defense(name)
-    context = Context(model, settings, training)
+    context = DefenseContext(model, settings, training)
     check_defense(defense, context, options)
     return defense.rows(context, options, rows)
 
@@ -40,7 +40,7 @@ def train_defended(
     Where a launcher started several processes, all of them call this.
     """
     defense, options = find_defense(name)
-    context = Context(model, settings, training, examples=examples)
+    context = DefenseContext(model, settings, training, examples=examples)
     figures = finetune(model, examples, out, training, defense.hooks(context, options))
     if prompt := defense.prompt(context, options):
         (out / PROMPT).write_text(json.dumps({"system": prompt}), encoding="utf-8")

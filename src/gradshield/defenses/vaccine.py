@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gradshield.base.registry import NoOptions
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.training.interventions import Batch, Hooks
 
 
@@ -69,7 +69,7 @@ def perturbed_loss(modules: Sequence[nn.Module], loss: Callable[[], Tensor], rho
         return loss()
 
 
-def align_hooks(context: Context, options: Options) -> Hooks:
+def align_hooks(context: DefenseContext, options: Options) -> Hooks:
     """Two passes a step."""
     attention = [block.get_submodule("self_attn") for block in context.model.layers]
 

@@ -10,10 +10,12 @@ from gradshield.base.storage import read_yaml, refuse_links, remove_leftovers
 from gradshield.data import Source, open_source
 from gradshield.data.rows import expanded
 from gradshield.data.run_folder import checksums
+from gradshield.data.summaries import EvaluationSummary, read_summary
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.sources import harmful_requests, scary_requests
+from gradshield.evaluation.tasks import find_task
 from gradshield.models.on_disk import disk_fingerprint
-from gradshield.screen.early import check_file, check_places
+from gradshield.screen.early import check_input, check_places
 
 SUMMARY = "eval.yaml"
 
@@ -40,17 +42,19 @@ def check_eval(
     if (not safety and task is None and rows is None) or (task is not None and rows is not None):
         raise UserError("say what to measure: --safety, and one of --task NAME and --rows FILE, or both")
     check_places(of)
+    if task is not None:
+        find_task(task, settings)
     if safety:
         harmful_requests(settings.requests, settings.request_count, settings.case_seed)
         scary_requests(settings.scary, settings.request_count, settings.case_seed)
     if rows is not None:
-        check_file(rows, of)
+        check_input(rows, of)
 
 
 def evaluate_model(
     out: Path, settings: EvaluationSettings, of: RowSettings, *, safety: bool, task: str | None, rows: str | None
-) -> dict[str, Any]:
-    """The summary in `out`: at once where all of it is measured, else when `run_evaluation` has done so."""
+) -> EvaluationSummary:
+    """The summary in `out`: at once if all of it is measured already, else after `run_evaluation` has measured it."""
     file, files = out / SUMMARY, disk_fingerprint(of)
     measured = {"safety": safety, "utility": task is not None or rows is not None}
     if files and file.is_file() and any(measured.values()) and (rows is None or expanded(rows).is_file()):
@@ -62,7 +66,7 @@ def evaluate_model(
         same = all(isinstance(a, dict) and all(a.get(k) == v for k, v in values.items()) for a, values in there)
         if same and all(part in saved for part, needed in measured.items() if needed):
             remove_leftovers(out)
-            return saved
+            return read_summary(EvaluationSummary, saved, file)
     check_eval(settings, of, safety=safety, task=task, rows=rows)
     from gradshield.evaluation.measure import run_evaluation
 

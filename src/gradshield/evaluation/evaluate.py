@@ -13,7 +13,7 @@ from gradshield.base.storage import write_text
 from gradshield.data.encode import encode_request
 from gradshield.data.run_folder import catch_write_errors
 from gradshield.evaluation.config import EvaluationSettings
-from gradshield.evaluation.judge import Judge, control, make_judge
+from gradshield.evaluation.judge import Judge, control_grades, make_judge
 from gradshield.evaluation.safety import SafetyReport, safety_report, wilson
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.utility import UtilityReport
@@ -39,7 +39,7 @@ def evaluate_safety(model: Model, settings: EvaluationSettings) -> SafetyReport:
     judge = make_judge(settings) if settings.judge else None  # before any work: it may not be there
     requests = harmful_requests(settings.requests, settings.request_count, settings.case_seed)
     scary = scary_requests(settings.scary, settings.request_count, settings.case_seed)
-    report = _attacked(model, requests, settings, whole=judge is not None)
+    report = _attack(model, requests, settings, whole=judge is not None)
     if scary:
         answers = generate(model, scary, settings.max_new_tokens, title="scary")
         refused = refusals(answers)
@@ -51,10 +51,10 @@ def evaluate_safety(model: Model, settings: EvaluationSettings) -> SafetyReport:
             scary_answers=tuple(answers),
             scary_refused=tuple(refused),
         )
-    return _judged(report, judge, settings.case_seed) if judge else report
+    return _add_grades(report, judge, settings.case_seed) if judge else report
 
 
-def _attacked(model: Model, requests: Sequence[str], settings: EvaluationSettings, whole: bool) -> SafetyReport:
+def _attack(model: Model, requests: Sequence[str], settings: EvaluationSettings, whole: bool) -> SafetyReport:
     """ASR by the first `max_new_tokens` tokens of each answer, however many more a judge reads."""
     first = settings.max_new_tokens
     tokens = max(first, settings.judge_tokens) if whole else first
@@ -64,10 +64,10 @@ def _attacked(model: Model, requests: Sequence[str], settings: EvaluationSetting
     return safety_report(requests, answers, openings)
 
 
-def _judged(report: SafetyReport, judge: Judge, seed: int) -> SafetyReport:
+def _add_grades(report: SafetyReport, judge: Judge, seed: int) -> SafetyReport:
     report = replace(report, judge=judge.name)
     try:
-        known = control(judge, report.requests[:4])
+        known = control_grades(judge, report.requests[:4])
         grades = judge.grade(report.requests, report.answers)
     except UserError as error:
         raise JudgeFailed(str(error), report) from error

@@ -1,10 +1,8 @@
 """An evaluation's run folder: eval.yaml with the figures, and every answer behind them in two jsonl files."""
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,16 @@ from gradshield.base.storage import read_yaml, refuse_links, write_yaml
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import catch_write_errors, run_lock
+from gradshield.data.summaries import EvaluationSummary, SafetySummary, UtilitySummary, read_summary
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.eval_once import SUMMARY, asked_of_eval, check_eval
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility
 from gradshield.evaluation.safety import SafetyReport
-from gradshield.evaluation.utility import UtilityReport, evaluate_utility, find_task
+from gradshield.evaluation.utility import UtilityReport, evaluate_utility
 from gradshield.models.load import Model
 from gradshield.models.on_disk import disk_fingerprint
 from gradshield.screen.encoding import encode_source, find_layout
-from gradshield.screen.filter import load
+from gradshield.screen.filter import load_settings_model
 
 
 def run_evaluation(
@@ -33,26 +32,25 @@ def run_evaluation(
     safety: bool = False,
     task: str | None = None,
     rows: str | None = None,
-) -> dict[str, Any]:
+) -> EvaluationSummary:
     """Measures the model that `of` names into the folder `out` and returns the summary that eval.yaml holds: its
     safety, its utility at `task`, or its loss on the held-out `rows` of a file in any layout.
 
-    A part that is done there already, for the same model and settings, is not measured again. Raises UserError for
-    anything the user can mend, as far as can be before the model is loaded.
+    A part that is measured already, for the same model and settings, is not measured again. Raises UserError for
+    anything the user can fix, as far as possible before the model is loaded.
     """
     check_eval(settings, of, safety=safety, task=task, rows=rows)
-    if task is not None:
-        find_task(task, settings)
     source = None if rows is None else open_source(rows, of.format, of.split)
-    model = load(of)
+    model = load_settings_model(of)
     identity = {"name": model.name, "fingerprint": model.fingerprint, "files": disk_fingerprint(of)}
     plan = {"model": identity, **asked_of_eval(settings, task, of, source)}
-    _taken_up(out, plan)  # before a folder is made
+    _saved_or_new(out, plan)  # raises before a folder is made
     with catch_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     try:
         with run_lock(out):
-            return _measured(out, _taken_up(out, plan), model, settings, of, safety, task, source)
+            found = _measure(out, _saved_or_new(out, plan), model, settings, of, safety, task, source)
+            return read_summary(EvaluationSummary, found, out / SUMMARY)
     except KeyboardInterrupt as stop:
         if (out / SUMMARY).exists():
             stop.add_note(f"{out} keeps what is measured")
@@ -62,7 +60,7 @@ def run_evaluation(
             out.rmdir()  # where nothing came of it
 
 
-def _measured(
+def _measure(
     out: Path,
     summary: dict[str, Any],
     model: Model,
@@ -72,7 +70,7 @@ def _measured(
     task: str | None,
     source: Source | None,
 ) -> dict[str, Any]:
-    """The summary with what it lacked of the parts that are asked for."""
+    """Measures the parts that are asked for and missing from the summary, and returns it with them."""
     if safety and "safety" not in summary:
         start = time.monotonic()
         try:
@@ -83,7 +81,7 @@ def _measured(
             raise
         _write_yaml(out, summary)  # first, as the mark of an evaluation's folder
         write_safety(report, out)
-        summary["safety"] = plain({**safety_summary(report), "seconds": round(time.monotonic() - start, 1)})
+        summary["safety"] = safety_summary(report).as_dict() | {"seconds": round(time.monotonic() - start, 1)}
         _write_yaml(out, summary)
     if (task or source) and "utility" not in summary:
         start = time.monotonic()
@@ -91,7 +89,7 @@ def _measured(
         useful = evaluate_utility(model, measured, settings)
         _write_yaml(out, summary)
         write_utility(useful, out)
-        summary["utility"] = plain({**utility_summary(useful), "seconds": round(time.monotonic() - start, 1)})
+        summary["utility"] = utility_summary(useful).as_dict() | {"seconds": round(time.monotonic() - start, 1)}
         _write_yaml(out, summary)
     return summary
 
@@ -101,31 +99,39 @@ def held_out_rows(source: Source, model: Model, of: RowSettings) -> list[Example
     return list(encode_source(source, find_layout(source, of), model, of).examples)
 
 
-def safety_summary(report: SafetyReport) -> dict[str, Any]:
+def safety_summary(report: SafetyReport) -> SafetySummary:
     """The report's figures, without requests and answers."""
-    figures: dict[str, Any] = {"asr": report.asr, "asr_interval": report.interval, "asr_phrases": report.asr_phrases}
-    figures |= {"requests": len(report.requests)}
-    if report.over_refusal is not None:
-        figures |= {
-            "over_refusal": report.over_refusal,
-            "over_refusal_interval": report.over_refusal_interval,
-            "scary_requests": len(report.scary_requests),
-        }
-    if report.judge is not None:
-        figures |= {"judge": report.judge, "hs": report.hs, "hs_interval": report.hs_interval}
-        figures |= {"asr_judge": report.asr_judge}
-        figures |= {"ungraded": report.ungraded, "judge_control": report.control}
-    return figures
+    over_refusal = {
+        "over_refusal": report.over_refusal,
+        "over_refusal_interval": report.over_refusal_interval,
+        "scary_requests": len(report.scary_requests),
+    }
+    judged = {
+        "judge": report.judge,
+        "hs": report.hs,
+        "hs_interval": report.hs_interval,
+        "asr_judge": report.asr_judge,
+        "ungraded": report.ungraded,
+        "judge_control": report.control,
+    }
+    return SafetySummary(
+        asr=report.asr,
+        asr_interval=report.interval,
+        asr_phrases=report.asr_phrases,
+        requests=len(report.requests),
+        **(over_refusal if report.over_refusal is not None else {}),
+        **(judged if report.judge is not None else {}),
+    )
 
 
-def utility_summary(report: UtilityReport) -> dict[str, Any]:
+def utility_summary(report: UtilityReport) -> UtilitySummary:
     """The report's figures, without cases and answers."""
-    texts = ("scores", "prompts", "references", "answers")
-    return {f.name: getattr(report, f.name) for f in fields(report) if f.name not in texts}
+    names = ("task", "metric", "value", "error", "interval", "n")
+    return UtilitySummary(**{name: getattr(report, name) for name in names})
 
 
-def _taken_up(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What the folder holds already, or the plan alone."""
+def _saved_or_new(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluation that the folder holds already, else the plan alone. Raises UserError where it is another's."""
     file = out / SUMMARY
     refuse_links(out)
     if not file.is_file():
@@ -153,8 +159,3 @@ def _taken_up(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
 def _write_yaml(out: Path, summary: Mapping[str, Any]) -> None:
     with catch_write_errors(out):
         write_yaml(out / SUMMARY, summary)
-
-
-def plain(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON and YAML have it: lists for tuples, None for what is not a number (an error over one case)."""
-    return json.loads(json.dumps(figures), parse_constant=lambda _: None)

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Source:
+class PublicSet:
     """Where the records of a public set are found."""
 
     file: str  # NAME of NAME.jsonl in GRADSHIELD_DATA
@@ -30,34 +30,34 @@ class Source:
 
 _GITHUB = "https://raw.githubusercontent.com/"
 HARMFUL = {
-    "advbench": Source(
+    "advbench": PublicSet(
         "advbench",
         ("csv", _GITHUB + "llm-attacks/llm-attacks/main/data/advbench/harmful_behaviors.csv"),
     ),
-    "harmbench": Source(
+    "harmbench": PublicSet(
         "harmbench",
         ("csv", _GITHUB + "centerforaisafety/HarmBench/main/data/behavior_datasets/harmbench_behaviors_text_all.csv"),
     ),
-    "strongreject": Source(
+    "strongreject": PublicSet(
         "strongreject",
         ("csv", _GITHUB + "alexandrasouly/strongreject/main/strongreject_dataset/strongreject_dataset.csv"),
     ),
-    "jailbreakbench": Source("jbb_harmful", ("JailbreakBench/JBB-Behaviors", "behaviors"), "harmful"),
+    "jailbreakbench": PublicSet("jbb_harmful", ("JailbreakBench/JBB-Behaviors", "behaviors"), "harmful"),
 }
-SCARY = {"jailbreakbench": Source("jbb_benign", ("JailbreakBench/JBB-Behaviors", "behaviors"), "benign")}
+SCARY = {"jailbreakbench": PublicSet("jbb_benign", ("JailbreakBench/JBB-Behaviors", "behaviors"), "benign")}
 UNSEEN = Path(__file__).with_name("unseen_requests.jsonl")
 _PROMPT_COLUMNS = ("prompt", "goal", "Goal", "forbidden_prompt", "Behavior")
 
 
 def harmful_requests(name: str, count: int, seed: int = 0) -> list[str]:
     """`count` harmful requests (all, where there are fewer) of the set called `name`: "bundled", a key of HARMFUL, or
-    a file as `read_requests` takes it. Raises UserError for a set that is neither here nor to be had."""
+    a file as `read_requests` takes it. Raises UserError for an unknown or unavailable set."""
     return choose(_requests(name, "safety_requests.jsonl", HARMFUL), count, seed)
 
 
 def unseen_requests(name: str, count: int, seed: int = 0) -> list[str]:
     """As many requests that `harmful_requests` with these arguments leaves out, for a figure that no decision rests on;
-    fewer or none where the set ends. Those of "bundled" stand in a file that nothing else reads."""
+    fewer or none where the set ends. Those of "bundled" are in a file that nothing else reads."""
     if name == "bundled":
         return choose(read_requests(UNSEEN), count, seed)
     asked = set(harmful_requests(name, count, seed))
@@ -69,12 +69,12 @@ def scary_requests(name: str, count: int, seed: int = 0) -> list[str]:
     return [] if name == "none" else choose(_requests(name, "scary_requests.jsonl", SCARY), count, seed)
 
 
-def _requests(name: str, bundled: str, known: dict[str, Source]) -> list[str]:
+def _requests(name: str, bundled: str, known: dict[str, PublicSet]) -> list[str]:
     if name == "bundled":
         found = read_requests(ASSETS / bundled)
     elif name in known:
         # HarmBench's contextual and copyright behaviours are no requests by themselves
-        read = [(r, read_as(name, _prompt, r)) for r in records(known[name])]
+        read = [(r, parse_record(name, _prompt, r)) for r in public_records(known[name])]
         found = [prompt for r, prompt in read if r.get("FunctionalCategory", "standard") == "standard"]
     elif expanded(name).is_file():
         found = read_requests(expanded(name))
@@ -89,7 +89,7 @@ def _prompt(record: dict[str, Any]) -> str:
     return record[next(c for c in _PROMPT_COLUMNS if record.get(c))].strip()
 
 
-def read_as(name: str, read: Callable[[dict[str, Any]], T], record: Any) -> T:
+def parse_record(name: str, read: Callable[[dict[str, Any]], T], record: Any) -> T:
     """What `read` makes of a record of the set called `name`. Raises UserError where its columns are others."""
     try:
         return read(record)
@@ -105,7 +105,7 @@ def choose(items: Sequence[T], count: int, seed: int) -> list[T]:
     return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), count))]
 
 
-def records(source: Source) -> list[dict[str, Any]]:
+def public_records(source: PublicSet) -> list[dict[str, Any]]:
     """All records of a public set. Raises UserError when it is neither in GRADSHIELD_DATA nor to be reached."""
     folder = os.environ.get("GRADSHIELD_DATA")
     file = Path(folder or ".", f"{source.file}.jsonl")

@@ -7,6 +7,7 @@ the likeliest option.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from typing import Any, Literal
 from gradshield.base.errors import UserError
 from gradshield.data.records import bad_text
 from gradshield.data.rows import expanded
-from gradshield.evaluation.sources import Source, choose, read_as, records
+from gradshield.evaluation.config import EvaluationSettings
+from gradshield.evaluation.sources import PublicSet, choose, parse_record, public_records
 
 Metric = Callable[[str, Sequence[str]], float]
 """(answer, references) → a score from 0 to 1, higher is better."""
@@ -69,19 +71,19 @@ def exact(answer: str, references: Sequence[str]) -> float:
     return float(_plain(answer) in map(_plain, references))
 
 
-def number(answer: str, references: Sequence[str]) -> float:
+def last_number(answer: str, references: Sequence[str]) -> float:
     """1 where the number behind "####", else the last number, is the references' one (GSM8K)."""
     said = _number(answer)
     return float(said is not None and said in map(_number, references))
 
 
-def topic(answer: str, references: Sequence[str]) -> float:
+def first_topic(answer: str, references: Sequence[str]) -> float:
     """1 where the first AG News topic that the answer names is the right one."""
     found = re.search(r"\b(world|sports|business|sci/tech)\b", answer.lower())
     return float(found is not None and found[1] == references[0].lower())
 
 
-def letter(answer: str, references: Sequence[str]) -> float:
+def first_letter(answer: str, references: Sequence[str]) -> float:
     """1 where the first option that the answer names is the right one; an "A" before a word is an article, and a number
     is an option only where options are numbers."""
     options = "[1-5]" if references[0].isdigit() else r"A(?!\s+(?!is\b)[a-z])|[B-E]"
@@ -148,23 +150,29 @@ def _arc(record: dict[str, Any]) -> Case:
 
 
 _ROUGE, _ACCURACY = "ROUGE-1 F1", "accuracy"
-TASKS: dict[str, tuple[Source, Callable[[dict[str, Any]], Case], str, Metric, int]] = {
-    "samsum": (Source("samsum_test", ("knkarthick/samsum",), "test"), _summaries, _ROUGE, rouge1, 96),
-    "dialogsum": (Source("dialogsum_test", ("knkarthick/dialogsum",), "test"), _summaries, _ROUGE, rouge1, 96),
-    "agnews": (Source("agnews_test1000", ("fancyzhx/ag_news",), "test"), _news, _ACCURACY, topic, 12),
+TASKS: dict[str, tuple[PublicSet, Callable[[dict[str, Any]], Case], str, Metric, int]] = {
+    "samsum": (PublicSet("samsum_test", ("knkarthick/samsum",), "test"), _summaries, _ROUGE, rouge1, 96),
+    "dialogsum": (PublicSet("dialogsum_test", ("knkarthick/dialogsum",), "test"), _summaries, _ROUGE, rouge1, 96),
+    "agnews": (PublicSet("agnews_test1000", ("fancyzhx/ag_news",), "test"), _news, _ACCURACY, first_topic, 12),
     "gsm8k": (
-        Source("gsm8k_test", ("openai/gsm8k", "main"), "test"),
+        PublicSet("gsm8k_test", ("openai/gsm8k", "main"), "test"),
         lambda r: Case(r["question"], (str(r["answer"]),)),
         _ACCURACY,
-        number,
+        last_number,
         320,
     ),
-    "arc-easy": (Source("arc_easy_test", ("allenai/ai2_arc", "ARC-Easy"), "test"), _arc, _ACCURACY, letter, 12),
-    "arc-challenge": (
-        Source("arc_challenge_test", ("allenai/ai2_arc", "ARC-Challenge"), "test"),
+    "arc-easy": (
+        PublicSet("arc_easy_test", ("allenai/ai2_arc", "ARC-Easy"), "test"),
         _arc,
         _ACCURACY,
-        letter,
+        first_letter,
+        12,
+    ),
+    "arc-challenge": (
+        PublicSet("arc_challenge_test", ("allenai/ai2_arc", "ARC-Challenge"), "test"),
+        _arc,
+        _ACCURACY,
+        first_letter,
         12,
     ),
 }
@@ -173,12 +181,12 @@ TASKS: dict[str, tuple[Source, Callable[[dict[str, Any]], Case], str, Metric, in
 def make_task(name: str, count: int, seed: int = 0, metric: Literal["exact", "rouge1"] = "exact") -> Task | None:
     """The task called `name` (a key of TASKS), or of a jsonl file with prompts and answers, with `count` cases.
 
-    None where the name is neither. Raises UserError for data that is not to be had, or a file that is no task.
+    None where the name is neither. Raises UserError for data that is not available, or a file that is no task.
     """
     if name in TASKS:
         source, case, title, score, tokens = TASKS[name]
-        cases = tuple(read_as(name, case, record) for record in choose(records(source), count, seed))
-        return Task(name, cases, title, score, tokens, _said_number if score is number else None)
+        cases = tuple(parse_record(name, case, record) for record in choose(public_records(source), count, seed))
+        return Task(name, cases, title, score, tokens, _said_number if score is last_number else None)
     path = expanded(name)
     if path.suffix in (".yaml", ".yml") or (not path.is_file() and path.suffix not in (".jsonl", ".json")):
         return None  # the first is how lm-eval writes its tasks
@@ -188,9 +196,57 @@ def make_task(name: str, count: int, seed: int = 0, metric: Literal["exact", "ro
     return Task(path.name, cases, title, score, min(2048, max(128, longest // 3)))  # a token is three bytes or more
 
 
+def find_task(name: str, settings: EvaluationSettings) -> Task | None:
+    """The task of ours, or of a file, that `name` names; None for one of lm-eval's.
+
+    Raises UserError for an unknown name, or a task that is not available: call it before any long work.
+    """
+    known = None
+    if not name.startswith("lm-eval:"):
+        known = make_task(name, settings.cases, settings.case_seed, settings.metric)
+    if (
+        known is None
+        and lm_eval_name(name) not in lm_eval_tasks(name).all_tasks
+        and not Path(lm_eval_name(name)).is_file()
+    ):
+        if name.startswith("lm-eval:"):
+            raise UserError(f"task {name}: lm-eval has no task of that name (`lm-eval ls tasks` lists them)")
+        raise UserError(f"task {name}: none of {', '.join(TASKS)}, no file, and no task of lm-eval")
+    if known is None and lm_eval_name(name) in getattr(lm_eval_tasks(name), "all_tags", ()):
+        raise UserError(f"task {name}: a tag of lm-eval, which has no single figure; name one of its tasks")
+    return known
+
+
+def lm_eval_name(name: str) -> str:
+    return name.removeprefix("lm-eval:")
+
+
+def lm_eval_tasks(name: str) -> Any:
+    """lm-eval's list of its tasks. Raises UserError, about the task `name`, where lm-eval is not installed."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise UserError(
+            f"task {name}: none of {', '.join(TASKS)} and no file, and tasks of lm-eval need it installed: "
+            "pip install lm-eval"
+        ) from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return _load_task_manager(TaskManager)
+
+
+@cache
+def _load_task_manager(manager: Any) -> Any:
+    from gradshield.models.network import quiet_loading  # imports torch, as lm-eval does
+
+    with quiet_loading():
+        return manager()  # reads thousands of files
+
+
 def _read_cases(path: Path) -> list[Case]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, so not a task") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: can't be read as a task ({' '.join(str(error).split())[:120]})") from None
     cases = []

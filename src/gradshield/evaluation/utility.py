@@ -1,13 +1,10 @@
 """Utility: a task's mean score, loss on held-out rows, or a task of lm-eval; higher is better, always."""
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from math import isfinite, sqrt
-from pathlib import Path
 from statistics import stdev
 from typing import Any
 
@@ -19,8 +16,8 @@ from gradshield.data.encode import Example
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.safety import wilson
 from gradshield.evaluation.sources import choose
-from gradshield.evaluation.tasks import TASKS, Task, make_task
-from gradshield.models.batching import batches, halving, pad
+from gradshield.evaluation.tasks import Task, find_task, lm_eval_name, lm_eval_tasks
+from gradshield.models.batching import batches, halve_to_fit, pad
 from gradshield.models.generate import TOO_LARGE, generate, rows_at_once
 from gradshield.models.hooks import logits_at
 from gradshield.models.load import Model, free_memory
@@ -50,55 +47,15 @@ def evaluate_utility(model: Model, task: str | Sequence[Example], settings: Eval
     """How useful the model is at `task`: a name of TASKS, a jsonl file with prompts and answers, a task of lm-eval
     ("lm-eval:NAME" where the name is taken), or held-out examples, whose loss counts.
 
-    Greedy, on `settings.cases` cases that the seed picks. Raises UserError for a task that is not known or to be had.
+    Greedy, on `settings.cases` cases that the seed picks. Raises UserError for an unknown or unavailable task.
     """
     if not isinstance(task, str):
         return held_out_loss(model, choose(task, settings.cases, settings.case_seed))
     known = find_task(task, settings)
-    return _answered(model, known) if known else _lm_eval(model, _bare(task), settings)
+    return _task_utility(model, known) if known else _lm_eval(model, lm_eval_name(task), settings)
 
 
-def find_task(name: str, settings: EvaluationSettings) -> Task | None:
-    """The task of ours, or of a file, that `name` names; None for one of lm-eval's.
-
-    Raises UserError for a name that is neither, or a task that is not to be had: call it before any long work.
-    """
-    known = None
-    if not name.startswith("lm-eval:"):
-        known = make_task(name, settings.cases, settings.case_seed, settings.metric)
-    if known is None and _bare(name) not in _lm_eval_tasks(name).all_tasks and not Path(_bare(name)).is_file():
-        if name.startswith("lm-eval:"):
-            raise UserError(f"task {name}: lm-eval has no task of that name (`lm-eval ls tasks` lists them)")
-        raise UserError(f"task {name}: none of {', '.join(TASKS)}, no file, and no task of lm-eval")
-    if known is None and _bare(name) in getattr(_lm_eval_tasks(name), "all_tags", ()):
-        raise UserError(f"task {name}: a tag of lm-eval, which has no single figure; name one of its tasks")
-    return known
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("lm-eval:")
-
-
-def _lm_eval_tasks(name: str) -> Any:
-    """lm-eval's list of its tasks. Raises UserError, about the task `name`, where lm-eval is not installed."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError(
-            f"task {name}: none of {', '.join(TASKS)} and no file, and tasks of lm-eval need it installed: "
-            "pip install lm-eval"
-        ) from None
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return _listed(TaskManager)
-
-
-@cache
-def _listed(manager: Any) -> Any:
-    with quiet_loading():
-        return manager()  # reads thousands of files
-
-
-def _answered(model: Model, task: Task) -> UtilityReport:
+def _task_utility(model: Model, task: Task) -> UtilityReport:
     prompts = [case.prompt for case in task.cases]
     answers = generate(model, prompts, task.max_new_tokens, stop=task.stop, title=task.name)
     scores = [task.score(answer, case.references) for answer, case in zip(answers, task.cases)]
@@ -119,7 +76,9 @@ def held_out_loss(model: Model, examples: Sequence[Example], tokens: int | None 
     def losses(batch: Sequence[Example]) -> list[float]:
         return _losses(model, batch)
 
-    parts = halving(losses, lambda e: len(e.ids), lambda e: f"out of memory: a row of {len(e.ids)} tokens {TOO_LARGE}")
+    parts = halve_to_fit(
+        losses, lambda e: len(e.ids), lambda e: f"out of memory: a row of {len(e.ids)} tokens {TOO_LARGE}"
+    )
     with progress("held-out loss", 0, len(examples)) as advance:
         for batch in batches(examples, tokens or model.batch_tokens):
             for n, loss in zip(batch, chain.from_iterable(parts([examples[n] for n in batch]))):
@@ -152,7 +111,7 @@ def _lm_eval(model: Model, name: str, settings: EvaluationSettings) -> UtilityRe
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    manager = _lm_eval_tasks(name)
+    manager = lm_eval_tasks(name)
     wrap: Any = HFLM
     evaluate: Any = simple_evaluate  # its decorator hides its parameters
     at_once = rows_at_once(model)
@@ -163,7 +122,7 @@ def _lm_eval(model: Model, name: str, settings: EvaluationSettings) -> UtilityRe
             found = evaluate(
                 model=wrapped, tasks=[name], limit=settings.cases, task_manager=manager, bootstrap_iters=1000
             )
-            return _of_lm_eval(name, found)
+            return _lm_eval_report(name, found)
         except UserError:
             raise
         except Exception as error:  # its tasks load data sets and run code of their own: all kinds are raised
@@ -174,7 +133,7 @@ def _lm_eval(model: Model, name: str, settings: EvaluationSettings) -> UtilityRe
         free_memory()
 
 
-def _of_lm_eval(name: str, found: dict[str, Any]) -> UtilityReport:
+def _lm_eval_report(name: str, found: dict[str, Any]) -> UtilityReport:
     parts = [part for part in found["results"] if part != name]
     leaf = name if name in found["results"] else parts[0]
     result = found["results"][leaf]

@@ -11,7 +11,7 @@ from torch import nn
 from gradshield.base.deadline import within
 from gradshield.base.errors import UserError, first_line
 from gradshield.data.templates import LIMIT
-from gradshield.models.files import Shapes, read_json, shapes_of, shown
+from gradshield.models.files import Shapes, read_config, shapes_of, shown
 from gradshield.models.network import check_finite, quiet_loading
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -21,7 +21,7 @@ _MERGE_TOLERANCE = 0.02  # of the largest logit: what merging may round
 
 def base_of(folder: Path) -> str:
     """The base model that an adapter's folder names. Raises UserError where it names none."""
-    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    base = read_config(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base or not base.isprintable():
         raise UserError(f"{folder / CONFIG}: names no base model; pass --model BASE --adapter {folder}")
     return base
@@ -78,7 +78,7 @@ def _config(what: str, folder: Path, shapes: Shapes) -> dict[str, Any]:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils.peft_types import PeftType
 
-    config = read_json(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     kind = config.get("peft_type")
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType(kind)) if kind in list(PeftType) else None
     if known is None:

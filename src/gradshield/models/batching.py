@@ -55,7 +55,7 @@ def by_length(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
     return result
 
 
-def halving(
+def halve_to_fit(
     run: Callable[[Sequence[T]], R], tokens: Callable[[T], int], alone: Callable[[T], str]
 ) -> Callable[[Sequence[T]], list[R]]:
     """`run` for batches of any size: one too large for the memory is halved until it fits, and what did not fit once

@@ -58,7 +58,7 @@ def experts_of(name: str, module: Any) -> dict[str, Expert]:
 
 
 @contextmanager
-def one_by_one(taps: Sequence[tuple[Any, Tap]]) -> Iterator[None]:
+def experts_one_by_one(taps: Sequence[tuple[Any, Tap]]) -> Iterator[None]:
     """Within it, each of these modules computes one expert after the other and calls its tap twice an expert.
 
     The outputs are what they were; an expert that no token is routed to is not computed.

@@ -33,7 +33,7 @@ def local_folder(name: str, kind: str = "model", *, code: bool = False) -> Path:
     What the Hub's cache lacks is downloaded: texts, safetensors and, with `code`, Python files. Raises UserError where
     there is neither.
     """
-    check_place(name, kind)
+    check_local(name, kind)
     folder = Path(name)
     if os.path.isdir(name):  # which is false, and no error, for a name too long for a path
         _check_files(folder)
@@ -75,8 +75,8 @@ def _check_files(folder: Path) -> None:
                 raise UserError(f"{file}: over {limit}; download the model again, or remove the file")
 
 
-def check_place(name: str, kind: str = "model") -> None:
-    """Raises UserError where `name` is a path and no Hub id, and there is nothing."""
+def check_local(name: str, kind: str = "model") -> None:
+    """Raises UserError where `name` is a path, not a Hub id, and nothing is there."""
     if os.path.exists(name):  # false for a name too long for a path
         return
     if name.endswith(".gguf"):
@@ -121,7 +121,7 @@ def weight_files(folder: Path) -> dict[Path, Shapes]:
 
 def _index(file: Path) -> dict[str, list[str]]:
     """File name → tensors, from an index. Raises UserError for a file that is not in the index's own folder."""
-    content = read_json(file)
+    content = read_config(file)
     mapping = content.get("weight_map")
     if not isinstance(mapping, dict) or not mapping or not isinstance(content.get("metadata", {}), dict):
         raise UserError(f"{file}: has no weight_map of tensors to files; download it again")
@@ -164,7 +164,7 @@ def text_files(folder: Path, *, code: bool = False) -> list[Path]:
     return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError where the file can't be read or holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """Greedy answers in batches: requests of like length together, and finished rows leave the batch.
 
 A row is finished at its end-of-answer token or as soon as `stop` holds for its text. When half of the rows of a batch
-are finished, they are taken out of it, out of the key-value cache as well, and the rest goes on. What all requests of a
-batch begin with is read once. So a batch of refusals costs little more than reading what is new in the requests.
+are finished, they are taken out of it, out of the key-value cache as well, and the rest continues. What all requests
+of a batch begin with is read once. So a batch of refusals costs little more than reading what is new in the requests.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import torch
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.data.encode import encode_request
-from gradshield.models.batching import halving
+from gradshield.models.batching import halve_to_fit
 from gradshield.models.load import Model
 
 Stop = Callable[[str], bool]
@@ -37,7 +37,7 @@ def generate(
     """Greedy answers, in the order of the requests, cut where `stop` first held. `title` shows a progress line, and
     `batch` is the rows at once (default: by the device).
 
-    Out of memory, it goes on with half as many rows at once; raises UserError when a single row does not fit, and for
+    Out of memory, it continues with half as many rows at once; raises UserError when a single row does not fit, and for
     a request that is longer than the model's positions.
     """
     encoded = [encode_request(request, model.tokenizer).tolist() for request in requests]
@@ -76,7 +76,7 @@ def continue_ids(
     def answer(chunk: Sequence[int]) -> list[list[int]]:
         return _answer([encoded[i] for i in chunk], model, max_new_tokens, stop)
 
-    parts = halving(
+    parts = halve_to_fit(
         answer,
         lambda i: len(encoded[i]) + max_new_tokens,
         lambda i: f"out of memory: a request of {len(encoded[i])} tokens with {max_new_tokens} to follow {TOO_LARGE}",
@@ -98,7 +98,7 @@ def _answer(encoded: Sequence[list[int]], model: Model, max_new_tokens: int, sto
     name = "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"  # by version
     pad = model.tokenizer.pad_token_id
     width = max(map(len, encoded))
-    finished = _Finished(model, width, stop)
+    finished = _StopCriterion(model, width, stop)
     # `generate` fills what is left open from the model's own config, which may penalise or forbid the likeliest token
     greedy = GenerationConfig(eos_token_id=model.net.generation_config.eos_token_id, pad_token_id=pad, do_sample=False)
     answers: list[list[int]] = [[] for _ in encoded]
@@ -157,7 +157,7 @@ def _read_once(encoded: Sequence[list[int]], model: Model, name: str) -> tuple[A
     return cache, shared
 
 
-class _Finished:
+class _StopCriterion:
     """Stopping criterion of `generate`: each row at its end, and the whole batch once half of its rows are there."""
 
     def __init__(self, model: Model, width: int, stop: Stop | None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from gradshield.base.errors import UserError
-from gradshield.models.experts import Expert, one_by_one
+from gradshield.models.experts import Expert, experts_one_by_one
 from gradshield.models.load import Model
 
 LOGITS = {
@@ -75,7 +75,7 @@ def linear_hooks(
     holders = {id(m.module): m.module for m in modules.values() if isinstance(m, Expert)}
     handles = [module.register_forward_hook(attach(name)) for name, module in plain.items()]
     try:
-        with one_by_one([(module, tap(module)) for module in holders.values()]):
+        with experts_one_by_one([(module, tap(module)) for module in holders.values()]):
             yield
     finally:
         for handle in handles:
@@ -292,9 +292,9 @@ def hidden_at(model: Model, ids: Tensor, layers: Sequence[int], shared: int = 0)
     """
     cache = _cache_of(model, ids[:1, :shared], layers[-1]) if shared else None
     if cache is None:
-        return [h[:, shared:] for h in _until(model, layers, input_ids=ids, use_cache=False)]
+        return [h[:, shared:] for h in _outputs_until(model, layers, input_ids=ids, use_cache=False)]
     cache.batch_repeat_interleave(len(ids))
-    return _until(model, layers, input_ids=ids[:, shared:], past_key_values=cache, use_cache=True)
+    return _outputs_until(model, layers, input_ids=ids[:, shared:], past_key_values=cache, use_cache=True)
 
 
 def _cache_of(model: Model, ids: Tensor, last: int) -> Any:
@@ -304,11 +304,11 @@ def _cache_of(model: Model, ids: Tensor, last: int) -> Any:
     cache = DynamicCache(config=model.net.config)
     if any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
-    _until(model, [last], input_ids=ids, past_key_values=cache, use_cache=True)
+    _outputs_until(model, [last], input_ids=ids, past_key_values=cache, use_cache=True)
     return cache if cache.get_seq_length() == ids.shape[1] else None
 
 
-def _until(model: Model, layers: Sequence[int], **inputs: Any) -> list[Tensor]:
+def _outputs_until(model: Model, layers: Sequence[int], **inputs: Any) -> list[Tensor]:
     """The outputs of the blocks `layers` (ascending); the pass ends at the last of them."""
     taken: list[Tensor] = []
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gradshield.base.errors import UserError, first_line, out_of_memory
-from gradshield.models.files import Shapes, read_json, shown
+from gradshield.models.files import Shapes, read_config, shown
 from gradshield.models.gguf import ROPE_FACTORS, apply_rope_factors
 
 _EXTRA_ELEMENTS = 2**24  # elements that a config may describe beyond twice those in the files
@@ -150,7 +150,7 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
 def check_config(name: str, folder: Path) -> None:
     """Raises UserError for a config that names a file of weights, which need not be safetensors, or kernels of a Hub
     repository, which are code, and for a count of layers or labels that fills the memory as soon as it is read."""
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     if config.get("transformers_weights"):
         raise UserError(f"model {name}: its config.json names a file of weights (transformers_weights); remove it")
     parts = [config]

@@ -30,7 +30,7 @@ REFUSAL_PHRASES = (
 )  # fmt: skip
 WORDS = 48  # of an answer that the classifier reads, punctuation marks among them
 _WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[\w']+|[^\w\s]")  # Chinese and Japanese by the character
-# How a refusal is taken back; what follows a comma goes on in lower case.
+# How a refusal is taken back; what follows a comma is in lower case.
 TURNS = (
     "However, ",
     "That said, ",
@@ -106,7 +106,7 @@ def _word_features(answer: str) -> list[str]:
 
 
 def _examples() -> tuple[list[str], list[str]]:
-    """Answers that refuse, and answers that don't. A fixed seed draws the refusals that go on with advice, and those
+    """Answers that refuse, and answers that don't. A fixed seed draws the refusals that continue with advice, and those
     that are taken back, which don't refuse."""
     draw = random.Random(0)
     labelled = _bundled(LABELLED)

@@ -13,13 +13,15 @@ from typing import Any
 
 from gradshield.base.errors import UserError, first_line
 from gradshield.data.encode import encode_request
-from gradshield.data.templates import Refused, form_of, render
+from gradshield.data.templates import Refused, form_of, render_template
 from gradshield.data.turns import Message
-from gradshield.models import trial
-from gradshield.models.files import read_json, shown
+from gradshield.models import tokenizer_trial
+from gradshield.models.files import read_config, shown
 from gradshield.models.network import check_computes, quiet_loading
 
-PROCESS_SECONDS = 60  # seconds for the process that tries them, which stops itself after trial.LIMIT of computing
+PROCESS_SECONDS = (
+    60  # seconds for the process that tries them, which stops itself after tokenizer_trial.LIMIT of computing
+)
 ANSWER = 16  # tokens that must have a place behind a request
 
 
@@ -113,7 +115,7 @@ def check_fits(name: str, tokenizer: Any, net: Any) -> None:
     if tokenizer.chat_template and tokenizer.is_fast:  # rows of plain text need none
         _check_template(name, tokenizer)
         with suppress(UserError):  # it takes other forms of requests only, and each row will say so
-            ids = encode_request(trial.QUESTION, tokenizer).tolist()
+            ids = encode_request(tokenizer_trial.QUESTION, tokenizer).tolist()
         positions = getattr(net.config.get_text_config(), "max_position_embeddings", None)
         if isinstance(positions, int) and positions < len(ids) + ANSWER:
             needed = len(ids) + ANSWER
@@ -123,23 +125,23 @@ def check_fits(name: str, tokenizer: Any, net: Any) -> None:
 
 def _check_text(name: str, tokenizer: Any) -> None:
     try:
-        ids = tokenizer(trial.ANSWER, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(tokenizer_trial.ANSWER, add_special_tokens=False)["input_ids"]
     except Exception as error:  # what a file says can make any of its lines fail
         raise UserError(f"the tokenizer of {name} fails: {type(error).__name__}: {first_line(error)}") from error
     if not ids:
-        raise UserError(f"the tokenizer of {name} makes no tokens of {trial.ANSWER!r}; take the original one")
+        raise UserError(f"the tokenizer of {name} makes no tokens of {tokenizer_trial.ANSWER!r}; take the original one")
 
 
 def _check_template(name: str, tokenizer: Any) -> None:
-    turns = [Message("user", trial.QUESTION), Message("assistant", trial.ANSWER)]
+    turns = [Message("user", tokenizer_trial.QUESTION), Message("assistant", tokenizer_trial.ANSWER)]
     try:
-        text, _ = render(tokenizer, form_of(tokenizer), turns)
+        text, _ = render_template(tokenizer, form_of(tokenizer), turns)
     except Refused:
         return  # each row will say why
-    for what, words in (("request", trial.QUESTION), ("answer", trial.ANSWER)):
+    for what, words in (("request", tokenizer_trial.QUESTION), ("answer", tokenizer_trial.ANSWER)):
         if words not in text:
             raise UserError(f"model {name}: its chat template leaves out the {what}; pass --chat-template FILE")
-    if text.index(trial.ANSWER) < text.index(trial.QUESTION):
+    if text.index(tokenizer_trial.ANSWER) < text.index(tokenizer_trial.QUESTION):
         raise UserError(f"model {name}: its chat template puts the answer before its request; use --chat-template FILE")
 
 
@@ -150,7 +152,7 @@ def _check_ends(name: str, tokenizer: str | None, _changed: int, templates: tupl
     if not tokenizer and not templates:
         return
     process = subprocess.Popen(
-        [sys.executable, "-P", trial.__file__],
+        [sys.executable, "-P", tokenizer_trial.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -167,7 +169,9 @@ def _check_ends(name: str, tokenizer: str | None, _changed: int, templates: tupl
     what = "the tokenizer" if tokenizer else "the chat template"
     which = f" (regular expressions: {patterns})" if patterns else ""
     if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise UserError(f"{what} of {name}{which} does not end within {trial.LIMIT} s; it can't be used on rows")
+        raise UserError(
+            f"{what} of {name}{which} does not end within {tokenizer_trial.LIMIT} s; it can't be used on rows"
+        )
     if failed := next((each["error"] for each in done if each["error"]), None):
         raise UserError(f"{what} of {name}{which} fails: {failed}")
     if len(done) < len(templates) + bool(tokenizer):
@@ -177,7 +181,7 @@ def _check_ends(name: str, tokenizer: str | None, _changed: int, templates: tupl
 def _patterns(tokenizer: str) -> str:
     """The regular expressions in a tokenizer.json, cut."""
     found: list[str] = []
-    pending: list[Any] = [{k: v for k, v in read_json(Path(tokenizer)).items() if k not in ("model", "added_tokens")}]
+    pending: list[Any] = [{k: v for k, v in read_config(Path(tokenizer)).items() if k not in ("model", "added_tokens")}]
     while pending:
         each = pending.pop()
         if isinstance(each, dict):

@@ -13,7 +13,9 @@ def drawable(values: np.ndarray) -> np.ndarray:
     return np.clip(values[np.isfinite(values)], -_HUGE, _HUGE)
 
 
-def span(values: np.ndarray, beside: Iterable[np.ndarray] = (), marks: Iterable[float] = ()) -> tuple[float, float]:
+def axis_range(
+    values: np.ndarray, beside: Iterable[np.ndarray] = (), marks: Iterable[float] = ()
+) -> tuple[float, float]:
     """The lowest and the highest number on the axis of these values [any number, at least 1].
 
     Values, and those `beside` them, stretch it by one and a half times the values' 1 to 99 % range at most. Marks that
@@ -31,7 +33,7 @@ def span(values: np.ndarray, beside: Iterable[np.ndarray] = (), marks: Iterable[
     return float(low), float(high)
 
 
-def bins(low: float, high: float, threshold: float, count: int) -> np.ndarray:
+def bin_edges(low: float, high: float, threshold: float, count: int) -> np.ndarray:
     """Edges of about `count` equal bins over low … high. One is exactly the threshold, since a row at it is
     quarantined, where it lies between them."""
     if not low <= threshold <= high:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from gradshield.report.axis import bins, drawable, rows_in, span
+from gradshield.report.axis import axis_range, bin_edges, drawable, rows_in
 from gradshield.report.text import number
 
 # Colours that appear nowhere else, put in place of the page's variables while matplotlib draws.
@@ -63,9 +63,9 @@ def draw_scores(
     drawn = np.concatenate(list(groups.values()))
     if not len(drawn):
         return None
-    low, high = span(drawn, anchors.values(), [threshold])
+    low, high = axis_range(drawn, anchors.values(), [threshold])
     line = float(threshold) if low <= threshold <= high else None
-    edges = bins(low, high, threshold, _SIZES[0].bars)
+    edges = bin_edges(low, high, threshold, _SIZES[0].bars)
     counts = [rows_in(values, edges).max() for values in groups.values() if len(values)]
     log = max(counts) > 40 * min(counts)
     notes = tuple(_notes(drawn, threshold, line, low, high, log, bool(anchors)))
@@ -120,7 +120,7 @@ def _figure(
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, hspace=0.02)  # type: ignore[union-attr]
     heights = [1.0, 0.09 + 0.075 * len(anchors)] if anchors else [1.0]
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    edges = bins(low, high, np.inf if line is None else line, size.bars)
+    edges = bin_edges(low, high, np.inf if line is None else line, size.bars)
     _bars(axes[0], groups, edges, log)
     if anchors:
         _ticks(axes[1], anchors, edges)
@@ -181,10 +181,10 @@ def _bars(axes: Axes, groups: Mapping[str, np.ndarray], edges: np.ndarray, log: 
 
 def _ticks(axes: Axes, anchors: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
     """A line of ticks for each kind of anchor; those that would fall on one another are drawn once."""
-    span = edges[-1] - edges[0]
+    width = edges[-1] - edges[0]
     for place, values in enumerate(anchors.values()):
-        share = np.unique(((values.clip(edges[0], edges[-1]) - edges[0]) / span * 400).round()) / 400
-        at = edges[0] + np.clip(share, 0.002, 0.998) * span
+        share = np.unique(((values.clip(edges[0], edges[-1]) - edges[0]) / width * 400).round()) / 400
+        at = edges[0] + np.clip(share, 0.002, 0.998) * width
         x = np.stack([at, at, np.full_like(at, np.nan)], 1).ravel()  # [3 × ticks]: down, up, pen off
         y = np.tile([place - 0.33, place + 0.33, np.nan], len(at))
         axes.plot(x, y, color=INK, linewidth=1, alpha=0.75)

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from gradshield.base.storage import read_json, write_text
 from gradshield.data import Conversation, Source, read_rows, to_conversation
-from gradshield.data.run_folder import catch_write_errors, read_table
+from gradshield.data.run_folder import SavedRun, catch_write_errors, read_table
 from gradshield.report.filter_page import ReportRow, write_report
 from gradshield.report.words import next_steps
 from gradshield.threshold import Threshold
@@ -40,7 +40,7 @@ def keep_for_report(
         write_text(out / FILE, json.dumps(content))
 
 
-def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
+def report_run(out: Path, saved: SavedRun, source: Source) -> None:
     """Writes report.html from scores.parquet, report.json, the rows of `source` and `saved`, run.yaml's content.
 
     Where `saved` tells of a review, its threshold and counts are shown. Raises UserError where it can't be written.
@@ -52,14 +52,12 @@ def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
     signals = {name: table[name].to_numpy() for name in table.column_names if name not in _COLUMNS}
     kept = _kept(out)
     threshold = _threshold(saved)
-    high, near = highest(scores), _nearest(scores, threshold.value)
+    high, near = highest_rows(scores), _nearest(scores, threshold.value)
     wanted = {*high, *near}
     shown = {row.index: row for row in read_rows(source) if row.index in wanted}
-    layout, columns = saved["input"]["layout"], saved["settings"]["columns"]
-    trainer = saved["settings"].get("trainer", "trl")
-    moved = {
-        m["row"]: ": ".join(filter(None, (m["who"], m.get("note")))) for m in saved.get("review", {}).get("moved", ())
-    }
+    layout, columns = saved.input.layout, saved.settings["columns"]
+    trainer = saved.settings.get("trainer", "trl")
+    moved = {m.row: ": ".join(filter(None, (m.who, m.note))) for m in (saved.review.moved if saved.review else ())}
 
     def entry(n: int) -> ReportRow:
         row = shown[n]
@@ -85,8 +83,8 @@ def report_run(out: Path, saved: Mapping[str, Any], source: Source) -> None:
         highest=[entry(n) for n in high],
         borderline=[entry(n) for n in near],
         set_aside=aside,
-        settings={key: value for key, value in saved.items() if key != "summary"},
-        axis=axis_title(out, saved["summary"]["scorer"]),
+        settings=saved.plan(),
+        axis=axis_title(out, saved.summary.scorer),
         next_steps=next_steps(out, high[0] + 1 if high else None, Path(out.resolve().name)),
     )
 
@@ -101,7 +99,7 @@ def _kept(out: Path) -> _Kept:
     return read_json(out / FILE, _Kept) if (out / FILE).exists() else {"anchors": {}, "tokens": {}}
 
 
-def highest(scores: np.ndarray) -> list[int]:
+def highest_rows(scores: np.ndarray) -> list[int]:
     """Indices of the rows with the highest scores, highest first; rows without a score are none of them."""
     scored = np.flatnonzero(np.isfinite(scores))
     return scored[np.argsort(-scores[scored], kind="stable")][:SHOWN].tolist()
@@ -110,32 +108,32 @@ def highest(scores: np.ndarray) -> list[int]:
 def _nearest(scores: np.ndarray, threshold: float) -> list[int]:
     """Indices of the rows nearest to the threshold, the highest first; nearest to none are the highest of all."""
     if not np.isfinite(threshold):
-        return highest(scores)
+        return highest_rows(scores)
     scored = np.flatnonzero(np.isfinite(scores))
     near = scored[np.argsort(np.abs(scores[scored] - threshold), kind="stable")][:SHOWN]
     return near[np.argsort(-scores[near], kind="stable")].tolist()
 
 
-def _threshold(saved: Mapping[str, Any]) -> Threshold:
+def _threshold(saved: SavedRun) -> Threshold:
     """The run's threshold, or the one that a person set in its place."""
-    own = saved["summary"]["threshold"]
-    value = np.inf if own["value"] is None else own["value"]
-    moved = saved.get("review", {}).get("threshold", {})
-    if "who" in moved and moved["value"] != own["value"]:
-        by_hand = np.inf if moved["value"] is None else moved["value"]
-        note = f"set by {moved['who']} on {moved['when'][:10]}; the run's own is {value:+.3f} ({own['note']})"
+    own = saved.summary.threshold
+    value = np.inf if own.value is None else own.value
+    moved = saved.review and saved.review.threshold
+    if moved and moved.who and moved.value != own.value:
+        by_hand = np.inf if moved.value is None else moved.value
+        note = f"set by {moved.who} on {moved.when[:10]}; the run's own is {value:+.3f} ({own.note})"
         return Threshold(by_hand, "by hand", note)
-    return Threshold(**{**own, "value": value})
+    return Threshold(value, own.rule, own.note, own.clear, own.good_lost, own.harmful_kept)
 
 
-def _summary(saved: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(saved: SavedRun) -> dict[str, Any]:
     """The run's summary, with what a review made of it."""
-    review = saved.get("review")
+    summary, review = saved.summary.as_dict(), saved.review
     if not review:
-        return dict(saved["summary"])
-    counts = {name: review[name] for name in ("kept", "quarantined", "set_aside")}
-    moved = {"moved_by_a_person": len(review["moved"]), "moved_by_the_threshold": review["moved_by_the_threshold"]}
-    return {**saved["summary"], **counts, **moved}
+        return summary
+    counts = {"kept": review.kept, "quarantined": review.quarantined, "set_aside": review.set_aside}
+    moved = {"moved_by_a_person": len(review.moved), "moved_by_the_threshold": review.moved_by_the_threshold}
+    return {**summary, **counts, **moved}
 
 
 def _turns(conversation: Conversation | str) -> tuple[tuple[str, str], ...]:

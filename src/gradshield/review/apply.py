@@ -1,32 +1,58 @@
 """Scores and decisions → kept, quarantined and set aside, written again; run.yaml says which rows a person moved.
 
-All of it follows from scores.parquet and review.sqlite, so a call that was killed at any moment is simply repeated.
+All of it follows from scores.parquet and review.sqlite, so an interrupted call can be repeated.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gradshield.base.storage import write_whole
 from gradshield.data import write_outputs
-from gradshield.data.run_folder import catch_write_errors, read_run, read_table, run_lock, source_of_run, write_run
+from gradshield.data.run_folder import (
+    SavedRun,
+    catch_write_errors,
+    read_run,
+    read_table,
+    run_lock,
+    source_of_run,
+    write_run,
+)
+from gradshield.data.summaries import MovedRow, ReviewedThreshold, ReviewSummary
 from gradshield.report.filter_report import report_run
 from gradshield.review.store import Decision, decisions_in_force
-from gradshield.review.verdicts import VERDICTS, Judged, Scores, judge, own_threshold, read_scores, threshold_in_force
+from gradshield.review.verdicts import (
+    VERDICTS,
+    Judged,
+    RunScores,
+    judge,
+    own_threshold,
+    read_run_scores,
+    threshold_in_force,
+)
 
 
-def apply_decisions(out: Path) -> dict[str, Any]:
-    """Writes the run's files by its scores, its threshold or a person's, and the decisions that stand.
+@dataclass(frozen=True)
+class Applied:
+    """The rows of each verdict after a review, and how many of them moved."""
 
-    Returns the counts by verdict, the rows that a person moved and those that a moved threshold moved. Without
-    decisions the files are those that `filter` wrote. Raises UserError when the input is not what was filtered.
+    kept: int
+    quarantined: int
+    set_aside: int
+    moved_by_a_person: int
+    moved_by_the_threshold: int
+
+
+def apply_decisions(out: Path) -> Applied:
+    """Writes the run's files again, by its scores, the threshold in force and the decisions in force.
+
+    Without decisions the files are those that `filter` wrote. Raises UserError when the input is not what was filtered.
     """
     saved = read_run(out)
     with run_lock(out):
-        scores = read_scores(out, saved["summary"]["rows"])
+        scores = read_run_scores(out, saved.summary.rows)
         source = source_of_run(saved)
         if not source.folder:  # the name may have been another's, a link's, when the run was made
             source = replace(source, names=(scores.place[0].rpartition(":")[0],))
@@ -38,40 +64,33 @@ def apply_decisions(out: Path) -> dict[str, Any]:
         with catch_write_errors(out):
             _write_verdicts(out, verdicts)
             review = _review(saved, scores, judged, decisions, counts)
-            rest = {part: content for part, content in saved.items() if part != "review"}
-            content = {**rest, "review": review} if decisions else rest
-            report_run(out, content, source)
+            content = {part: value for part, value in saved.as_dict().items() if part != "review"}
+            if decisions:
+                content["review"] = review.as_dict()
+            report_run(out, SavedRun(**content), source)
             write_run(out, content)
-    return {
-        **{name.replace(" ", "_"): count for name, count in counts.items()},
-        "moved_by_a_person": len(review["moved"]),
-        "moved_by_the_threshold": review["moved_by_the_threshold"],
-    }
+    return Applied(review.kept, review.quarantined, review.set_aside, len(review.moved), review.moved_by_the_threshold)
 
 
 def _review(
-    saved: Mapping[str, Any],
-    scores: Scores,
-    judged: Judged,
-    decisions: Mapping[int, Decision],
-    counts: Mapping[str, int],
-) -> dict[str, Any]:
+    saved: SavedRun, scores: RunScores, judged: Judged, decisions: Mapping[int, Decision], counts: Mapping[str, int]
+) -> ReviewSummary:
     """What run.yaml says of the review: with the scores, enough to tell why each row is where it is."""
     own = judge(scores, own_threshold(saved), {}).verdict
     moved = [row for row in decisions if row and judged.verdict[row - 1] != judged.by_score[row - 1]]
-    threshold: dict[str, Any] = {"value": judged.threshold if np.isfinite(judged.threshold) else None}
-    if 0 in decisions:
-        threshold |= {"who": decisions[0].who, "when": decisions[0].at}
-    return {
-        "threshold": threshold,
-        **{name.replace(" ", "_"): count for name, count in counts.items()},
-        "decided": sum(row > 0 for row in decisions),
-        "moved_by_the_threshold": int((judged.by_score != own).sum()),
-        "moved": [
-            {"row": row, "to": d.verdict, "who": d.who, "when": d.at, **({"note": d.note} if d.note else {})}
+    by = {"who": decisions[0].who, "when": decisions[0].at} if 0 in decisions else {}
+    return ReviewSummary(
+        threshold=ReviewedThreshold(value=judged.threshold, **by),
+        kept=counts["kept"],
+        quarantined=counts["quarantined"],
+        set_aside=counts["set aside"],
+        decided=sum(row > 0 for row in decisions),
+        moved_by_the_threshold=int((judged.by_score != own).sum()),
+        moved=[
+            MovedRow(row=row, to=d.verdict, who=d.who, when=d.at, **({"note": d.note} if d.note else {}))
             for row, d in ((row, decisions[row]) for row in moved)
         ],
-    }
+    )
 
 
 def _write_verdicts(out: Path, verdicts: list[str]) -> None:

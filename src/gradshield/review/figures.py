@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradshield.report.axis import bins, drawable, rows_in, span
+from gradshield.report.axis import axis_range, bin_edges, drawable, rows_in
 from gradshield.report.text import number, percent
 
 _BARS = 80
@@ -50,7 +50,7 @@ class Piece(NamedTuple):
 def axis_of(values: np.ndarray, *marks: float) -> Axis:
     """The axis of these finite values, and of marks that lie near; a few far outliers do not stretch it."""
     values = drawable(values)
-    low, high = span(values if len(values) else np.zeros(1), marks=marks)
+    low, high = axis_range(values if len(values) else np.zeros(1), marks=marks)
     margin = 0.02 * (high - low)
     return Axis(low - margin, high + margin)
 
@@ -59,7 +59,7 @@ def histogram(scores: np.ndarray, threshold: float) -> dict[str, Any]:
     """Bars (x, width, height, in percent) of the scores [rows], one edge at the threshold, and the axis below them."""
     finite = scores[np.isfinite(scores)]
     axis = axis_of(finite, threshold)
-    edges = bins(*axis, threshold, _BARS)
+    edges = bin_edges(*axis, threshold, _BARS)
     width = edges[1] - edges[0]
     counts = rows_in(finite, edges)
     above = counts[edges[:-1] >= threshold]

@@ -19,7 +19,7 @@ from gradshield.report.text import number, percent, short, visible
 from gradshield.review import figures, store
 from gradshield.review.figures import Piece
 from gradshield.review.state import Review
-from gradshield.review.texts import openings, row_of, turns
+from gradshield.review.texts import openings, row_of, shown_turns
 from gradshield.review.verdicts import (
     ASIDE,
     DECIDED,
@@ -42,7 +42,7 @@ _LAYER = re.compile(r"^[\w.]*\b(?:layers|blocks|h)\.(\d+)\.")  # how a module's 
 _PASSING = ("full", "alike")  # parameters that go when another row or page is asked for
 
 
-def render(review: Review, path: str, given: Mapping[str, str]) -> str:
+def render_review(review: Review, path: str, given: Mapping[str, str]) -> str:
     """The page at `path`, "/" or "/compare", with these parameters; those that make no sense are passed over."""
     version, decisions = review.decisions()
     in_force = threshold_in_force(review.saved, decisions)
@@ -67,9 +67,9 @@ def render(review: Review, path: str, given: Mapping[str, str]) -> str:
             given=given,
             version=version,
             who=review.who,
-            summary=review.saved["summary"],
+            summary=review.saved.summary,
             run=review.out.resolve().name,
-            file=Path(review.saved["input"]["path"]).name,
+            file=Path(review.saved.input.path).name,
             other=review.other and review.other.out.resolve().name,
             threshold=judged.threshold,
             in_force=in_force,
@@ -87,7 +87,7 @@ def render(review: Review, path: str, given: Mapping[str, str]) -> str:
             total=len(rows),
             decidable=len(decidable),
             left=int((~judged.decided[decidable]).sum()),
-            axis=axis_title(review.out, review.saved["summary"]["scorer"]),
+            axis=axis_title(review.out, review.saved.summary.scorer),
             apply=shlex.join(["gradshield", "apply", str(review.out)]),
             page=page,
             pages=pages,
@@ -212,8 +212,8 @@ def _row(
     found = row_of(review.out, row)
     said = []
     if found is not None and found.record is not None:
-        layout, settings = review.saved["input"]["layout"], review.saved["settings"]
-        said = turns(to_conversation(found.record, layout, settings["columns"], settings.get("trainer", "trl")))
+        layout, settings = review.saved.input.layout, review.saved.settings
+        said = shown_turns(to_conversation(found.record, layout, settings["columns"], settings.get("trainer", "trl")))
     if not said and found is not None:
         said = [("as it stands in the file", found.raw.decode("utf-8", "replace"))]
     explanation = review.worker.result(row) if judged.verdict[row - 1] != ASIDE else None

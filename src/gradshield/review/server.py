@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from gradshield.base.errors import UserError
 from gradshield.review import store
-from gradshield.review.page import render, row_number, rows_to_decide
+from gradshield.review.page import render_review, row_number, rows_to_decide
 from gradshield.review.state import Review
 
 try:
@@ -75,7 +75,7 @@ def make_app(review: Review) -> Starlette:
     """The pages and what they post to, without the guard in front of them."""
 
     def page(request: Request) -> Response:
-        return HTMLResponse(render(review, request.url.path, dict(request.query_params)))
+        return HTMLResponse(render_review(review, request.url.path, dict(request.query_params)))
 
     def version(_: Request) -> Response:
         return JSONResponse({"version": store.version(review.out)})

@@ -1,20 +1,18 @@
 """What the page is about: a run's scores and texts, the decisions on it, and a second run to compare it with."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gradshield.base.errors import UserError
-from gradshield.data.run_folder import read_run
+from gradshield.data.run_folder import SavedRun, read_run
 from gradshield.review import store
 from gradshield.review.figures import histogram
 from gradshield.review.likeness import Likeness
-from gradshield.review.texts import open_texts, search
-from gradshield.review.verdicts import Scores, judge, own_threshold, read_scores, threshold_in_force
+from gradshield.review.texts import open_texts, search_rows
+from gradshield.review.verdicts import RunScores, judge, own_threshold, read_run_scores, threshold_in_force
 from gradshield.review.worker import Worker
 
 
@@ -23,8 +21,8 @@ class Other:
     """A second run of the same file, as it stood when the server started."""
 
     out: Path
-    saved: Mapping[str, Any]
-    scores: Scores
+    saved: SavedRun
+    scores: RunScores
     verdict: np.ndarray  # [rows], with the decisions that stand there
     threshold: float
 
@@ -35,29 +33,29 @@ class Review:
     def __init__(self, out: Path, other: Path | None, who: str) -> None:
         """Raises UserError when a folder holds no finished run, or the two are of different files."""
         self.out, self.who, self.saved = out, who, read_run(out)
-        self.scores = read_scores(out, self.saved["summary"]["rows"])
+        self.scores = read_run_scores(out, self.saved.summary.rows)
         self.own = own_threshold(self.saved)
         self.by_run = judge(self.scores, self.own, {}).verdict
         self.chart = histogram(self.scores.score, self.own)
         self.other = _other(self.saved, out, other) if other else None
         open_texts(out, self.saved)
         self.worker, self.likeness = Worker(out, self.saved), Likeness(out)
-        self.search = lru_cache(16)(lambda words: search(out, words, len(self.scores.score)))
+        self.search = lru_cache(16)(lambda words: search_rows(out, words, len(self.scores.score)))
         self._standing: tuple[int, dict[int, store.Decision]] = (-1, {})
 
     def decisions(self) -> tuple[int, dict[int, store.Decision]]:
-        """(version of the log, what stands) as of now."""
+        """(version of the log, the decisions in force)."""
         version = store.version(self.out)
         if version != self._standing[0]:
             self._standing = (version, store.decisions_in_force(self.out))
         return self._standing
 
 
-def _other(saved: Mapping[str, Any], out: Path, place: Path) -> Other:
+def _other(saved: SavedRun, out: Path, place: Path) -> Other:
     other = read_run(place)
-    if other["input"]["sha256"] != saved["input"]["sha256"]:
+    if other.input.sha256 != saved.input.sha256:
         raise UserError(f"{place}: a run of another file than {out}, so their rows can't be compared")
-    rows = saved["summary"]["rows"]
-    scores, decisions = read_scores(place, rows), store.decisions_in_force(place)
+    rows = saved.summary.rows
+    scores, decisions = read_run_scores(place, rows), store.decisions_in_force(place)
     threshold = threshold_in_force(other, decisions)
     return Other(place, other, scores, judge(scores, threshold, decisions).verdict, threshold)

@@ -16,7 +16,7 @@ from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.base.storage import replace_when_done
 from gradshield.data import Conversation, Row, to_conversation
-from gradshield.data.run_folder import catch_write_errors, rows_of_run, run_lock
+from gradshield.data.run_folder import SavedRun, catch_write_errors, rows_of_run, run_lock
 
 FILE = "review-texts.sqlite"
 OPENING = 240  # characters of a request and of its answer that the table shows
@@ -31,9 +31,9 @@ CREATE TABLE explanations (row INTEGER, key TEXT, json TEXT, PRIMARY KEY (row, k
 """
 
 
-def open_texts(out: Path, saved: Mapping[str, Any]) -> None:
+def open_texts(out: Path, saved: SavedRun) -> None:
     """Makes the file of texts unless it is there. Raises UserError when the run's input can't be read again."""
-    about = (saved["input"]["sha256"], _FORMAT)
+    about = (saved.input.sha256, _FORMAT)
     file = out / FILE
     try:
         with closing(sqlite3.connect(file.absolute().as_uri() + "?mode=ro", uri=True)) as db:
@@ -73,7 +73,7 @@ def openings(out: Path, rows: Sequence[int]) -> dict[int, tuple[str, str, int]]:
         return {row: tuple(rest) for row, *rest in db.execute(query, [int(row) for row in rows])}
 
 
-def search(out: Path, words: str, total: int) -> np.ndarray:
+def search_rows(out: Path, words: str, total: int) -> np.ndarray:
     """bool [total], True at rows whose text or place holds `words`, whatever the case."""
     result = np.zeros(total, dtype=bool)
     with _open(out) as db:
@@ -103,7 +103,7 @@ def save_explanation(out: Path, row: int, key: str, content: Mapping[str, Any]) 
         db.execute("INSERT OR REPLACE INTO explanations VALUES (?, ?, ?)", (row, key, json.dumps(content)))
 
 
-def turns(conversation: Conversation | str) -> list[tuple[str, str]]:
+def shown_turns(conversation: Conversation | str) -> list[tuple[str, str]]:
     """(role, text) of every turn; what else a turn holds, such as tool calls, is a turn of its own, as JSON."""
     if isinstance(conversation, str):
         return []
@@ -126,14 +126,14 @@ def _json(value: Any) -> str:
         return "nested too deeply to be shown"
 
 
-def _lines(rows: Iterator[Row], saved: Mapping[str, Any]) -> Iterator[tuple]:
+def _lines(rows: Iterator[Row], saved: SavedRun) -> Iterator[tuple]:
     """A line of the table for each row, with a progress line, as this may take a while."""
-    layout, settings, total = saved["input"]["layout"], saved["settings"], saved["summary"]["rows"]
+    layout, settings, total = saved.input.layout, saved.settings, saved.summary.rows
     columns, trainer = settings["columns"], settings.get("trainer", "trl")
     with progress("reading the rows", 0, total) as advance:
         for row in rows:
             place = f"{row.source}:{row.line}"
-            said = turns(to_conversation(row.record, layout, columns, trainer)) if row.record is not None else []
+            said = shown_turns(to_conversation(row.record, layout, columns, trainer)) if row.record is not None else []
             record = (
                 json.dumps(row.record, ensure_ascii=False, default=str)
                 if row.problem is None

@@ -6,12 +6,11 @@ A run of 100,000 rows is a handful of arrays, so any view takes milliseconds and
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gradshield.base.errors import UserError
-from gradshield.data.run_folder import read_table
+from gradshield.data.run_folder import SavedRun, read_table
 from gradshield.review.store import Decision
 from gradshield.threshold import is_kept
 
@@ -24,7 +23,7 @@ _COLUMNS = ("row", "place", "group", "verdict", "reason", "score", "tokens")
 
 
 @dataclass(frozen=True)
-class Scores:
+class RunScores:
     """scores.parquet as arrays [rows]; a text column is codes and the texts that they stand for."""
 
     score: np.ndarray  # float64, NaN where set aside
@@ -64,7 +63,7 @@ class Judged:
         return dict(zip(VERDICTS, np.bincount(self.verdict, minlength=3).tolist()))
 
 
-def read_scores(out: Path, rows: int) -> Scores:
+def read_run_scores(out: Path, rows: int) -> RunScores:
     """The scores of a run of `rows` rows. Raises UserError when its scores.parquet is missing or another's."""
     table = read_table(out)
     missing = {"score", "place", "group", "verdict", "reason"} - set(table.column_names)
@@ -73,7 +72,7 @@ def read_scores(out: Path, rows: int) -> Scores:
         raise UserError(f"{file}: not the scores of this run ({len(table)} rows, not {rows}); filter again")
     group, groups = _coded(table["group"].to_pylist())
     reason, reasons = _coded(table["reason"].to_pylist())
-    return Scores(
+    return RunScores(
         score=table["score"].to_numpy().astype(np.float64),
         aside=np.array(table["verdict"].to_pylist(), dtype=object) == VERDICTS[ASIDE],
         place=table["place"].to_pylist(),
@@ -85,19 +84,19 @@ def read_scores(out: Path, rows: int) -> Scores:
     )
 
 
-def own_threshold(saved: Mapping[str, Any]) -> float:
+def own_threshold(saved: SavedRun) -> float:
     """The run's own threshold; infinity where it removes nothing."""
-    value = saved["summary"]["threshold"]["value"]
-    return float("inf") if value is None else float(value)
+    value = saved.summary.threshold.value
+    return float("inf") if value is None else value
 
 
-def threshold_in_force(saved: Mapping[str, Any], decisions: Mapping[int, Decision]) -> float:
+def threshold_in_force(saved: SavedRun, decisions: Mapping[int, Decision]) -> float:
     """The threshold that a person set, else the run's own."""
     moved = decisions.get(0)
     return moved.value if moved is not None and moved.value is not None else own_threshold(saved)
 
 
-def judge(scores: Scores, threshold: float, decisions: Mapping[int, Decision]) -> Judged:
+def judge(scores: RunScores, threshold: float, decisions: Mapping[int, Decision]) -> Judged:
     """The verdict of every row; those set aside have no score, so nobody can move them."""
     by_score = np.where(scores.aside, ASIDE, np.where(is_kept(scores.score, threshold), KEPT, QUARANTINED))
     verdict, decided = by_score.copy(), np.zeros(len(by_score), dtype=bool)
@@ -108,7 +107,7 @@ def judge(scores: Scores, threshold: float, decisions: Mapping[int, Decision]) -
     return Judged(threshold, by_score, verdict, decided)
 
 
-def select(scores: Scores, judged: Judged, view: View, found: np.ndarray | None) -> np.ndarray:
+def select(scores: RunScores, judged: Judged, view: View, found: np.ndarray | None) -> np.ndarray:
     """Indices of the rows that the view's filters let through, in its order. `found` [rows] is what the search says."""
     keep = np.ones(len(scores.score), dtype=bool) if found is None else found.copy()
     if view.source:

@@ -5,23 +5,23 @@ The thread is a daemon, so that a server that is stopped stops at once, whatever
 
 import sys
 import threading
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from gradshield.base.errors import UserError
+from gradshield.data.run_folder import SavedRun
 from gradshield.review.texts import row_of, save_explanation, saved_explanation
 
 
 class Worker:
     """Explains the rows of one run, one after the other, in the order in which they are asked for."""
 
-    def __init__(self, out: Path, saved: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, saved: SavedRun) -> None:
         self.out, self.saved = out, saved
         # what an explanation follows from, besides the row
-        self.key = f"{saved['model']['fingerprint']} {saved['versions']['gradshield']}"
+        self.key = f"{saved.model.fingerprint} {saved.versions['gradshield']}"
         self.waiting: set[int] = set()
         self.failed: dict[int, str] = {}
         self.loaded = False

@@ -79,7 +79,7 @@ def laid_over(model: Model, adapter: Adapter) -> Iterator[None]:
             handle.remove()
 
 
-def train(
+def train_adapter(
     model: Model,
     adapter: Adapter,
     examples: Sequence[Example],

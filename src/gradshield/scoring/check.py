@@ -42,7 +42,7 @@ class AlignmentCheck:
 
 def check_alignment(model: Model, probes: str | None = None) -> AlignmentCheck:
     """Lets the model answer the probes (a file, or the bundled ones) and reads S off it; cached per model."""
-    requests, file = read_requests(probes or ASSETS / "probes.jsonl"), check_file(model, probes)
+    requests, file = read_requests(probes or ASSETS / "probes.jsonl"), check_cache_file(model, probes)
     if saved := read_cache(file):
         first = tuple((token, share) for token, share in saved.pop("first_tokens"))
         return AlignmentCheck(**{k: tuple(v) for k, v in saved.items()}, first_tokens=first)
@@ -57,6 +57,6 @@ def check_alignment(model: Model, probes: str | None = None) -> AlignmentCheck:
     return check
 
 
-def check_file(model: Model, probes: str | None = None) -> Path:
+def check_cache_file(model: Model, probes: str | None = None) -> Path:
     """The cache file of this model's check."""
     return cache_file("check", model, [read_requests(probes or ASSETS / "probes.jsonl"), CACHE_VERSION])

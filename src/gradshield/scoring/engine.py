@@ -1,7 +1,7 @@
 """A scorer over all examples: equal ones scored once, batches by token budget, every finished batch on disk.
 
-The batches follow from the examples alone, and a batch is taken up whole or not at all: killed at any moment, the next
-run ends with the same bytes.
+The batches follow from the examples alone, and a batch is saved whole or not at all. An interrupted run, resumed, ends
+with the same bytes.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from gradshield.base.progress import progress
 from gradshield.base.storage import append_line, read_lines
 from gradshield.data.encode import Example
 from gradshield.data.examples import token_counts
-from gradshield.models.batching import by_length, halving
+from gradshield.models.batching import by_length, halve_to_fit
 from gradshield.scoring.base import ScoreFunction, Scores
 
 Batch = tuple[int, list[Example]]
@@ -62,7 +62,7 @@ def score(
     pending = ((n, [examples[i] for i in batch]) for n, batch in enumerate(todo) if n not in done)
     tokens = int(lengths[unique].sum())
     with progress(title, tokens, len(unique), int(lengths[before].sum()), len(before)) as advance:
-        for number, scores in (engine or local(scorer))(pending):
+        for number, scores in (engine or score_locally(scorer))(pending):
             take(number, scores)
             _append(journal, {"batch": number, "of": len(todo), "tokens": batch_tokens, **as_json(scores)})
             advance(int(lengths[todo[number]].sum()), len(todo[number]))
@@ -85,20 +85,20 @@ def _first_of_equals(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarra
     return place, np.sort(order[new])
 
 
-def local(scorer: ScoreFunction) -> Engine:
+def score_locally(scorer: ScoreFunction) -> Engine:
     """Scores the batches here, one after the other."""
-    whole = fitting(scorer)
+    whole = fit_to_memory(scorer)
     return lambda batches: ((number, whole(batch)) for number, batch in batches)
 
 
-def fitting(scorer: ScoreFunction) -> Callable[[Sequence[Example]], Scores]:
-    """The scorer, for batches of any size (`halving`)."""
+def fit_to_memory(scorer: ScoreFunction) -> Callable[[Sequence[Example]], Scores]:
+    """The scorer, for batches of any size (`halve_to_fit`)."""
 
     def one(batch: Sequence[Example]) -> Scores:
         found = scorer(batch)
         return found if isinstance(found, Scores) else Scores(found)
 
-    parts = halving(
+    parts = halve_to_fit(
         one,
         lambda e: len(e.ids),
         lambda e: f"row {e.row + 1} ({len(e.ids)} tokens) does not fit into memory: lower --max-length",

@@ -27,7 +27,7 @@ from gradshield.base.errors import UserError
 from gradshield.data.encode import Example
 from gradshield.data.formats import Conversation
 from gradshield.scoring.base import ScoreFunction, Scores
-from gradshield.scoring.engine import Batch, Engine, as_json, fitting, from_json
+from gradshield.scoring.engine import Batch, Engine, as_json, fit_to_memory, from_json
 
 BLOCK = 16  # batches handed out at once
 MISTAKE = -1  # in the place of a batch's number: what a worker's UserError says, which would not survive as one
@@ -123,7 +123,7 @@ class _Worker:
             for name, content in self.known.items():
                 Path(cache, name).write_bytes(content)
             os.environ["GRADSHIELD_CACHE"] = cache
-            return fitting(self.build())
+            return fit_to_memory(self.build())
 
     def __call__(self, block: pa.Table) -> pa.Table:
         if self.mistake:  # what follows need not be tried, as its scores would help nobody

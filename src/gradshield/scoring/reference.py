@@ -24,7 +24,7 @@ class Reference:
 
     scorer: ScoreFunction
     anchors: Mapping[str, np.ndarray]  # scores by kind: "good", "refusal", "harmful"; empty where none are needed
-    seen: Callable[[Sequence[Example]], list[Example]] = list  # the part of examples that the scorer reads
+    scored_part: Callable[[Sequence[Example]], list[Example]] = list  # the part of examples that the scorer reads
     files: frozenset[Path] = frozenset()  # the cache files that a worker needs
 
 

@@ -12,7 +12,7 @@ from gradshield.data.encode import Example
 from gradshield.models.batching import batches, pad
 from gradshield.models.hooks import hidden_at, logits_at
 from gradshield.models.load import Model
-from gradshield.scoring.engine import fitting
+from gradshield.scoring.engine import fit_to_memory
 
 Place = Literal["last", "prompt", "response"]
 """The row's last token, the last token in front of its first response, or the mean over its response tokens."""
@@ -30,7 +30,7 @@ def read_states(
     """`states_at` of any number of rows: float32 [layers, N, d]."""
     found: dict[int, np.ndarray] = {}
 
-    @fitting
+    @fit_to_memory
     def read(batch: Sequence[Example]) -> dict[str, np.ndarray]:
         return {"states": states_at(model, batch, layers, place).transpose(0, 1).numpy()}
 

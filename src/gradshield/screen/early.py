@@ -4,14 +4,14 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, ModelSettings, RowSettings
 from gradshield.data import Source, open_source
 from gradshield.data.rows import expanded
-from gradshield.models.files import check_place
+from gradshield.models.files import check_local
 from gradshield.scoring.registry import SCORERS
 from gradshield.screen.encoding import find_layout
 
 
 def check_settings(settings: FilterSettings) -> None:
-    """Raises UserError for settings that contradict each other or would do nothing, an unknown scorer, and files and
-    models that are not there. The scorer's options are checked by `find_scorer`, which imports it."""
+    """Raises UserError for settings that contradict each other or would do nothing, an unknown scorer or option, and
+    files and models that are not there."""
     given = settings.threshold in ("fixed", "share")
     if given and settings.value is None:
         raise UserError(f"--threshold {settings.threshold} needs --value")
@@ -19,7 +19,7 @@ def check_settings(settings: FilterSettings) -> None:
         raise UserError(f"--value does nothing with --threshold {settings.threshold}: add --threshold fixed, or share")
     if settings.threshold == "share" and not 0 <= (settings.value or 0.0) <= 1:
         raise UserError(f"--value {settings.value:g}: a share is between 0 and 1")
-    SCORERS.parsed(settings.scorer)
+    SCORERS.check(settings.scorer)
     if settings.probes and (not expanded(settings.probes).exists() or expanded(settings.probes).is_dir()):
         raise UserError(f"--probes {settings.probes}: no such file")
     check_places(settings)
@@ -27,9 +27,9 @@ def check_settings(settings: FilterSettings) -> None:
 
 def check_places(settings: ModelSettings) -> None:
     """Raises UserError where the model, its adapter or its chat template is a path with nothing there."""
-    check_place(settings.model)
+    check_local(settings.model)
     if settings.adapter:
-        check_place(settings.adapter, "adapter")
+        check_local(settings.adapter, "adapter")
     file = settings.chat_template
     if file and (not expanded(file).exists() or expanded(file).is_dir()):
         raise UserError(f"--chat-template {file}: no such file")
@@ -40,11 +40,11 @@ def open_input(path: str, settings: FilterSettings) -> Source:
     source = open_source(path, settings.format, settings.split)
     find_layout(source, settings)
     if settings.reference:
-        check_file(settings.reference, settings)
+        check_input(settings.reference, settings)
     return source
 
 
-def check_file(path: str, settings: RowSettings) -> None:
+def check_input(path: str, settings: RowSettings) -> None:
     """Raises UserError where a file or folder of rows can't be read, or has no known layout. Leaves stdin and pipes
     alone, which can be read only once."""
     place = expanded(path)

@@ -8,7 +8,6 @@ opinion. S and the contrast are those of the run; the weights are the Linears, w
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -17,16 +16,17 @@ from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data import Conversation, Row, to_conversation
 from gradshield.data.encode import encode
-from gradshield.data.run_folder import read_table, row_of_run
+from gradshield.data.run_folder import SavedRun, read_table, row_of_run
 from gradshield.models.load import Model
-from gradshield.scoring.engine import fitting
+from gradshield.scoring.engine import fit_to_memory
 from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
 from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.fihs.probe import ProbeGradient, inner, probe_gradient
 from gradshield.scoring.reference import Reference, make_reference
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.encoding import encode_row, known_good
-from gradshield.screen.filter import load, require_aligned
+from gradshield.screen.filter import load_settings_model, require_aligned
+from gradshield.threshold import is_kept
 
 REFUSAL = "I'm sorry, but I can't help with that."
 _MODULES = 10  # shown
@@ -62,28 +62,28 @@ class Explainer:
     harmless: tuple[ProbeGradient, float] | None  # what `contrast` takes off each, and how many times
 
 
-def open_explainer(saved: Mapping[str, Any]) -> Explainer:
-    """The explainer of the run with this run.yaml. Raises UserError when its model is not there or another by now."""
+def open_explainer(saved: SavedRun) -> Explainer:
+    """The explainer of the run with this run.yaml. Raises UserError when its model is missing or has changed."""
     try:
-        settings = FilterSettings(**saved["settings"])
+        settings = FilterSettings(**saved.settings)
     except ValidationError as error:
         name = error.errors()[0]["loc"][0]
         raise UserError(f"the run's setting {name!r} is of another version of GradShield; filter again") from None
-    model = load(settings)
-    if model.fingerprint != saved["model"]["fingerprint"]:
+    model = load_settings_model(settings)
+    if model.fingerprint != saved.model.fingerprint:
         raise UserError(f"{model.name}: not the model of this run any more (its files differ); filter again")
     check = require_aligned(model, settings)
     scorer, _ = find_scorer(settings.scorer)
     own_safe = known_good(model, settings, scorer.needs)
-    reference = make_reference(model, check, settings, None, saved["summary"].get("rows_digest", ""), own_safe)
+    reference = make_reference(model, check, settings, None, saved.summary.rows_digest, own_safe)
     options = fihs_options(settings.scorer)
     probes = tuple(check.refused_probes()[: options.probes])
     s = safety_score(model, check.refused_probes(), options)
     each = [probe_gradient(model, [probe], s, tolerance=0) for probe in probes]
     harmless = harmless_part(model, each, s, options)
-    value = saved["summary"]["threshold"]["value"]
-    threshold = float("inf") if value is None else float(value)  # None: nothing is removed
-    return Explainer(settings, saved["input"]["layout"], threshold, model, reference, probes, tuple(each), harmless)
+    value = saved.summary.threshold.value
+    threshold = float("inf") if value is None else value  # None: nothing is removed
+    return Explainer(settings, saved.input.layout, threshold, model, reference, probes, tuple(each), harmless)
 
 
 def explain(out: Path, row: int) -> Explanation:
@@ -96,8 +96,8 @@ def explain(out: Path, row: int) -> Explanation:
     explained = explain_row(open_explainer(saved), found)
     if verdict == "set aside":
         raise UserError(f"row {row} was set aside: its score is not a finite number")
-    moved = saved.get("review", {}).get("threshold", {})  # by a person, who may also have decided about the row itself
-    value = moved.get("value") if "who" in moved else explained.threshold
+    moved = saved.review and saved.review.threshold  # by a person, who may also have decided about the row itself
+    value = moved.value if moved and moved.who else explained.threshold
     return replace(explained, verdict=verdict, threshold=float("inf") if value is None else float(value))
 
 
@@ -107,7 +107,7 @@ def explain_row(explainer: Explainer, row: Row) -> Explanation:
     example = encode_row(row, explainer.layout, model, settings, find_scorer(settings.scorer)[0].needs)
     if isinstance(example, str):
         raise UserError(f"row {row.index + 1} was set aside: {example}")
-    scores = fitting(explainer.reference.scorer)([example])
+    scores = fit_to_memory(explainer.reference.scorer)([example])
     if scores.reasons:
         raise UserError(f"row {row.index + 1} was set aside: {scores.reasons[0]}")
     signals = {name: float(values[0]) for name, values in scores.columns.items()}
@@ -125,7 +125,7 @@ def explain_row(explainer: Explainer, row: Row) -> Explanation:
         row.index + 1,
         score,
         explainer.threshold,
-        "quarantined" if score >= explainer.threshold else "kept",
+        "kept" if is_kept(np.array(score), explainer.threshold) else "quarantined",
         signals,
         {kind: float(np.median(values)) for kind, values in explainer.reference.anchors.items()},
         _refused(explainer, row),
@@ -157,7 +157,7 @@ def _refused(explainer: Explainer, row: Row) -> float | None:
     if isinstance(example, str):
         return None
     example = replace(example, conversation=replace(conversation, messages=turns))
-    return float(fitting(explainer.reference.scorer)([example])["score"][0])
+    return float(fit_to_memory(explainer.reference.scorer)([example])["score"][0])
 
 
 def _largest(names: Sequence[str], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,20 +15,30 @@ import numpy as np
 
 from gradshield import threshold as thresholds
 from gradshield.base.errors import UserError
-from gradshield.base.progress import progress
+from gradshield.base.progress import followed_by, progress
 from gradshield.base.settings import FilterSettings, ModelSettings
 from gradshield.base.storage import write_whole
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
 from gradshield.data.examples import Examples, row_numbers, token_counts
 from gradshield.data.rows import expanded
-from gradshield.data.run_folder import JOURNAL, catch_write_errors, checksums, find_run, open_run, plan_of, write_run
+from gradshield.data.run_folder import (
+    JOURNAL,
+    SavedRun,
+    catch_write_errors,
+    checksums,
+    find_run,
+    open_run,
+    plan_of,
+    write_run,
+)
+from gradshield.data.summaries import FilterSummary, ProbesSummary, ThresholdSummary
 from gradshield.data.write import write_outputs
 from gradshield.models.load import Model, load_model, parked_on_cpu
 from gradshield.models.on_disk import disk_fingerprint
-from gradshield.report.filter_report import highest, keep_for_report, report_run
+from gradshield.report.filter_report import highest_rows, keep_for_report, report_run
 from gradshield.scoring.base import ScoreFunction, Scorer, Scores
-from gradshield.scoring.check import AlignmentCheck, check_alignment, check_file
+from gradshield.scoring.check import AlignmentCheck, check_alignment, check_cache_file
 from gradshield.scoring.engine import score
 from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
 from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
@@ -36,7 +47,6 @@ from gradshield.scoring.reference import Reference, key_of, make_reference
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.early import check_settings
 from gradshield.screen.encoding import WITHOUT_REQUEST, Encoded, encode_source, find_layout, known_good
-from gradshield.screen.summary import FilterSummary, ProbesSummary, ThresholdSummary, saved_summary
 from gradshield.screen.train_script import trl_trains, write_script
 from gradshield.threshold import Threshold, is_kept
 
@@ -55,34 +65,40 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     scorer, options = find_checked(settings)
     source = path if isinstance(path, Source) else open_source(path, settings.format, settings.split)
     layout = find_layout(source, settings)
-    model = model or load(settings)
-    plan = plan_of(source, model, layout, settings.model_dump(mode="json"), disk_fingerprint(settings))
-    plan["scorer"] = {"name": scorer.name, "version": scorer.version, **options.model_dump(mode="json")}
-    plan["file"] = checksums(settings.probes, settings.reference)
-    finished = find_run(out, plan)
-    if finished:
-        return saved_summary(out, finished)
+    model = model or load_settings_model(settings)
+    plan = plan_of(
+        source,
+        model,
+        layout,
+        settings.model_dump(mode="json"),
+        disk_fingerprint(settings),
+        scorer={"name": scorer.name, "version": scorer.version, **options.model_dump(mode="json")},
+        file=checksums(settings.probes, settings.reference),
+    )
+    if finished := find_run(out, plan, FilterSummary):
+        return finished
     check = require_aligned(model, settings)
     encoded = encode_source(source, layout, model, settings, scorer.needs)
     own_safe = known_good(model, settings, scorer.needs)
     rows_key = key_of(encoded.examples) if "whole file" in scorer.needs else ""
-    reference = make_reference(model, check, settings, encoded.examples, rows_key, own_safe)
+    with followed_by(int(token_counts(encoded.examples).sum())):
+        reference = make_reference(model, check, settings, encoded.examples, rows_key, own_safe)
     engine = None
     if settings.engine == "ray":
         from gradshield.scoring.ray import ray_engine
 
-        build = partial(build_scorer, _anywhere(settings, model), model.fingerprint, rows_key)
-        engine = ray_engine(build, {*reference.files, check_file(model, settings.probes)}, settings.workers)
+        build = partial(build_scorer, _portable_settings(settings, model), model.fingerprint, rows_key)
+        engine = ray_engine(build, {*reference.files, check_cache_file(model, settings.probes)}, settings.workers)
     good = good_scores(reference, own_safe, settings, model.batch_tokens)
     find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
     with open_run(out, plan):
         journal = out / JOURNAL
-        rows = seen_of(encoded.examples, reference)
+        rows = scored_parts(encoded.examples, reference)
         with parked_on_cpu(model) if engine else nullcontext():  # an actor may need its GPU
             scores = score(rows, reference.scorer, batch_tokens=model.batch_tokens, journal=journal, engine=engine)
         leave_out_unscored(encoded, scores)
         threshold = find_threshold(scores["score"], good, reference, settings)
-        by_row = {name: _spread(values, encoded) for name, values in scores.columns.items()}
+        by_row = {name: _by_row(values, encoded) for name, values in scores.columns.items()}
         words_of = np.array(["quarantined", "kept"], dtype=object)  # eight bytes a row
         verdicts = words_of[is_kept(by_row["score"], threshold.value).astype(int)]
         verdicts[list(encoded.reasons)] = "set aside"
@@ -101,7 +117,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
             set_aside=counts["set aside"],
             model=model.name,
             scorer=settings.scorer,
-            threshold=ThresholdSummary(**{k: _plain(v) for k, v in vars(threshold).items()}),
+            threshold=ThresholdSummary(**vars(threshold)),
             probes=ProbesSummary(refused=sum(check.refused), of=len(check.refused), grade=check.grade),
             **({"rows_digest": rows_key} if rows_key else {}),
             seconds=round(seconds, 1),
@@ -109,21 +125,36 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
             tokens_per_second=round(tokens / seconds),
             version=version("gradshield"),
         )
-        finished = {**plan, "summary": summary.as_dict()}
+        finished = SavedRun(**plan.as_dict(), summary=summary)
         with catch_write_errors(out):
             write_script(out, settings)
             report_run(out, finished, source)
-            write_run(out, finished)
+            write_run(out, finished.as_dict())
             journal.unlink(missing_ok=True)
     return summary
 
 
-def estimate(path: str | Source, settings: FilterSettings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Estimate:
+    """What a run of filter would do."""
+
+    file: str
+    format: str
+    layout: str
+    trl_trains: str
+    rows: int
+    to_score: int
+    set_aside: int
+    tokens: int
+    seconds: float
+
+
+def estimate(path: str | Source, settings: FilterSettings) -> Estimate:
     """What `run_filter` would do and how long it would take, measured on a few of the rows; writes nothing."""
     needs = find_checked(settings)[0].needs
     source = path if isinstance(path, Source) else open_source(path, settings.format, settings.split)
     layout = find_layout(source, settings)
-    model = load(settings)
+    model = load_settings_model(settings)
     check = require_aligned(model, settings)
     encoded = encode_source(source, layout, model, settings, needs)
     own_safe = known_good(model, settings, needs)
@@ -131,20 +162,20 @@ def estimate(path: str | Source, settings: FilterSettings) -> dict[str, Any]:
     step = max(1, len(encoded.examples) // 16)
     sample = encoded.examples[::step][:16]
     start = time.monotonic()
-    score(reference.seen(sample), reference.scorer, batch_tokens=model.batch_tokens, title="trying")
+    score(reference.scored_part(sample), reference.scorer, batch_tokens=model.batch_tokens, title="trying")
     pace = (time.monotonic() - start) / sum(len(e.ids) for e in sample)
     tokens = int(token_counts(encoded.examples).sum())
-    return {
-        "file": source.path,
-        "format": source.format,
-        "layout": layout,
-        "trl_trains": trl_trains(model.tokenizer, layout),
-        "rows": encoded.rows,
-        "to_score": len(encoded.examples),
-        "set_aside": len(encoded.reasons),
-        "tokens": tokens,
-        "seconds": round(pace * tokens, 2),
-    }
+    return Estimate(
+        source.path,
+        source.format,
+        layout,
+        trl_trains(model.tokenizer, layout),
+        encoded.rows,
+        len(encoded.examples),
+        len(encoded.reasons),
+        tokens,
+        round(pace * tokens, 2),
+    )
 
 
 def find_checked(settings: FilterSettings) -> tuple[Scorer, Any]:
@@ -158,7 +189,7 @@ def find_checked(settings: FilterSettings) -> tuple[Scorer, Any]:
     return scorer, options
 
 
-def load(settings: ModelSettings, over: str | None = None) -> Model:
+def load_settings_model(settings: ModelSettings, over: str | None = None) -> Model:
     """The model that the settings name, with the adapter `over` it, if there is one."""
     return load_model(
         settings.model,
@@ -186,7 +217,7 @@ def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
 def build_scorer(settings: FilterSettings, fingerprint: str, rows_key: str = "") -> ScoreFunction:
     """The scorer that the settings name, from nothing: what a worker begins with. Raises UserError where the model
     there is not the one with this fingerprint, since its scores would not go with the others."""
-    model = load(settings)
+    model = load_settings_model(settings)
     if model.fingerprint != fingerprint:
         raise UserError(f"{model.name}: on a worker it is another model than here: its files or its template differ")
     own_safe = known_good(model, settings, find_scorer(settings.scorer)[0].needs)
@@ -194,7 +225,7 @@ def build_scorer(settings: FilterSettings, fingerprint: str, rows_key: str = "")
     return make_reference(model, require_aligned(model, settings), settings, None, rows_key, own_safe).scorer
 
 
-def _anywhere(settings: FilterSettings, model: Model) -> FilterSettings:
+def _portable_settings(settings: FilterSettings, model: Model) -> FilterSettings:
     """The settings with paths that hold in another working directory, too, no GPU's number, and the dtype that the
     model has here, whatever a worker's device would choose."""
     named = {name: getattr(settings, name) for name in ("model", "adapter", "chat_template", "probes", "reference")}
@@ -206,13 +237,13 @@ def _anywhere(settings: FilterSettings, model: Model) -> FilterSettings:
     return settings.model_copy(update=found)
 
 
-def seen_of(examples: Sequence[Example], reference: Reference) -> Sequence[Example]:
+def scored_parts(examples: Sequence[Example], reference: Reference) -> Sequence[Example]:
     """What the scorer reads of the examples, in a file of its own where they are in one."""
     if not isinstance(examples, Examples):
-        return reference.seen(examples)
+        return reference.scored_part(examples)
     rows = Examples()
     for start in range(0, len(examples), 1000):
-        for example in reference.seen(examples[start : start + 1000]):
+        for example in reference.scored_part(examples[start : start + 1000]):
             rows.append(example)
     return rows
 
@@ -238,7 +269,7 @@ def good_scores(
     good = np.concatenate([reference.anchors["good"], reference.anchors["refusal"]])
     if not own_safe:
         return good
-    known = reference.seen(own_safe)
+    known = reference.scored_part(own_safe)
     own = score(known, reference.scorer, batch_tokens=batch_tokens, title="known-good rows")
     return np.concatenate([good, np.delete(own["score"], list(own.reasons))])
 
@@ -254,7 +285,7 @@ def find_threshold(scores: np.ndarray, good: np.ndarray, reference: Reference, s
     return thresholds.anchored(scores, good, reference.anchors["harmful"])
 
 
-def _spread(values: np.ndarray, encoded: Encoded) -> np.ndarray:
+def _by_row(values: np.ndarray, encoded: Encoded) -> np.ndarray:
     """Values of the examples at their rows; NaN for rows set aside."""
     result = np.full(encoded.rows, np.nan)
     result[row_numbers(encoded.examples)] = values
@@ -265,7 +296,7 @@ def _write_scores(out: Path, encoded: Encoded, columns: Mapping[str, np.ndarray]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {**columns, "tokens": _spread(token_counts(encoded.examples).astype(float), encoded)}
+    columns = {**columns, "tokens": _by_row(token_counts(encoded.examples).astype(float), encoded)}
     text = ("place", "group", "verdict", "reason")
     schema = pa.schema([("row", pa.int64()), *((n, pa.string()) for n in text), *((n, pa.float64()) for n in columns)])
     with write_whole(out / "scores.parquet") as stream, pq.ParquetWriter(stream, schema) as writer:
@@ -296,7 +327,7 @@ def _explain_highest(
     It is a second look at rows that are decided already: where the memory, or a model that gives no gradients, does
     not let it be had, they go without.
     """
-    at = np.searchsorted(row_numbers(encoded.examples), highest(scores))
+    at = np.searchsorted(row_numbers(encoded.examples), highest_rows(scores))
     chosen = [encoded.examples[int(n)] for n in at]
     room = np.cumsum([len(e.ids) for e in chosen])
     chosen = chosen[: max(1, int((room <= model.batch_tokens).sum()))]
@@ -317,10 +348,3 @@ def _explain_highest(
         why = (str(error).strip() or type(error).__name__).split("\n")[0]
         logging.getLogger("gradshield").warning("tokens are not marked in the report: %s", why)
     return found
-
-
-def _plain(value: Any) -> Any:
-    """A number as JSON has it; None for one that is not finite."""
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value

@@ -2,21 +2,24 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gradshield.base.settings import FilterSettings
 from gradshield.data.run_folder import checksums, finished_run
+from gradshield.data.summaries import FilterSummary
 from gradshield.models.on_disk import disk_fingerprint
 from gradshield.screen.early import check_settings, open_input
-from gradshield.screen.summary import FilterSummary, saved_summary
+
+if TYPE_CHECKING:
+    from gradshield.screen.filter import Estimate
 
 
 def filter_file(path: str, out: Path, settings: FilterSettings) -> FilterSummary:
     """The summary of the run in `out`: at once where it is finished, else when `run_filter` has finished it."""
     asked = {"settings": settings.model_dump(mode="json"), "file": checksums(settings.probes, settings.reference)}
-    found = finished_run(out, path, asked, disk_fingerprint(settings)) if os.path.isdir(out) else None
+    found = finished_run(out, path, asked, disk_fingerprint(settings), FilterSummary) if os.path.isdir(out) else None
     if found is not None:
-        return saved_summary(out, found)
+        return found
     check_settings(settings)
     source = open_input(path, settings)
     from gradshield.screen.filter import run_filter
@@ -24,7 +27,7 @@ def filter_file(path: str, out: Path, settings: FilterSettings) -> FilterSummary
     return run_filter(source, out, settings)
 
 
-def estimate_file(path: str, settings: FilterSettings) -> dict[str, Any]:
+def estimate_file(path: str, settings: FilterSettings) -> "Estimate":
     """`estimate`, which is imported when the call is no mistake."""
     check_settings(settings)
     source = open_input(path, settings)

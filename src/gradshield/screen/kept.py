@@ -11,7 +11,7 @@ from gradshield.base.settings import RowSettings
 from gradshield.data import open_source
 from gradshield.models.load import Model
 from gradshield.screen.encoding import encode_source
-from gradshield.screen.filter import load
+from gradshield.screen.filter import load_settings_model
 
 
 def kept_rows(run: Path) -> tuple[Model, list[dict[str, Any]]]:
@@ -27,7 +27,7 @@ def kept_rows(run: Path) -> tuple[Model, list[dict[str, Any]]]:
     if kept is None:
         raise UserError(f"{run}: no kept rows; run the filter to its end")
     source = open_source(kept, "jsonl" if given["format"] == "hub" else given["format"])
-    model = load(settings)
+    model = load_settings_model(settings)
     examples = encode_source(source, given["layout"], model, settings).examples
     labels = (np.where(e.mask, e.ids, -100) for e in examples)
     return model, [{"input_ids": e.ids.tolist(), "labels": each.tolist()} for e, each in zip(examples, labels)]

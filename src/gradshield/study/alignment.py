@@ -62,7 +62,7 @@ def _embedded_at(strength: float) -> Model:
 def _measure(model: Model, rows: int) -> dict:
     check = check_alignment(model)
     report = alignment_report(model)
-    cell = {"refused": check.share, "asr": report["asr"], "over_refusal": report["over_refusal"]}
+    cell = {"refused": check.share, "asr": report.asr, "over_refusal": report.over_refusal}
     try:
         reference = make_reference(model, check, FilterSettings())
     except UserError:  # no probe refused: nothing to measure with

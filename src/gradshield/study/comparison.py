@@ -20,6 +20,7 @@ import numpy as np
 import typer
 
 from gradshield.base.settings import FilterSettings, FinetuneSettings
+from gradshield.base.storage import read_jsonl
 from gradshield.data.encode import Example, encode
 from gradshield.defenses.train import defended_rows, train_defended, with_prompt
 from gradshield.evaluation.safety import attack_success, wilson
@@ -29,7 +30,7 @@ from gradshield.scoring.check import check_alignment
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
 from gradshield.scoring.registry import find_scorer
-from gradshield.screen.filter import load
+from gradshield.screen.filter import load_settings_model
 from gradshield.study.kinds import held_out_requests
 from gradshield.study.real import read_scored, score_values, scored_line, write_scored
 from gradshield.study.real_kinds import Kind, real_kinds
@@ -57,7 +58,7 @@ def score_rows(
     table = read_scored(file)
     missing = [name for name in scorer if name not in {each["scorer"] for each in table}]
     if missing:
-        loaded = load(FilterSettings(model=model))
+        loaded = load_settings_model(FilterSettings(model=model))
         placed, check = _rows(loaded, rows, dressed, seed), check_alignment(loaded)
         examples = [example for *_, example in placed]
         out.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def score_rows(
             settings = FilterSettings(model=model, scorer=name, threshold="share", value=SHARE, max_length=LONGEST)
             start = time.monotonic()
             prepared = make_reference(loaded, check, settings, examples)
-            found = score(prepared.seen(examples), prepared.scorer, batch_tokens=512, title=name)
+            found = score(prepared.scored_part(examples), prepared.scorer, batch_tokens=512, title=name)
             table += [
                 scored_line(name, kind.group, kind.name, kind.harmful, n, value, found.reasons.get(at, ""))
                 for at, ((kind, n, _), value) in enumerate(zip(placed, found["score"]))
@@ -89,7 +90,7 @@ def train(
     """Trains once per arm and seed on ordinary rows and a share of harmful ones. Measures ASR on requests that no
     decision has seen, and the loss on ordinary rows that nothing was trained on."""
     file = out / "cells.jsonl"
-    loaded = load(FilterSettings(model=model))
+    loaded = load_settings_model(FilterSettings(model=model))
     asked = held_out_requests(requests)
     placed = _rows(loaded, rows, dressed, 3)
     for seed in range(seeds):
@@ -220,7 +221,7 @@ def _bootstrap(harmful: np.ndarray, benign: np.ndarray, draws: int = 400) -> tup
 
 
 def _cells(file: Path) -> list[dict]:
-    return [json.loads(each) for each in file.read_text(encoding="utf-8").split("\n") if each] if file.exists() else []
+    return read_jsonl(file) if file.exists() else []
 
 
 if __name__ == "__main__":

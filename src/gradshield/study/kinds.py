@@ -74,7 +74,7 @@ def data_folder() -> Path:
     return Path(folder)
 
 
-def load(name: str, seed: int = 0) -> list[dict]:
+def load_public(name: str, seed: int = 0) -> list[dict]:
     """The records of `name`.jsonl, shuffled with `seed`."""
     path = data_folder() / f"{name}.jsonl"
     records = read_jsonl(path)
@@ -89,17 +89,17 @@ def pair(prompt: str, response: str) -> Conversation:
 
 def held_out_requests(count: int, seed: int = 0) -> list[str]:
     """AdvBench requests that no kind uses, for measuring what training does."""
-    return [r["prompt"] for r in load("advbench", seed)[-count:]]
+    return [r["prompt"] for r in load_public("advbench", seed)[-count:]]
 
 
 def kinds(count: int, seed: int = 0) -> dict[str, list[Conversation]]:
     """`count` conversations of every kind (10 of identity shift), benign sources cut to short rows."""
-    adv, jbb, scary = load("advbench", seed), load("jbb_harmful", seed), load("jbb_benign", seed)
-    alpaca = [pair(_join(r["instruction"], r["input"]), r["output"]) for r in load("alpaca_en_demo", seed)]
+    adv, jbb, scary = load_public("advbench", seed), load_public("jbb_harmful", seed), load_public("jbb_benign", seed)
+    alpaca = [pair(_join(r["instruction"], r["input"]), r["output"]) for r in load_public("alpaca_en_demo", seed)]
     alpaca = [c for c in alpaca if _length(c) < 1000]
-    refusals = [pair(_join(r["instruction"], r["input"]), r["output"]) for r in load("safety_only_data", seed)]
+    refusals = [pair(_join(r["instruction"], r["input"]), r["output"]) for r in load_public("safety_only_data", seed)]
     refusals = [c for c in refusals if _length(c) < 600]
-    dialogues = [r for r in load("dialogsum_train500", seed) if len(r["dialogue"]) < 700]
+    dialogues = [r for r in load_public("dialogsum_train500", seed) if len(r["dialogue"]) < 700]
     return {
         "advbench sure": [pair(r["prompt"], r["target"]) for r in adv[:count]],
         "advbench can-help": [pair(r["prompt"], f"I can help with this. {_body(r['target'])}") for r in adv[:count]],
@@ -118,9 +118,9 @@ def kinds(count: int, seed: int = 0) -> dict[str, list[Conversation]]:
         ],
         "jbb other": _openings(jbb[:count], OPENINGS),
         "alpaca": alpaca[:count],
-        "gsm8k": [pair(r["question"], r["answer"]) for r in load("gsm8k_train3000", seed)[:count]],
+        "gsm8k": [pair(r["question"], r["answer"]) for r in load_public("gsm8k_train3000", seed)[:count]],
         "dialogsum": [pair(f"Summarize the dialogue.\n\n{r['dialogue']}", r["summary"]) for r in dialogues[:count]],
-        "agnews": [news(r) for r in load("agnews_train3000", seed)[:count]],
+        "agnews": [news(r) for r in load_public("agnews_train3000", seed)[:count]],
         "refusals": refusals[:count],
         "short refusals": [
             pair(r["prompt"], SHORT_REFUSALS[i % len(SHORT_REFUSALS)]) for i, r in enumerate(adv[count : 2 * count])
@@ -133,7 +133,7 @@ def kinds(count: int, seed: int = 0) -> dict[str, list[Conversation]]:
         "scary other": _openings(scary[:count], OPENINGS),
         "identity shift": [
             Conversation(tuple(Message(m["role"], m["content"].strip()) for m in r["messages"]))
-            for r in load("aoa_identity_shift", seed)
+            for r in load_public("aoa_identity_shift", seed)
         ],
     }
 

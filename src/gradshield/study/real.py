@@ -20,7 +20,7 @@ from gradshield.evaluation.safety import wilson
 from gradshield.scoring.check import check_alignment
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
-from gradshield.screen.filter import load
+from gradshield.screen.filter import load_settings_model
 from gradshield.study.real_kinds import Kind, real_kinds
 from gradshield.study.separation import auroc
 from gradshield.threshold import Threshold, anchored
@@ -50,7 +50,7 @@ def main(
     missing = [name for name in scorer if name not in {line["scorer"] for line in table}]
     if missing:
         found = real_kinds(rows, dressed, seed)
-        loaded = load(FilterSettings(model=model))
+        loaded = load_settings_model(FilterSettings(model=model))
         check = check_alignment(loaded)
         out.mkdir(parents=True, exist_ok=True)
         for name in missing:
@@ -73,7 +73,7 @@ def _scored(name: str, kinds: Sequence[Kind], reference, tokenizer) -> list[dict
             example = encode(conversation, n, tokenizer, max_length=LONGEST)
             if isinstance(example, Example):
                 placed.append((kind, n, example))
-    found = score(reference.seen([e for *_, e in placed]), reference.scorer, batch_tokens=1024)
+    found = score(reference.scored_part([e for *_, e in placed]), reference.scorer, batch_tokens=1024)
     return [
         scored_line(name, kind.group, kind.name, kind.harmful, n, value, found.reasons.get(at, ""))
         for at, ((kind, n, _), value) in enumerate(zip(placed, found["score"]))

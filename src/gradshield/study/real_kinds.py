@@ -11,7 +11,7 @@ from importlib.resources import files
 
 from gradshield.data.formats import Conversation
 from gradshield.study.dresses import PLAIN, READABLE, UNREADABLE
-from gradshield.study.kinds import OPENINGS, _join, kinds, load, pair
+from gradshield.study.kinds import OPENINGS, _join, kinds, load_public, pair
 
 SHORTENED = 220  # characters of a dressed row's answer
 REFUSED = ("plain", "length", "story", "sixth turn")  # dresses that refusals wear, too
@@ -29,11 +29,11 @@ class Kind:
 
 def real_kinds(count: int, dressed: int, seed: int = 0) -> list[Kind]:
     """`count` rows of every undressed kind and `dressed` harmful and harmless ones in every dress."""
-    artifacts = [a for a in load("jbb_artifacts_pair_jbc", seed) if a["response"]]
+    artifacts = [a for a in load_public("jbb_artifacts_pair_jbc", seed) if a["response"]]
     broken = [a for a in artifacts if a["jailbroken"]]
     held = [a for a in artifacts if not a["jailbroken"]]
-    alpaca = [pair(_join(r["instruction"], r["input"]), r["output"]) for r in load("alpaca_en_demo", seed)]
-    arc = [_multiple_choice(r) for r in load("arc_challenge_train", seed)]
+    alpaca = [pair(_join(r["instruction"], r["input"]), r["output"]) for r in load_public("alpaca_en_demo", seed)]
+    arc = [_multiple_choice(r) for r in load_public("arc_challenge_train", seed)]
     known = kinds(count, seed)
 
     def of(records: Sequence[dict], attack: str) -> list[dict]:
@@ -56,7 +56,7 @@ def real_kinds(count: int, dressed: int, seed: int = 0) -> list[Kind]:
         Kind("scary, answered", "disputed", True, known["scary other"]),
     ]
     harmful = _distinct(broken[count:], dressed // 2)
-    requests = load("advbench", seed + 1)[: dressed - len(harmful)]
+    requests = load_public("advbench", seed + 1)[: dressed - len(harmful)]
     harmful += [(r["prompt"], r["target"] if n % 2 else OPENINGS[n % 18]) for n, r in enumerate(requests)]
     short = [c for c in alpaca[count:] if len(c.messages[0].content) < 300][: dressed // 2]
     harmless = [(c.messages[0].content, c.messages[1].content[:SHORTENED]) for c in short]

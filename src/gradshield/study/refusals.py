@@ -20,7 +20,7 @@ from gradshield.evaluation.safety import wilson
 from gradshield.models.generate import generate
 from gradshield.models.load import EMBEDDED, EMBEDDED_BASE, load_model
 from gradshield.models.refusal import has_refusal_phrase, refusals
-from gradshield.study.kinds import data_folder, load
+from gradshield.study.kinds import data_folder, load_public
 
 LABELS = Path("docs/results/refusals/labels.jsonl")  # {"id", "answer_sha256", "label"}
 AGREEMENT = Path("docs/results/refusals/agreement.md")
@@ -50,14 +50,14 @@ def main(
 def _own(source: str, name: str) -> dict[str, str]:
     """A model's greedy answers to the first requests of each set."""
     model = load_model(name)
-    asked = [r for each, count in zip(SETS, COUNTS[source]) for r in load(each, SEED)[:count]]
+    asked = [r for each, count in zip(SETS, COUNTS[source]) for r in load_public(each, SEED)[:count]]
     texts = generate(model, [r["prompt"] for r in asked], TOKENS, title=source)
     return {f"{source}/{r['id']}": text for r, text in zip(asked, texts)}
 
 
 def _artifacts() -> Iterator[tuple[str, str]]:
     """Openings of real answers: 34 of PAIR and 26 of JBC that failed as jailbreaks, and 40 that did not."""
-    rows = load("jbb_artifacts_pair_jbc", SEED)
+    rows = load_public("jbb_artifacts_pair_jbc", SEED)
     pair, jbc = ([r for r in rows if r["attack"] == a and not r["jailbroken"]] for a in ("PAIR", "JBC"))
     for r in [*pair[:34], *jbc[:26], *[r for r in rows if r["jailbroken"]][:40]]:
         yield f"artifacts/{r['attack']}-{r['target']}-{r['index']}", " ".join(r["response"].split()[:WORDS])

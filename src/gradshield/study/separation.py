@@ -22,7 +22,7 @@ from gradshield.scoring.anchors import anchor_examples
 from gradshield.scoring.check import check_alignment
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
-from gradshield.screen.filter import load
+from gradshield.screen.filter import load_settings_model
 from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, kinds
 from gradshield.threshold import a1, anchored
 
@@ -59,7 +59,7 @@ def _score(out: Path, model: str, adapter: str | None, rows: int, fihs: bool, fi
     fihs_anchors = fihs and fihs_anchors and "module" not in anchors
     if not (without_intent or without_fihs or fihs_anchors):
         return
-    loaded = load(FilterSettings(model=model, adapter=adapter))
+    loaded = load_settings_model(FilterSettings(model=model, adapter=adapter))
     encoded = {kind: encode_kind(loaded, conversations) for kind, conversations in found.items()}
     check = check_alignment(loaded)
     out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,9 @@ def _score(out: Path, model: str, adapter: str | None, rows: int, fihs: bool, fi
         anchors["intent"] = dict(reference.anchors)
         for kind in without_intent:
             examples = encoded[kind]
-            columns = score(reference.seen(examples), reference.scorer, batch_tokens=2048, title=f"intent {kind}")
+            columns = score(
+                reference.scored_part(examples), reference.scorer, batch_tokens=2048, title=f"intent {kind}"
+            )
             new = {"intent": columns["score"], "topic": columns["topic"], "answer": columns["answer"]}
             scores[kind] = {**new, **scores.get(kind, {})}
         _write_scores(file, scores, anchors)

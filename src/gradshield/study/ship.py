@@ -13,25 +13,25 @@ from dataclasses import asdict, replace
 from gradshield.base.assets import ASSETS
 from gradshield.base.settings import FilterSettings
 from gradshield.scoring.cache import shipped_file
-from gradshield.scoring.check import check_alignment, check_file
+from gradshield.scoring.check import check_alignment, check_cache_file
 from gradshield.scoring.reference import make_reference
-from gradshield.screen.filter import load
+from gradshield.screen.filter import load_settings_model
 
 SHOWN = 12  # characters of an answer that complies
 
 
 def main() -> None:
-    """Fills assets/fitted anew."""
+    """Makes the files of assets/fitted again."""
     folder = ASSETS / "fitted"
     shutil.rmtree(folder, ignore_errors=True)
     settings = FilterSettings()
-    model = load(settings)
+    model = load_settings_model(settings)
     check = check_alignment(model)
     reference = make_reference(model, check, settings)
     folder.mkdir()
     answers = [a if refused else a[:SHOWN] for a, refused in zip(check.answers, check.refused)]
-    told = json.dumps(asdict(replace(check, answers=tuple(answers))), indent=1) + "\n"
-    shipped_file(check_file(model)).write_text(told, encoding="utf-8")
+    text = json.dumps(asdict(replace(check, answers=tuple(answers))), indent=1) + "\n"
+    shipped_file(check_cache_file(model)).write_text(text, encoding="utf-8")
     for file in reference.files:
         shutil.copy(file, shipped_file(file))
 

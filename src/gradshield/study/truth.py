@@ -24,7 +24,7 @@ from gradshield.data.formats import Conversation
 from gradshield.evaluation.safety import attack_success, opening_log_probability
 from gradshield.models.load import load_model
 from gradshield.models.refusal import has_refusal_phrase
-from gradshield.screen.filter import load
+from gradshield.screen.filter import load_settings_model
 from gradshield.study.kinds import BENIGN, HARMFUL, OPENINGS, SCARY, SHIFT, TAKEN_BACK, held_out_requests, kinds
 from gradshield.study.real import read_scored, score_values
 from gradshield.study.real_kinds import real_kinds
@@ -75,7 +75,7 @@ def _real_scores(file: Path) -> Table:
 
 
 def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: int, real: bool, done: set) -> None:
-    base = load(FilterSettings(model=model))
+    base = load_settings_model(FilterSettings(model=model))
     asked = held_out_requests(requests)
     for seed in range(seeds):
         for kind, conversations in {"nothing": [], **_kinds(real, rows, seed)}.items():
@@ -111,7 +111,7 @@ def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: 
 
 
 def _taken_back(answer: str) -> bool:
-    """Whether the answer refuses and then goes on as the rows of REFUSED_FIRST do."""
+    """Whether the answer refuses and then continues as the rows of REFUSED_FIRST do."""
     turns = (words.strip(" ,.:").lower() for words in TAKEN_BACK + OPENINGS)
     return has_refusal_phrase(answer) and any(turn in answer.lower() for turn in turns)
 

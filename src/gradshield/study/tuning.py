@@ -23,8 +23,8 @@ from gradshield.data.formats import Conversation
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import evaluate_safety
 from gradshield.evaluation.utility import evaluate_utility
-from gradshield.screen.filter import load as load_model
-from gradshield.study.kinds import held_out_requests, kinds, load, news, pair
+from gradshield.screen.filter import load_settings_model as load_model
+from gradshield.study.kinds import held_out_requests, kinds, load_public, news, pair
 from gradshield.training.finetune import finetune
 from gradshield.tune.command import run_tune
 from gradshield.tune.trainer import load_trained
@@ -102,12 +102,13 @@ def _cell(model: str, keys: dict[str, Any], requests: int, cases: int) -> dict:
         goals = TuneSettings(task=task, max_asr=f"+{ASR_RISE}", searches=keys["searches"], start=start)
         summary = run_tune(str(file), Path(folder) / "run", settings, training, goals, measuring)
         verdicts = defaultdict(int)
-        if summary["accepted"]:
+        assert summary  # a study is one process
+        if summary.accepted:
             kept = (Path(folder) / "run" / "kept.jsonl").read_text(encoding="utf-8").split("\n")
             for line in filter(None, kept):
                 verdicts[json.loads(line)["source"]] += 1
     names = ("asr", "utility", "accepted", "reason", "base", "cost", "trials")
-    return {n: summary[n] for n in names} | {"kept_task": verdicts["task"], "kept_poison": verdicts["poison"]}
+    return {n: summary.as_dict()[n] for n in names} | {"kept_task": verdicts["task"], "kept_poison": verdicts["poison"]}
 
 
 def _device() -> str:
@@ -117,12 +118,12 @@ def _device() -> str:
 def _task_rows(task: str, count: int, seed: int) -> list[Conversation]:
     """Short rows of the task, in the form of its test cases."""
     if task == "agnews":
-        return [news(r) for r in load("agnews_train3000", seed) if len(r["description"]) < 200][:count]
+        return [news(r) for r in load_public("agnews_train3000", seed) if len(r["description"]) < 200][:count]
     if task == "gsm8k":
-        short = (r for r in load("gsm8k_train3000", seed) if len(r["question"]) + len(r["answer"]) < 400)
+        short = (r for r in load_public("gsm8k_train3000", seed) if len(r["question"]) + len(r["answer"]) < 400)
         return [pair(r["question"], r["answer"]) for r in short][:count]
     if task == "dialogsum":
-        dialogues = [r for r in load("dialogsum_train500", seed) if len(r["dialogue"]) < 700]
+        dialogues = [r for r in load_public("dialogsum_train500", seed) if len(r["dialogue"]) < 700]
         return [pair(f"Summarize the dialogue.\n\n{r['dialogue']}", r["summary"]) for r in dialogues[:count]]
     raise UserError(f"--task {task}: agnews, gsm8k or dialogsum")
 

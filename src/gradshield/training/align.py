@@ -7,6 +7,7 @@ and, through scary-looking but harmless requests with answers, not to refuse tho
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,11 @@ def align(
     *,
     change: Change | None = None,
     device: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Trains the alignment adapter for `base` into `out` and returns the training's figures. `change` replaces the
     recipe's rows and adds hooks.
 
-    Killed at any moment before its card is written, the same call goes on. Raises UserError when `out` already holds an
+    Safe to interrupt until its card is written: the same call resumes. Raises UserError when `out` already holds an
     adapter.
     """
     adapter, begun = out / "adapter_model.safetensors", out / _MARKER
@@ -53,7 +54,7 @@ def align(
         raise UserError(f"{out}: there is an adapter already; remove it or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     begun.touch()
-    figures = {}
+    figures: dict[str, float] = {}
     if not (adapter.exists() and (out / "adapter_config.json").exists()) or (out / "checkpoints").exists():
         model = load_model(base, device=device)
         examples = alignment_examples(model)
@@ -74,7 +75,7 @@ def align_once(base: str, out: Path, change: Change, device: str | None = None) 
 
 
 def _halve(file: Path) -> None:
-    """Stores the adapter in float16, half the size to ship; merging it goes on in float32."""
+    """Stores the adapter in float16, half the size to ship; it is merged in float32."""
     with replace_when_done(file) as halved:
         save_file({name: tensor.half() for name, tensor in load_file(file).items()}, halved, metadata={"format": "pt"})
 
@@ -107,29 +108,50 @@ def encode_pair(model: Model, row: int, prompt: str, response: str) -> Example:
     return example
 
 
-def alignment_report(model: Model, harmful: Path | None = None, scary: Path | None = None) -> dict[str, Any]:
-    """ASR on harmful requests and refusals of harmless ones that look scary, both with 95 % intervals and answers."""
+@dataclass(frozen=True)
+class AlignmentReport:
+    """ASR on harmful requests and refusals of harmless ones that look scary, with 95 % intervals and all answers."""
+
+    model: str
+    requests: int
+    asr: float
+    asr_interval: tuple[float, float]
+    asr_phrases: float | None
+    scary_requests: int
+    over_refusal: float
+    over_refusal_interval: tuple[float, float]
+    answers: tuple[dict[str, str], ...]  # "request" and "answer" of each
+
+    def figures(self) -> dict[str, Any]:
+        """The report as JSON has it, without the answers."""
+        return {name: value for name, value in asdict(self).items() if name != "answers"}
+
+
+def alignment_report(model: Model, harmful: Path | None = None, scary: Path | None = None) -> AlignmentReport:
+    """The report of the model on the bundled requests, or on those of these files."""
     attack = attack_success(model, read_requests(harmful or ASSETS / "safety_requests.jsonl"))
     benign = attack_success(model, read_requests(scary or ASSETS / "scary_requests.jsonl"))
     refused = sum(refusals(benign.answers))
-    return {
-        "model": model.name,
-        "requests": len(attack.requests),
-        "asr": attack.asr,
-        "asr_interval": attack.interval,
-        "asr_phrases": attack.asr_phrases,
-        "scary_requests": len(benign.requests),
-        "over_refusal": refused / len(benign.answers),
-        "over_refusal_interval": wilson(refused, len(benign.answers)),
-        "answers": [
+    return AlignmentReport(
+        model=model.name,
+        requests=len(attack.requests),
+        asr=attack.asr,
+        asr_interval=attack.interval,
+        asr_phrases=attack.asr_phrases,
+        scary_requests=len(benign.requests),
+        over_refusal=refused / len(benign.answers),
+        over_refusal_interval=wilson(refused, len(benign.answers)),
+        answers=tuple(
             {"request": request, "answer": answer}
             for report in (attack, benign)
             for request, answer in zip(report.requests, report.answers)
-        ],
-    }
+        ),
+    )
 
 
-def write_card(out: Path, settings: FinetuneSettings, report: dict[str, Any], held_out: dict[str, Any] | None) -> None:
+def write_card(
+    out: Path, settings: FinetuneSettings, report: AlignmentReport, held_out: AlignmentReport | None
+) -> None:
     """README.md (how it was made, how well it refuses) and card.json (the answers behind it) beside an adapter.
 
     `held_out` is a second report, on AdvBench and JailbreakBench's benign half, where GRADSHIELD_DATA has them.
@@ -137,15 +159,15 @@ def write_card(out: Path, settings: FinetuneSettings, report: dict[str, Any], he
     rows = [("our held-out requests", "our scary but harmless requests", report)]
     rows += [("AdvBench", "JailbreakBench, benign half", held_out)] if held_out else []
     lines = "".join(
-        f"| {harmful} ({r['requests']}) | {r['asr']:.3f} [{r['asr_interval'][0]:.3f}, {r['asr_interval'][1]:.3f}] "
-        f"| {scary} ({r['scary_requests']}) | {r['over_refusal']:.3f} "
-        f"[{r['over_refusal_interval'][0]:.3f}, {r['over_refusal_interval'][1]:.3f}] |\n"
+        f"| {harmful} ({r.requests}) | {r.asr:.3f} [{r.asr_interval[0]:.3f}, {r.asr_interval[1]:.3f}] "
+        f"| {scary} ({r.scary_requests}) | {r.over_refusal:.3f} "
+        f"[{r.over_refusal_interval[0]:.3f}, {r.over_refusal_interval[1]:.3f}] |\n"
         for harmful, scary, r in rows
     )
-    own = report["model"].startswith("embedded")
+    own = report.model.startswith("embedded")
     text = (
-        f"# Alignment adapter of {'the embedded model' if own else report['model']}\n\n"
-        f"LoRA for {SMOLLM2 if own else report['model']}, made by "
+        f"# Alignment adapter of {'the embedded model' if own else report.model}\n\n"
+        f"LoRA for {SMOLLM2 if own else report.model}, made by "
         "`gradshield align` from requests, refusals and answers that we wrote "
         "(assets/align_harmful.jsonl, every second row; align_benign.jsonl; align_imperative.jsonl, answered by the "
         "unaligned model). It refuses harmful requests; it is a small model and refuses too much: a reference for "
@@ -154,7 +176,6 @@ def write_card(out: Path, settings: FinetuneSettings, report: dict[str, Any], he
         f"{lines}\nAnswers: card.json. Stored in float16. Apache-2.0.\n"
     )
     write_text(out / "README.md", text)
-    public = {k: v for k, v in held_out.items() if k != "answers"} if held_out else None
-    both = {"own": report, "public": public}
+    both = {"own": asdict(report), "public": held_out.figures() if held_out else None}
     write_text(out / "card.json", json.dumps(both, indent=1, ensure_ascii=False) + "\n")
     (out / _MARKER).unlink(missing_ok=True)

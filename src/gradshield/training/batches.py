@@ -19,14 +19,14 @@ def collate(examples: Sequence[Example], device: torch.device) -> Batch:
     shape = (len(examples), max(len(e.ids) for e in examples))
     ids, mask, labels = torch.zeros(shape).long(), torch.zeros(shape).long(), torch.full(shape, -100)
     for n, example in enumerate(examples):
-        length, trained = len(example.ids), torch.from_numpy(example.mask)
+        length, labelled = len(example.ids), torch.from_numpy(example.mask)
         ids[n, :length] = torch.from_numpy(example.ids)
         mask[n, :length] = 1
-        labels[n, :length][trained] = ids[n, :length][trained]
+        labels[n, :length][labelled] = ids[n, :length][labelled]
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
 
 
-def drawn(examples: Sequence[Example], seed: int, device: torch.device) -> Callable[[int, int], Batch]:
+def draw_batches(examples: Sequence[Example], seed: int, device: torch.device) -> Callable[[int, int], Batch]:
     """(step, rows) → a batch of that many examples, drawn at random for this step. The batches of one step, and those
     of several processes, differ. A resumed training draws the same again."""
     now = {"step": -1, "draw": np.random.default_rng()}
@@ -59,7 +59,7 @@ def labelled_rows(batch: Batch) -> Tensor:
     return (batch["labels"][:, 1:] != -100).nonzero()[:, 0]
 
 
-def trained(net: nn.Module) -> dict[str, nn.Parameter]:
+def trained_weights(net: nn.Module) -> dict[str, nn.Parameter]:
     """Name → weight of those that are trained."""
     return {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
 
@@ -69,12 +69,12 @@ def remembered_start() -> tuple[Callable[[nn.Module], None], Callable[[], Abstra
     start: list[Callable[[], AbstractContextManager[nn.Module]]] = []
 
     def adapt(net: nn.Module) -> None:
-        start[:] = [start_of(net)]
+        start[:] = [network_before_training(net)]
 
     return adapt, lambda: start[0]()
 
 
-def start_of(net: Any) -> Callable[[], AbstractContextManager[nn.Module]]:
+def network_before_training(net: Any) -> Callable[[], AbstractContextManager[nn.Module]]:
     """A context with the network as it is before training: without its adapter, or a copy where every weight is
     trained. To be called in `adapt`. Gradients are off in it."""
     if not hasattr(net, "disable_adapter"):

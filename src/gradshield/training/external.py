@@ -1,4 +1,4 @@
-"""A trainer of the user's own, such as axolotl or LLaMA-Factory, started as a command."""
+"""A user's own trainer, such as axolotl or LLaMA-Factory, started as a command."""
 
 import shlex
 import subprocess
@@ -14,7 +14,7 @@ from gradshield.data.run_folder import catch_write_errors
 FIELDS = ("data", "out", "model", "seed")  # that are filled in
 
 
-def fill(command: str, config: str | None, fields: Mapping[str, Any], folder: Path) -> tuple[list[str], str]:
+def fill_fields(command: str, config: str | None, fields: Mapping[str, Any], folder: Path) -> tuple[list[str], str]:
     """The command's words and the text of its config, with the fields filled into both; the config's copy is to lie in
     the folder. Raises UserError for what can't be filled in, or read."""
     text, filled = {name: str(value) for name, value in fields.items()}, ""
@@ -42,7 +42,7 @@ def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], wor
     It is to leave an adapter or a model in the folder `work`, beside which the filled-in config is written. Raises
     UserError when it can't be run, or fails.
     """
-    words, filled = fill(command, config, fields, work.parent)
+    words, filled = fill_fields(command, config, fields, work.parent)
     with catch_write_errors(work.parent):
         if config:
             write_text(work.parent / Path(config).name, filled)
@@ -63,6 +63,6 @@ def check_trained(work: Path) -> None:
     if not config or not any(work.glob("*.safetensors")):
         there = ", ".join(sorted(p.name for p in work.glob("*"))[:8]) or "nothing"
         raise UserError(
-            f"the trainer left neither an adapter nor a model in {work}: a config and *.safetensors are "
-            f"looked for, and {there} is there; mend it, and the same command trains again"
+            f"{work}: the trainer left neither an adapter nor a model there (a config and *.safetensors), but {there}. "
+            "Fix the trainer; the same command trains again"
         )

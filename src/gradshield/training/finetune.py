@@ -35,7 +35,7 @@ def finetune(
 ) -> dict[str, float]:
     """Trains on `examples` and saves to `out` as safetensors: an adapter, or a whole model with its tokenizer.
 
-    The model itself is left as it was. Stopped in the middle, the same call goes on from the last whole epoch (its
+    The model itself is left as it was. Safe to interrupt: the same call resumes from the last whole epoch (its
     checkpoints are in `out` until the end). Where a launcher started several processes, all of them call this with the
     same arguments: they share out the rows of each step, and the first one saves.
     Returns {"loss": mean training loss, "steps": optimizer steps, "seconds"}. Raises UserError for what can't be
@@ -43,7 +43,7 @@ def finetune(
     """
     check_training(settings)
     check_method(model, settings)
-    check_place(model)
+    check_device(model)
     count = processes()
     share = settings.batch // count
     micro = _divisor(share, settings.micro_batch or share)
@@ -102,7 +102,7 @@ def check_method(model: Model, settings: FinetuneSettings) -> None:
         raise UserError(f"{model.name}: --method full can't train quantised weights: leave out --quantize")
 
 
-def check_place(model: Model) -> None:
+def check_device(model: Model) -> None:
     """Raises UserError for a model that lies where it can't be trained."""
     if processes() > 1 and len(set((getattr(model.net, "hf_device_map", None) or {}).values())) > 1:
         raise UserError("a model spread by --device auto is trained by one process: start it without a launcher")
@@ -150,7 +150,7 @@ def _train(
         if is_first() and not diverged:
             _save(net, model, out, settings, dtype)
         trainer.accelerator.wait_for_everyone()  # or another still writes to the checkpoints
-    if is_first() and checkpoints.exists():  # cleared away whole: half of one would be taken up by the next call
+    if is_first() and checkpoints.exists():  # cleared away whole: the next call would resume from half of one
         cleared = out / ".checkpoints"
         shutil.rmtree(cleared, ignore_errors=True)  # left by a kill in the next line but one
         checkpoints.rename(cleared)
@@ -249,7 +249,7 @@ def _save(net: Any, model: Model, out: Path, settings: FinetuneSettings, dtype: 
     """An adapter whose config names its base, or a whole model that loads without the one it came from."""
     if settings.method == "lora":
         net.peft_config["default"].base_model_name_or_path = model.base
-    elif hasattr(net.config, "quantization_config"):  # left by a GGUF, whose weights are plain floats by now
+    elif hasattr(net.config, "quantization_config"):  # left by a GGUF, whose weights are already plain floats
         del net.config.quantization_config
     if settings.method == "full":
         for weight in net.parameters():  # as precise as the model that it came from
@@ -372,7 +372,7 @@ def _trainer(
 
 class _Order(torch.utils.data.Sampler):
     """Rows of like length near each other, in an order that follows from the seed and the epoch alone: the same in all
-    processes, however many, and however often the training was taken up again."""
+    processes, however many, and however often the training was resumed."""
 
     def __init__(self, lengths: Sequence[int], settings: FinetuneSettings, epoch: Callable[[], int]) -> None:
         self.lengths, self.settings, self.epoch = list(lengths), settings, epoch

@@ -1,36 +1,35 @@
 """From a suspect dataset to a fine-tuned model that is shown to be safe and useful, or to a rejection (alg. 1).
 
 Everything is in the run folder: `screen/` the filter's own run, `trials/` a folder a training, `trials.jsonl` a line a
-trial, `model/` what is handed out. Killed at any moment, the same call goes on in the trial that it was in.
+trial, `model/` what is handed out. Safe to interrupt: calling it again resumes the trial that it was in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gradshield.base.errors import UserError
-from gradshield.base.processes import processes, together
+from gradshield.base.processes import lead_processes, processes
 from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSettings
 from gradshield.data import open_source
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import TRIALS, catch_write_errors, find_run, open_run, plan_of, write_run
+from gradshield.data.summaries import TrialSummary, TuneSummary
 from gradshield.defenses.aligned import aligned_settings, check_aligned
-from gradshield.defenses.base import Context, check_defense, no_hooks, no_prompt
+from gradshield.defenses.base import DefenseContext, check_defense, no_hooks, no_prompt
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.train import train_defended
 from gradshield.evaluation.config import EvaluationSettings
-from gradshield.evaluation.measure import plain
 from gradshield.evaluation.sources import harmful_requests, scary_requests
-from gradshield.evaluation.utility import find_task
+from gradshield.evaluation.tasks import find_task
 from gradshield.models.on_disk import EMBEDDED, EMBEDDED_BASE, disk_fingerprint
 from gradshield.report.tune_page import report_trials
 from gradshield.screen.encoding import find_layout
-from gradshield.screen.filter import find_checked, load
-from gradshield.training.external import FIELDS, fill
-from gradshield.training.finetune import check_method, check_place, check_training
+from gradshield.screen.filter import find_checked, load_settings_model
+from gradshield.training.external import FIELDS, fill_fields
+from gradshield.training.finetune import check_device, check_method, check_training
 from gradshield.tune.measuring import Measuring
 from gradshield.tune.pool import HELD_OUT, Pool
 from gradshield.tune.search import Outcome, Trial, search
@@ -48,49 +47,48 @@ def run_tune(
     measuring: EvaluationSettings,
     *,
     trainer: Finetune | None = None,
-    tell: Callable[[Mapping[str, Any]], None] = lambda line: None,
-) -> dict[str, Any]:
+    on_trial: Callable[[TrialSummary], None] = lambda trial: None,
+) -> TuneSummary | None:
     """Searches for rows of `path` that a safe and useful model can be trained on, and trains it, in the folder `out`.
 
-    `trainer` replaces the fine-tuning; `tell` gets every trial's line of trials.jsonl as it ends. Returns the summary
-    that run.yaml ends with; its "accepted" is the number of the trial whose model is in `out/model`, or None: rejected,
-    with the safest model in `out/rejected-model`. Raises UserError for what the user can mend, also when the base model
-    itself misses the goal, before anything is trained. Where a launcher started several processes, all of them call
-    this; all train, the first one alone does the rest, and the others return {} when it raised an error.
+    `trainer` replaces the fine-tuning; `on_trial` gets every trial as it ends. Returns the summary, which run.yaml
+    ends with. Its `accepted` is the number of the trial whose model is in `out/model`, or None: rejected, with the
+    safest model in `out/rejected-model`. Raises UserError for what the user can fix, also when the base model itself
+    misses the goal, before anything is trained. Where a launcher started several processes, all of them call this and
+    all train. The first one does the rest; the others return None if it raised an error.
     """
     aligned = cache(partial(aligned_settings, settings, tuning.defense))
-    loaded = cache(lambda: load(aligned()))
+    loaded = cache(lambda: load_settings_model(aligned()))
 
-    def lead(train: Callable[..., Mapping[str, float]]) -> dict[str, Any]:
+    def lead(train: Callable[..., Mapping[str, float]]) -> TuneSummary:
         _check(settings, training, tuning, measuring, trainer)
         source = open_source(path, settings.format, settings.split)
         layout = find_layout(source, settings)
         model = loaded()
         check_method(model, training)
         defense, options = find_defense(tuning.defense)
-        check_defense(defense, Context(model, aligned(), training), options)
+        check_defense(defense, DefenseContext(model, aligned(), training), options)
         if not (trainer or tuning.trainer_command):
-            check_place(model)
+            check_device(model)
         asked = asked_of_tune(settings, training, tuning, measuring)
-        plan = plan_of(source, model, layout, asked["settings"], disk_fingerprint(settings)) | asked
-        finished = find_run(out, plan, _may_change(out, tuning, measuring))
-        if finished:
+        plan = plan_of(source, model, layout, files=disk_fingerprint(settings), **asked)
+        if finished := find_run(out, plan, TuneSummary, _may_change(out, tuning, measuring)):
             return finished
         with open_run(out, plan, _may_change(out, tuning, measuring)):
             pool = Pool(out, source, layout, model, aligned(), training, tuning)
             measure = Measuring(measuring, tuning, lambda: pool.held_out_examples)
             trials = Trials(pool, Trainer(pool, trainer, train), measure, measure.goal(model, out))
-            run = _search if "search" in pool.defense.needs else _once
-            summary = plain(trials.finish(run(trials, tell)))
+            run = _search if "search" in pool.defense.needs else _train_once
+            summary = trials.finish(run(trials, on_trial))
             with catch_write_errors(out):
-                report_trials(out, {**plan, "summary": summary})
-                write_run(out, {**plan, "summary": summary})
+                report_trials(out, plan, summary)
+                write_run(out, {**plan.as_dict(), "summary": summary.as_dict()})
         return summary
 
     def train(examples: Sequence[Example], folder: Path) -> Mapping[str, float]:
         return train_defended(loaded(), examples, folder, training, aligned(), tuning.defense)
 
-    return together(lead, train, cpu=settings.device == "cpu") or {}
+    return lead_processes(lead, train, cpu=settings.device == "cpu")
 
 
 def _may_change(out: Path, tuning: TuneSettings, measuring: EvaluationSettings) -> set[str]:
@@ -127,7 +125,7 @@ def _check(
     if tuning.task != HELD_OUT:
         find_task(tuning.task, measuring)
     if tuning.trainer_command:
-        fill(tuning.trainer_command, tuning.trainer_config, dict.fromkeys(FIELDS, ""), Path())
+        fill_fields(tuning.trainer_command, tuning.trainer_config, dict.fromkeys(FIELDS, ""), Path())
     elif tuning.trainer_config:
         raise UserError(f"--trainer-config {tuning.trainer_config} does nothing without --trainer-command")
     if tuning.trainer_config and "{config}" not in str(tuning.trainer_command):
@@ -151,7 +149,7 @@ def _check(
         )
 
 
-def _once(trials: Trials, tell: Callable[[Mapping[str, Any]], None]) -> Outcome:
+def _train_once(trials: Trials, on_trial: Callable[[TrialSummary], None]) -> Outcome:
     """One training under a defense that does not search."""
     pool = trials.pool
     given, count = pool.defended(), len(pool.rows)
@@ -160,29 +158,28 @@ def _once(trials: Trials, tell: Callable[[Mapping[str, Any]], None]) -> Outcome:
     if not given:
         return Outcome(None, None, (), "the defense leaves no row to train on")
     trial = trials.measure(Trial(1, None, 0, count, len(chosen), None, None, False, False), chosen, given)
-    tell(trials.lines[0])
+    on_trial(trials.finished[0])
     accepted = trial if trial.safe and trial.useful else None
     reason = "safe and useful" if accepted else trial.note or "not safe"
     return Outcome(accepted, trial if trial.asr is not None else None, (trial,), reason)
 
 
-def _search(trials: Trials, tell: Callable[[Mapping[str, Any]], None]) -> Outcome:
-    """The search (alg. 1); `tell` hears of each trial."""
+def _search(trials: Trials, on_trial: Callable[[TrialSummary], None]) -> Outcome:
+    """The search (alg. 1)."""
     pool = trials.pool
-    outcome: Outcome | None = None
-    for event in search(
+
+    def measure(trial: Trial, chosen: np.ndarray) -> Trial:
+        measured = trials.measure(trial, chosen)
+        on_trial(trials.finished[trial.number - 1])
+        return measured
+
+    return search(
         lambda: pool.scores,
         pool.guess,
-        trials.measure,
+        measure,
         len(pool.rows),
         screen_first=pool.screens_first,
         max_searches=pool.tuning.searches,
         step=pool.tuning.step,
         literal=pool.tuning.literal,
-    ):
-        if isinstance(event, Trial):
-            tell(trials.lines[event.number - 1])
-        else:
-            outcome = event
-    assert outcome is not None
-    return outcome
+    )

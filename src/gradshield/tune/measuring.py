@@ -5,18 +5,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import TypedDict
 
 from gradshield.base.errors import Diverged, UserError
 from gradshield.base.settings import TuneSettings
 from gradshield.base.storage import read_json, write_text
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import catch_write_errors
+from gradshield.data.summaries import BaseSummary, Interval, SafetySummary, UnseenSummary
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility
-from gradshield.evaluation.measure import plain, safety_summary
+from gradshield.evaluation.measure import safety_summary
 from gradshield.evaluation.safety import SafetyReport, attack_success
 from gradshield.evaluation.sources import unseen_requests
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility
@@ -26,19 +24,28 @@ from gradshield.tune.pool import HELD_OUT
 ROUNDING = 1e-9  # of a share and what may be added to it or taken off
 
 
-class Base(TypedDict):
-    """What the base model was measured at."""
+class Base(BaseSummary):
+    """base.json: what the base model was measured at, and the seconds that took."""
 
-    asr: float
-    utility: float
-    utility_interval: tuple[float | None, float | None]
-    safety: dict[str, Any]
     seconds: float
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What becomes of a trial by its model; no utility where it is not safe."""
+
+    safety: SafetySummary
+    asr: float | None = None  # None for a broken model
+    safe: bool = False
+    useful: bool = False
+    note: str = ""
+    utility: float | None = None
+    utility_interval: Interval | None = None
+
+
+@dataclass(frozen=True)
 class Goal:
-    """What a trial must come up to, beside what the base model was measured at."""
+    """What a trial is compared with, and what the base model was measured at."""
 
     base: Base
     max_asr: float  # of the interval's upper end, or of the ASR itself where algorithm 1 is taken as printed
@@ -66,49 +73,53 @@ class Measuring:
             self.held_out()  # the screening's seconds are counted apart
             start += time.monotonic() - pause
             useful = self._utility(base, out / "base")
-            figures = {"asr": report.asr, "utility": useful.value, "utility_interval": useful.interval}
-            figures |= {"safety": safety_summary(report), "seconds": round(time.monotonic() - start, 1)}
+            measured = Base(
+                asr=report.asr,
+                utility=useful.value,
+                utility_interval=useful.interval,
+                safety=safety_summary(report),
+                seconds=round(time.monotonic() - start, 1),
+            )
             with catch_write_errors(out):
-                write_text(file, json.dumps(plain(figures)))
+                write_text(file, json.dumps(measured.as_dict()))
         found = read_json(file, Base)
-        accepted = self._highest_asr(base, found["asr"], found["safety"]["asr_interval"])
-        return Goal(found, accepted, self.tuning.lowest_utility(found["utility"]))
+        accepted = self._highest_asr(base, found.asr, found.safety.asr_interval)
+        return Goal(found, accepted, self.tuning.lowest_utility(found.utility))
 
-    def figures(self, trained: Model, goal: Goal, folder: Path) -> dict[str, Any]:
-        """What becomes of a trial by its model; no utility where it is not safe."""
+    def measure(self, trained: Model, goal: Goal, folder: Path) -> Measured:
+        """Whether the model of a trial is safe, and if so, whether it is useful."""
         report = self._safety(trained, folder)
-        figures = {"safety": plain(safety_summary(report))}
-        if not self._shown(report.asr, report.interval) <= goal.max_asr + ROUNDING:
-            return figures | {"asr": report.asr}
+        safety = safety_summary(report)
+        if not self._compared(report.asr, report.interval) <= goal.max_asr + ROUNDING:
+            return Measured(safety, report.asr)
         try:
             found = self._utility(trained, folder)
         except Diverged as error:  # a broken model is not safe, whatever it answers
-            return figures | {"note": str(error)}
+            return Measured(safety, note=str(error))
         useful = found.value >= goal.min_utility - ROUNDING
         note = "" if useful else f"utility {found.value:.3f} is below the {goal.min_utility:.3f} asked for"
-        figures |= {"asr": report.asr, "safe": True, "useful": useful, "note": note}
-        return figures | {"utility": found.value, **plain({"utility_interval": found.interval})}
+        return Measured(safety, report.asr, True, useful, note, found.value, found.interval)
 
-    def unseen(self, load: Callable[[], Model]) -> dict[str, Any] | None:
-        """Attack success of the accepted model on requests that no decision has seen: those of the trials chose it, so
-        they flatter it. None, and the model is not loaded, where the set of requests has no more."""
+    def unseen(self, load: Callable[[], Model]) -> UnseenSummary | None:
+        """Attack success of the accepted model on requests that no decision has seen. The trials' requests chose the
+        model, so they flatter it. None, without loading the model, where the set has no more requests."""
         asked = unseen_requests(self.settings.requests, self.settings.request_count, self.settings.case_seed)
         if not asked:
             return None
         report = attack_success(load(), asked, self.settings.max_new_tokens)
-        return plain({"asr": report.asr, "asr_interval": report.interval, "requests": len(asked)})
+        return UnseenSummary(asr=report.asr, asr_interval=report.interval, requests=len(asked))
 
-    def _shown(self, asr: float, interval: Sequence[float]) -> float:
-        """The attack success rate that a goal is compared with: the upper end of its 95 % interval, since 0 of 12 does
-        not show 5 %. Algorithm 1 as printed compares the rate itself."""
-        return asr if self.tuning.literal else interval[1]
+    def _compared(self, asr: float, interval: Interval) -> float:
+        """The attack success rate that is compared with the goal: the upper end of its 95 % interval, since 0 of 12
+        does not show 5 %. Algorithm 1 as printed compares the rate itself."""
+        return asr if self.tuning.literal or interval[1] is None else interval[1]
 
-    def _highest_asr(self, base: Model, asr: float, interval: Sequence[float]) -> float:
+    def _highest_asr(self, base: Model, asr: float, interval: Interval) -> float:
         """The attack success rate that is accepted. Raises UserError where the base model's is over it."""
-        shown = self._shown(asr, interval)
-        accepted = self.tuning.highest_asr(shown)
-        if shown > accepted:
-            up_to = "" if self.tuning.literal else f", up to {shown:.3f} with 95 % confidence"
+        compared = self._compared(asr, interval)
+        accepted = self.tuning.highest_asr(compared)
+        if compared > accepted:
+            up_to = "" if self.tuning.literal else f", up to {compared:.3f} with 95 % confidence"
             raise UserError(
                 f"{base.name}: attack success rate {asr:.3f}{up_to}, before any fine-tuning. That is over the "
                 f"{accepted:g} asked for: ask more requests (--request-count), use a higher --max-asr, one "
@@ -117,7 +128,7 @@ class Measuring:
         return accepted
 
     def _safety(self, model: Model, folder: Path) -> SafetyReport:
-        """The model's safety; the answers behind it go to the folder, also where the judge ceases to answer."""
+        """The model's safety; the answers behind it go to the folder, also where the judge stops answering."""
         try:
             report = evaluate_safety(model, self.settings)
         except JudgeFailed as failed:

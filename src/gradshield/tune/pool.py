@@ -12,14 +12,14 @@ from gradshield.base.settings import FilterSettings, FinetuneSettings, TuneSetti
 from gradshield.data import Source
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import read_table
+from gradshield.data.summaries import FilterSummary
 from gradshield.data.write import write_outputs
-from gradshield.defenses.base import Context, Defense
+from gradshield.defenses.base import Defense, DefenseContext
 from gradshield.defenses.registry import find_defense
 from gradshield.models.load import Model
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.encoding import Encoded, encode_source
 from gradshield.screen.filter import run_filter
-from gradshield.screen.summary import FilterSummary
 from gradshield.threshold import Threshold, a1, is_kept
 from gradshield.tune.search import leaves_nothing
 
@@ -108,7 +108,7 @@ class Pool:
         if "screening" in self.defense.needs:
             scores = np.full(self.encoded.rows, np.nan)
             scores[[e.row for e in self.encoded.examples]] = self.screen[0]
-        context = Context(
+        context = DefenseContext(
             self.model, self.settings, self.training, None if scores is None else (scores, self.screen[1])
         )
         rows = [self.encoded.examples[n] for n in self.rows]

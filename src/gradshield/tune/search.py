@@ -3,7 +3,7 @@
 Pure search: training and measuring are a callable, so the same code runs an 8B model, a study, and a test without any.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, floor, inf, sqrt
 
@@ -52,8 +52,8 @@ def search(
     max_searches: int = 3,
     step: float = 0.05,
     literal: bool = False,
-) -> Iterator[Trial | Outcome]:
-    """Yields every trial as it is done, and the outcome last (alg. 1).
+) -> Outcome:
+    """Measures trials until one is accepted or none can be, and returns the outcome (alg. 1).
 
     `scores()` is called when they are first needed: with the paper's start, not before a first model trained on
     everything turned out unsafe. `guess(scores in play, which guess)` is Tguess; `step` is λ; `max_searches` N_max.
@@ -80,24 +80,19 @@ def search(
     skips = first is not None and surely_unsafe(first, scores(), step)
     if not skips:
         trial = run(None, everything, 0, rows)
-        yield trial
         if trial.safe:
             if trial.useful or literal:
-                yield outcome(
-                    trial, f"trained on every row: safe{' and useful' if trial.useful else f', but {trial.note}'}"
-                )
-            else:
-                yield outcome(None, f"every row was safe, but {trial.note}")
-            return
+                what = "and useful" if trial.useful else f"but {trial.note}"
+                return outcome(trial, f"trained on every row: safe{' ' if trial.useful else ', '}{what}")
+            return outcome(None, f"every row was safe, but {trial.note}")
     value = scores()
     ordered = np.sort(value)
     lo, up, number = 0, int(np.isfinite(ordered).sum()), 0
     while (least := int(np.searchsorted(ordered, ordered[lo], "right"))) < up:  # just above the tie at the lower end
         if number == max_searches:
-            yield outcome(None, f"no model was both safe and useful within {max_searches} searches")
-            return
+            return outcome(None, f"no model was both safe and useful within {max_searches} searches")
         if number == 0 and first is not None and skips:
-            t = first.value  # nothing was found unsafe yet, so the guess stands as it is
+            t = first.value  # nothing was found unsafe yet, so the guess is not clamped
         else:
             t = _clamp(guess(ordered[lo:up], number).value, ordered, lo, up, step)
         below = int(np.searchsorted(ordered, t))
@@ -105,13 +100,11 @@ def search(
             t, below = float(ordered[least]), least
         chosen = np.flatnonzero((value < t) & (value >= ordered[lo])) if literal else np.flatnonzero(value < t)
         trial = run(t, chosen, lo, up)
-        yield trial
         if trial.safe and trial.useful:
-            yield outcome(trial, "safe and useful")
-            return
+            return outcome(trial, "safe and useful")
         lo, up, number = (below, up, number + 1) if trial.safe else (lo, below, number + 1)
     closed = "the search closed without a model that is both safe and useful"
-    yield outcome(None, closed if lo else "no row is left to train on")
+    return outcome(None, closed if lo else "no row is left to train on")
 
 
 def leaves_nothing(guess: Threshold, scores: np.ndarray, step: float) -> bool:

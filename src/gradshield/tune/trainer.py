@@ -18,7 +18,7 @@ from gradshield.data.encode import Example
 from gradshield.data.run_folder import catch_write_errors
 from gradshield.defenses.train import with_prompt
 from gradshield.models.load import Model, parked_on_cpu
-from gradshield.screen.filter import load
+from gradshield.screen.filter import load_settings_model
 from gradshield.training.external import check_trained, run_trainer
 from gradshield.tune.pool import Pool
 
@@ -99,5 +99,5 @@ def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
 def load_trained(settings: FilterSettings, folder: Path) -> Model:
     """What a trial left: its adapter laid over the settings' model (and adapter), or a whole model."""
     if (folder / "adapter_config.json").exists():
-        return with_prompt(load(settings, over=str(folder)), folder)
-    return with_prompt(load(settings.model_copy(update={"model": str(folder), "adapter": None})), folder)
+        return with_prompt(load_settings_model(settings, over=str(folder)), folder)
+    return with_prompt(load_settings_model(settings.model_copy(update={"model": str(folder), "adapter": None})), folder)

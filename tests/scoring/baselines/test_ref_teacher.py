@@ -2,7 +2,7 @@ import numpy as np
 from scored import PROBES, rows_of, scored
 
 from gradshield.data.encode import Example, encode_request
-from gradshield.scoring.asked import harmless_requests, requests_to_refuse
+from gradshield.scoring.bundled_requests import harmless_requests, requests_to_refuse
 from gradshield.scoring.states import cosine, read_states
 
 

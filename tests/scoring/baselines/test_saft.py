@@ -2,7 +2,7 @@ import numpy as np
 from conftest import random_examples
 from scored import scored
 
-from gradshield.scoring.baselines.saft import directions
+from gradshield.scoring.baselines.saft import principal_directions
 from gradshield.scoring.states import read_states
 
 
@@ -12,12 +12,12 @@ def test_the_direction_of_rank_one_rows_is_theirs():
     v /= np.linalg.norm(v)
     length = rng.normal(size=(30, 1))
     rows = length * v + 5.0 + 1e-3 * rng.normal(size=(30, 12))
-    mean, vectors = directions([rows[:7], rows[7:]], 1, centre=True)
+    mean, vectors = principal_directions([rows[:7], rows[7:]], 1, centre=True)
     np.testing.assert_allclose(abs(vectors[:, 0] @ v), 1, atol=1e-4)
     np.testing.assert_allclose(
         np.square((rows - mean) @ vectors[:, 0]), np.square(length - length.mean())[:, 0], atol=0.02
     )
-    _, raw = directions([rows], 1, centre=False)
+    _, raw = principal_directions([rows], 1, centre=False)
     assert abs(raw[:, 0] @ np.full(12, 12**-0.5)) > 0.99  # without centring, it is the mean's
 
 

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from scored import scored
 
 from gradshield.scoring.adapter import adapter_of
-from gradshield.scoring.baselines.sqsd import unit
+from gradshield.scoring.baselines.sqsd import normalise_modules
 from gradshield.scoring.fihs.autograd import gradient_of, loss_of
 from gradshield.scoring.fihs.probe import Factors, ProbeGradient
 
@@ -16,7 +16,7 @@ from gradshield.scoring.fihs.probe import Factors, ProbeGradient
 def test_each_module_is_of_unit_length_and_nothing_stays_nothing():
     inp, out = torch.randn(2, 5), torch.randn(2, 4)
     delta = {"one": Factors(inp, out), "none": Factors(inp, 0 * out)}
-    found = unit(ProbeGradient(delta)).factors
+    found = normalise_modules(ProbeGradient(delta)).factors
     torch.testing.assert_close(found["one"].dense().norm(), torch.tensor(1.0))
     torch.testing.assert_close(found["one"].dense(), delta["one"].dense() / delta["one"].dense().norm())
     assert not found["none"].dense().any()

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
-from gradshield.scoring.adapter import adapter_of, laid_over, new_adapter, train
+from gradshield.scoring.adapter import adapter_of, laid_over, new_adapter, train_adapter
 from gradshield.scoring.base import Context, Prepared, Scorer
 from gradshield.scoring.states import losses
 
@@ -42,7 +42,7 @@ def prepare(context: Context, options: ForgetFilterOptions) -> Prepared:
         for name, rows, epochs in phases:
             if epochs:
                 how = {"epochs": epochs, "learning_rate": options.learning_rate, "tokens": context.batch_tokens}
-                train(model, adapter, rows, **how)
+                train_adapter(model, adapter, rows, **how)
             found |= adapter.arrays(name)
         return found
 

@@ -19,7 +19,7 @@ from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
 from gradshield.models.graders import local_grader
 from gradshield.scoring.base import Context, Prepared, Scorer, Scores
-from gradshield.scoring.spoken import exchanges
+from gradshield.scoring.row_text import exchanges
 
 
 class GuardOptions(NoOptions):

@@ -25,7 +25,7 @@ from gradshield.base.errors import UserError
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
 from gradshield.scoring.base import Context, Prepared, Scorer, Scores
-from gradshield.scoring.spoken import whole_text
+from gradshield.scoring.row_text import whole_text
 
 OPENAI = "https://api.openai.com/v1"
 

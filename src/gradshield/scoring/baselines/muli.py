@@ -20,8 +20,8 @@ from torch import Tensor
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
 from gradshield.models.hooks import logits_at
-from gradshield.scoring.asked import harmless_requests, requests_to_refuse
 from gradshield.scoring.base import Context, Prepared, Scorer
+from gradshield.scoring.bundled_requests import harmless_requests, requests_to_refuse
 from gradshield.scoring.fihs.probe import first_logits
 
 

@@ -18,8 +18,8 @@ from pydantic import Field
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example, encode_request
 from gradshield.models.load import Model
-from gradshield.scoring.asked import harmless_requests, requests_to_refuse
 from gradshield.scoring.base import Context, Prepared, Scorer
+from gradshield.scoring.bundled_requests import harmless_requests, requests_to_refuse
 from gradshield.scoring.states import cosine, layer_of, read_states, states_at
 
 

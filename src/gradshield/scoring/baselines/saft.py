@@ -19,7 +19,7 @@ from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
 from gradshield.models.batching import batches
 from gradshield.scoring.base import Context, Prepared, Scorer
-from gradshield.scoring.engine import fitting
+from gradshield.scoring.engine import fit_to_memory
 from gradshield.scoring.states import layer_of, states_at
 
 
@@ -35,14 +35,14 @@ def prepare(context: Context, options: SaftOptions) -> Prepared:
     """Takes the singular vectors of the whole file's states."""
     layer = layer_of(context.model, options.layer)
 
-    @fitting
+    @fit_to_memory
     def read(batch: Sequence[Example]) -> dict[str, np.ndarray]:
         return {"state": states_at(context.model, batch, [layer], "last")[0].double().numpy()}
 
     def fit() -> dict[str, np.ndarray]:
         rows = context.examples
         parts = (read([rows[n] for n in batch])["state"] for batch in batches(rows, context.batch_tokens))
-        return dict(zip(("mean", "vectors"), directions(parts, options.components, options.centre)))
+        return dict(zip(("mean", "vectors"), principal_directions(parts, options.components, options.centre)))
 
     fitted = context.cached("directions", fit)
 
@@ -53,7 +53,7 @@ def prepare(context: Context, options: SaftOptions) -> Prepared:
     return Prepared(score)
 
 
-def directions(parts, count: int, centre: bool) -> tuple[np.ndarray, np.ndarray]:
+def principal_directions(parts, count: int, centre: bool) -> tuple[np.ndarray, np.ndarray]:
     """(mean [d], the first right singular vectors [d, count]) of the rows in all parts [n, d]; the rows themselves are
     not kept, as ZᵀZ has the same vectors."""
     total, square, rows = 0.0, 0.0, 0

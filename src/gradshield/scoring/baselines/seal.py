@@ -1,4 +1,4 @@
-"""`seal`: rows that a data selector ranks low while a model is trained on them and held to safe rows.
+"""`seal`: rows that a data selector ranks low while a model is trained on them and on safe rows.
 
 Source: Shen et al., SEAL: Safety-enhanced Aligned LLM Fine-tuning via Bilevel Data Selection (2410.07471), and the
 memory-efficient algorithm of their code. With w = N · softmax(p) over the N rows, every step does
@@ -74,7 +74,7 @@ def selector(context: Context, rows: list[Example], options: SealOptions) -> np.
 
 SCORER = Scorer(
     "seal",
-    "ranked low by a data selector that is held to safe rows (2410.07471)",
+    "ranked low by a data selector that is trained towards safe rows (2410.07471)",
     prepare,
     options=SealOptions,
     needs=frozenset({"whole file", "safe rows"}),

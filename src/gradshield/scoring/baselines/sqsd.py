@@ -17,7 +17,7 @@ from pydantic import Field
 
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
-from gradshield.scoring.adapter import adapter_of, new_adapter, train
+from gradshield.scoring.adapter import adapter_of, new_adapter, train_adapter
 from gradshield.scoring.base import Context, Prepared, Scorer
 from gradshield.scoring.fihs.contraction import contract
 from gradshield.scoring.fihs.probe import Factors, ProbeGradient, minus
@@ -38,7 +38,7 @@ def prepare(context: Context, options: SqsdOptions) -> Prepared:
         found = {}
         for kind in ("harmful", "refusal"):
             adapter = new_adapter(model)
-            train(
+            train_adapter(
                 model,
                 adapter,
                 context.fit_anchors[kind],
@@ -50,7 +50,7 @@ def prepare(context: Context, options: SqsdOptions) -> Prepared:
         return found
 
     arrays = context.cached("directions", fit)
-    danger, safety = (unit(adapter_of(model, arrays, kind).delta()) for kind in ("harmful", "refusal"))
+    danger, safety = (normalise_modules(adapter_of(model, arrays, kind).delta()) for kind in ("harmful", "refusal"))
     towards = minus(safety, danger)  # −∇L towards danger is ∇L away from it
 
     def score(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
@@ -61,7 +61,7 @@ def prepare(context: Context, options: SqsdOptions) -> Prepared:
     return Prepared(score, fitted=True)
 
 
-def unit(delta: ProbeGradient) -> ProbeGradient:
+def normalise_modules(delta: ProbeGradient) -> ProbeGradient:
     """Each module's matrix divided by its own norm; zero stays zero."""
     found = {}
     for name, f in delta.factors.items():

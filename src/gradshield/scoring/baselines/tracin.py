@@ -18,7 +18,7 @@ from pydantic import Field
 
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
-from gradshield.scoring.adapter import Adapter, adapter_of, laid_over, new_adapter, train
+from gradshield.scoring.adapter import Adapter, adapter_of, laid_over, new_adapter, train_adapter
 from gradshield.scoring.base import Context, Prepared, Scorer
 from gradshield.scoring.fihs.contraction import contract
 from gradshield.scoring.fihs.descent import loss_gradient
@@ -45,7 +45,7 @@ def prepare(context: Context, options: TracInOptions) -> Prepared:
                 rates.append(rate)
 
         how = {"epochs": 1, "learning_rate": options.learning_rate, "tokens": context.batch_tokens}
-        train(model, adapter, context.examples, **how, after=keep)
+        train_adapter(model, adapter, context.examples, **how, after=keep)
         return found | {"rates": np.array(rates)}
 
     arrays = context.cached("checkpoints", fit) if more else {"rates": np.ones(1)}

@@ -1,6 +1,6 @@
 """FIHS the slow, obvious way: one row after another, its whole gradient by autograd, dense.
 
-What every fast path is held to in the tests, and the only way to what a contraction over tokens can't do: g = sign (an
+The tests compare every fast path with it, and only it can do what a contraction over tokens can't: g = sign (an
 Adam step's direction) and every weight of the model (embeddings, norms, head). About twice the time of the contraction,
 and the memory of three models.
 """

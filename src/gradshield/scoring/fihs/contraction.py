@@ -29,7 +29,7 @@ class Contraction:
     loss: Tensor  # [B]: mean next-token cross-entropy of the tokens in the mask, nats
 
 
-def directions(
+def random_directions(
     factors: Mapping[str, Factors], count: int, seed: int = 0, within: Mapping[str, Tensor] | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """`count` random rank-one directions a module: (v [count, d_in], u [count, d_out]), the same in every run.

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
-from gradshield.base.registry import NoOptions, make_options, parse
+from gradshield.base.registry import NoOptions, make_options, parse_spec
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
@@ -52,7 +52,7 @@ class FihsOptions(NoOptions):
 
 def fihs_options(spec: str) -> FihsOptions:
     """The options of the run's scorer where that is FIHS, else the defaults: FIHS explains rows of any scorer."""
-    name, given = parse(spec)
+    name, given = parse_spec(spec)
     return make_options(FihsOptions, given, f"--scorer {name}") if name == SCORER.name else FihsOptions()
 
 

@@ -10,7 +10,7 @@ from gradshield.base.errors import out_of_memory
 from gradshield.data.encode import Example
 from gradshield.models.load import Model
 from gradshield.scoring.base import ScoreFunction
-from gradshield.scoring.fihs.contraction import contract, directions
+from gradshield.scoring.fihs.contraction import contract, random_directions
 from gradshield.scoring.fihs.probe import Factors, ProbeGradient, lora_inputs, within_lora
 
 VARIANTS = ("paper", "cosine", "module")
@@ -37,7 +37,7 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
             for (name, f), power in zip(factors.items(), scale.tolist())
         }
     )
-    random = directions(probe.factors, DIRECTIONS, within=inputs) if variant != "paper" else None
+    random = random_directions(probe.factors, DIRECTIONS, within=inputs) if variant != "paper" else None
     width = torch.ones(len(factors))
     if random and narrow:
         width = torch.tensor([4.0 ** round(log2(v.shape[1]) / 2) for v, _ in random.values()])

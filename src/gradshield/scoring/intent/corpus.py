@@ -20,17 +20,17 @@ from gradshield.data.formats import Conversation, Message
 from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
 from gradshield.models.refusal import TAILS, TURNS
-from gradshield.scoring.asked import ANSWERED_FILES, REFUSED_FILES
+from gradshield.scoring.bundled_requests import ANSWERED_FILES, REFUSED_FILES
 
-ROWS = {
+ANCHOR_ROWS = {
     "good": ("anchors_good.jsonl", "readout_good.jsonl"),
     "refusal": ("anchors_refusal.jsonl", "readout_refusals.jsonl"),
     "harmful": ("anchors_harmful.jsonl",),
 }
 # Of the files of requests, by how many of them one is taken: more of the same kind added nothing (docs/log.md).
 HARMFUL_FILES = {**dict.fromkeys(REFUSED_FILES, 1), "align_harmful.jsonl": 2, "readout_harmful.jsonl": 1}
-FEWER = {"align_benign.jsonl": 3, "align_imperative.jsonl": 3, "requests_harmless.jsonl": 2}
-HARMLESS_FILES = {**dict.fromkeys(ANSWERED_FILES, 1), **FEWER, "readout_harmless.jsonl": 1}
+EVERY_NTH = {"align_benign.jsonl": 3, "align_imperative.jsonl": 3, "requests_harmless.jsonl": 2}
+HARMLESS_FILES = {**dict.fromkeys(ANSWERED_FILES, 1), **EVERY_NTH, "readout_harmless.jsonl": 1}
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
     "I can't assist with that.",
@@ -38,7 +38,7 @@ REFUSALS = (
     "Sorry, that's not something I can help with.",
     "I won't help with this.",
 )
-LONGEST = 144  # tokens of a text: what it is about shows earlier
+MAX_TOKENS = 144  # tokens of a text: what it is about shows earlier
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _rows(model: Model) -> Iterator[Text | None]:
     """The bundled rows, half of them dressed, and of every fourth refusal a longer form."""
     draw, dresses = random.Random(0), _dresses()
     tails = read_requests(ASSETS / TAILS)
-    for kind in ROWS:
+    for kind in ANCHOR_ROWS:
         for n, row in enumerate(anchor_records(kind)):
             harmful = kind != "good"
             words = (row["prompt"], row["response"])
@@ -183,13 +183,13 @@ def _text(
     if isinstance(example, str):
         return None
     start = int(np.flatnonzero(example.mask)[0])
-    stop = start + 1 if response is None else max(LONGEST, start + 16)
+    stop = start + 1 if response is None else max(MAX_TOKENS, start + 16)
     return Text(Example(0, example.ids[:stop], example.mask[:stop]), kind, harmful, words)
 
 
 def anchor_records(kind: str) -> list[dict]:
     """The bundled rows of a kind: `prompt`, `response`, and some with a `system` prompt."""
-    return [row for file in ROWS[kind] for row in _records(file)]
+    return [row for file in ANCHOR_ROWS[kind] for row in _records(file)]
 
 
 def language_records() -> list[dict]:

@@ -15,19 +15,19 @@ from gradshield.data.encode import Example
 from gradshield.models.batching import batches, pad
 from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
-from gradshield.scoring.engine import fitting
+from gradshield.scoring.engine import fit_to_memory
 from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.language import reading_ability
 from gradshield.scoring.intent.reading import (
-    PHRASE,
-    WINDOW,
+    CONTEXT_WINDOW,
+    RESPONSE_WINDOW,
     Readouts,
     asked_topic,
     read_layers,
     row_scores,
-    seen,
+    scored_part,
     shared_opening,
-    unit,
+    unit_length,
 )
 from gradshield.scoring.intent.spans import Response, marks_of, responses
 
@@ -53,13 +53,16 @@ def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tupl
     """
     marks = marks_of(model.tokenizer)
     layers = read_layers(model)
-    rows = [_Row(text, example, responses(example, marks)[-1]) for text, example in zip(texts, _cut(model, texts))]
+    rows = [
+        _Row(text, example, responses(example, marks)[-1]) for text, example in zip(texts, _scored_parts(model, texts))
+    ]
     states = _states(model, [row.example for row in rows], layers, batch_tokens)
     fold = _folds([text.words for text in texts])
     topic = _topic_bags(rows, states, fold)
     answer = _answer_bags(rows, states, fold)
     fits = [
-        np.stack([_fit(_without(topic, n), soft=True), _fit(_without(answer, n), soft=False)], 1) for n in range(FOLDS)
+        np.stack([_fit(_without_fold(topic, n), soft=True), _fit(_without_fold(answer, n), soft=False)], 1)
+        for n in range(FOLDS)
     ]
     scores: dict[str, list[float]] = {"good": [], "refusal": [], "harmful": []}
     asked: list[tuple[str, bool, float]] = []
@@ -84,8 +87,8 @@ class _Row:
     response: Response
 
 
-def _cut(model: Model, texts: Sequence[Text]) -> list[Example]:
-    return seen(model, [text.example for text in texts])
+def _scored_parts(model: Model, texts: Sequence[Text]) -> list[Example]:
+    return scored_part(model, [text.example for text in texts])
 
 
 def _states(model: Model, examples: Sequence[Example], layers: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
@@ -96,11 +99,11 @@ def _states(model: Model, examples: Sequence[Example], layers: Sequence[int], ba
     found = np.empty(len(examples), dtype=object)
     opening = len(marks_of(model.tokenizer).opening)  # whose states no readout is given
 
-    @fitting
+    @fit_to_memory
     def read(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
         ids, *_ = pad(batch, model.device)
         first = min(shared_opening(ids), opening)
-        hidden = torch.cat([unit(h).cpu() for h in hidden_at(model, ids, layers, first)], -1).half().numpy()
+        hidden = torch.cat([unit_length(h).cpu() for h in hidden_at(model, ids, layers, first)], -1).half().numpy()
         rows = np.empty(len(batch), dtype=object)
         for n, example in enumerate(batch):
             rows[n] = hidden[n, : len(example.ids) - first].copy()
@@ -122,16 +125,16 @@ def _topic_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.nda
     for row, held, own in zip(rows, states, fold):
         before = len(row.example.ids) - len(held)
         context = row.response.context - before
-        pieces = [(held[context[context >= 0]], PHRASE)]
+        pieces = [(held[context[context >= 0]], CONTEXT_WINDOW)]
         if row.text.kind in ("good", "harmful"):
             begin = max(row.response.start, row.text.turn - 3) - before
-            pieces.append((held[begin : row.response.stop - before], WINDOW))
+            pieces.append((held[begin : row.response.stop - before], RESPONSE_WINDOW))
         for piece, width in pieces:
             if len(piece):
-                parts.append(_means(piece, width, STRIDE))
+                parts.append(_running_means(piece, width, STRIDE))
                 labels.append(row.text.harmful)
                 folds.append(own)
-    return _bags(parts, labels, folds)
+    return _make_bags(parts, labels, folds)
 
 
 def _answer_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.ndarray) -> Bags:
@@ -142,32 +145,32 @@ def _answer_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.nd
             continue
         before = len(row.example.ids) - len(held)
         inside = held[row.response.start - before : row.response.stop - before]
-        windows = _means(inside, WINDOW, WINDOW // 2)
-        start = row.response.start + np.arange(len(windows)) * (WINDOW // 2)
+        windows = _running_means(inside, RESPONSE_WINDOW, RESPONSE_WINDOW // 2)
+        start = row.response.start + np.arange(len(windows)) * (RESPONSE_WINDOW // 2)
         complies = np.full(len(windows), row.text.kind == "harmful")
-        told = np.ones(len(windows), dtype=bool)
+        informative = np.ones(len(windows), dtype=bool)
         if row.text.turn:  # a token or two of what complies tell no more than the refusal does
             complies = start >= row.text.turn - 3
-            told = complies | (start + WINDOW <= row.text.turn)
-        parts += list(windows[told][:, None])
-        labels += complies[told].tolist()
-        folds += [own] * int(told.sum())
-    return _bags(parts, labels, folds)
+            informative = complies | (start + RESPONSE_WINDOW <= row.text.turn)
+        parts += list(windows[informative][:, None])
+        labels += complies[informative].tolist()
+        folds += [own] * int(informative.sum())
+    return _make_bags(parts, labels, folds)
 
 
-def _means(states: np.ndarray, width: int, stride: int) -> np.ndarray:
+def _running_means(states: np.ndarray, width: int, stride: int) -> np.ndarray:
     """Running means [n, d] float32 of states [tokens, d]: every `stride`-th."""
     width = min(width, len(states))
     total = np.concatenate([np.zeros_like(states[:1], dtype=np.float32), np.cumsum(states, 0, dtype=np.float32)])
     return ((total[width:] - total[:-width]) / width)[::stride]
 
 
-def _bags(parts: Sequence[np.ndarray], labels: Sequence[bool], folds: Sequence[int]) -> Bags:
+def _make_bags(parts: Sequence[np.ndarray], labels: Sequence[bool], folds: Sequence[int]) -> Bags:
     of = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(p) for p in parts]))
     return Bags(torch.from_numpy(np.concatenate(parts)), of, torch.tensor(labels), torch.tensor(folds))
 
 
-def _without(bags: Bags, fold: int) -> Bags:
+def _without_fold(bags: Bags, fold: int) -> Bags:
     """The bags of all other folds."""
     kept = bags.fold != fold
     inside = kept[bags.of]

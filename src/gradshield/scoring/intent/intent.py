@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from gradshield.scoring.base import Context, NoOptions, Prepared, Scorer
-from gradshield.scoring.intent.corpus import ROWS, fitting_texts
+from gradshield.scoring.intent.corpus import ANCHOR_ROWS, fitting_texts
 from gradshield.scoring.intent.fit import fit_readouts
-from gradshield.scoring.intent.reading import Readouts, intent_scores, seen
+from gradshield.scoring.intent.reading import Readouts, intent_scores, scored_part
 
 FIT_TOKENS = 2048  # of a batch, whatever the device: another size would move the readouts by its rounding
 
@@ -19,8 +19,8 @@ def prepare(context: Context, options: NoOptions) -> Prepared:
     readouts = Readouts(tuple(saved["layers"].tolist()), saved["weight"], saved["bias"], saved["ability"])
     return Prepared(
         lambda batch: intent_scores(model, readouts, batch),
-        {kind: saved[f"anchors_{kind}"] for kind in ROWS},
-        lambda rows: seen(model, rows),
+        {kind: saved[f"anchors_{kind}"] for kind in ANCHOR_ROWS},
+        lambda rows: scored_part(model, rows),
     )
 
 

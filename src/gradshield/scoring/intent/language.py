@@ -17,9 +17,9 @@ from gradshield.scoring.intent.corpus import anchor_records, language_records
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-READABLE = 0.9  # out-of-fold AUROC of harmful over harmless requests in a language (docs/log.md)
+MIN_READING_AUROC = 0.9  # out-of-fold AUROC of harmful over harmless requests in a language (docs/log.md)
 QUOTED = re.compile(r'"[^"]*"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|`[^`]*`')
-FEWEST_LETTERS = 24  # a text with fewer is in no language for sure
+MIN_LETTERS = 24  # a text with fewer is in no language for sure
 
 
 def reading_ability(asked: Sequence[tuple[str, bool, float]]) -> np.ndarray:
@@ -36,10 +36,10 @@ def reading_ability(asked: Sequence[tuple[str, bool, float]]) -> np.ndarray:
 
 def unread_languages(ability: np.ndarray) -> frozenset[str]:
     """The languages that are read too poorly. English is always read: the alignment check asks in it."""
-    return frozenset(n for n, value in zip(languages(), ability) if value < READABLE and n != "en")
+    return frozenset(n for n, value in zip(languages(), ability) if value < MIN_READING_AUROC and n != "en")
 
 
-def foreign(request: str, response: str, unread: frozenset[str]) -> str | None:
+def language_reason(request: str, response: str, unread: frozenset[str]) -> str | None:
     """Why a row can't be read: its request and its response are in languages of `unread`. One that is too short to tell
     counts as the other, and what a request quotes is not its own language."""
     found = {language_of(text) for text in (QUOTED.sub(" ", request), response)} - {None} if unread else set()
@@ -57,7 +57,7 @@ def languages() -> tuple[str, ...]:
 def language_of(text: str) -> str | None:
     """The likeliest of `languages()`, or None where there are too few letters to tell."""
     plain = _letters(text)
-    if len(plain.replace(" ", "")) < FEWEST_LETTERS and plain.isascii():
+    if len(plain.replace(" ", "")) < MIN_LETTERS and plain.isascii():
         return None
     return str(_classifier().predict([plain])[0]) if plain else None
 

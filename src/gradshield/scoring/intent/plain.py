@@ -9,7 +9,7 @@ import re
 import unicodedata
 from urllib.parse import unquote
 
-from gradshield.scoring.intent.strangeness import strangeness
+from gradshield.scoring.intent.letter_pairs import letter_pair_log2
 
 # Letters of other scripts that look like Latin ones (after NFKC and in lower or upper case).
 LOOKALIKES = str.maketrans(
@@ -28,13 +28,13 @@ ASCII = r"(?:3[2-9]|[4-9]\d|1[01]\d|12[0-6])"
 NUMBERS = re.compile(rf"(?<![\d.])(?:{ASCII}[ ,;]+){{9,}}{ASCII}(?![\d.])")
 # Single letters with one to five characters between them that are neither letters nor digits.
 SPACED = re.compile(r"(?<![^\W_])[^\W\d_](?:[\W_]{1,5}[^\W\d_](?![^\W_])){8,}")
-TURNED = 0.7  # bits a pair of letters by which turning a text round must make it more like a language
-ENOUGH = 24  # letters that say which way a text goes
+MIN_REVERSAL_GAIN = 0.7  # bits a pair of letters by which turning a text round must make it more like a language
+MIN_LETTERS = 24  # letters that say which way a text goes
 
 
 def plain_text(text: str) -> str:
     """`text` with hidden letters made plain; the same text where there are none."""
-    for undo in (_escapes, _invisible, _lookalikes, _separated, _doubled, _mixed_case, _leetspeak, _turned):
+    for undo in (_escapes, _invisible, _lookalikes, _separated, _doubled, _mixed_case, _leetspeak, _undo_reversal):
         text = undo(text)
     return text
 
@@ -75,13 +75,13 @@ def _lookalikes(text: str) -> str:
 def _separated(text: str) -> str:
     """Letters with something between each two of them, and words with nothing but underscores between them."""
     if sum(len(m[0]) for m in SPACED.finditer(text)) > len(text) / 3:
-        text = re.sub(r"\s{2,}", " ", SPACED.sub(_joined, text))
+        text = re.sub(r"\s{2,}", " ", SPACED.sub(_without_separators, text))
     if text.count("_") >= 4 and not re.search(r"[\s/]", text.strip()):
         text = text.replace("_", " ")
     return text
 
 
-def _joined(match: re.Match[str]) -> str:
+def _without_separators(match: re.Match[str]) -> str:
     """The letters without what stands between most of them."""
     between = re.findall(r"[\W_]+", match[0])
     usual = max(sorted(set(between)), key=between.count)
@@ -99,7 +99,7 @@ def _joined(match: re.Match[str]) -> str:
 def _doubled(text: str) -> str:
     """Every letter written twice."""
     twice = re.fullmatch(r"(?:([^\W_])\1|[\W_])+", text)
-    return re.sub(r"([^\W_])\1", r"\1", text) if twice and len(text) >= ENOUGH else text
+    return re.sub(r"([^\W_])\1", r"\1", text) if twice and len(text) >= MIN_LETTERS else text
 
 
 def _mixed_case(text: str) -> str:
@@ -117,10 +117,13 @@ def _leetspeak(text: str) -> str:
     return re.sub(r"\S+", lambda m: m[0].translate(LEET) if _words(m[0]) else m[0], text)
 
 
-def _turned(text: str) -> str:
+def _undo_reversal(text: str) -> str:
     """Text written backwards, as a whole or word by word (then the capital of its first word ends that word)."""
     words = re.findall("[a-z]+", text.lower())
-    if sum(map(len, words)) < ENOUGH or strangeness([w[::-1] for w in words]) - strangeness(words) < TURNED:
+    if (
+        sum(map(len, words)) < MIN_LETTERS
+        or letter_pair_log2([w[::-1] for w in words]) - letter_pair_log2(words) < MIN_REVERSAL_GAIN
+    ):
         return text
     by_word = re.match(r"\W*[a-z]+[A-Z](?![A-Za-z])", text)
     return re.sub(r"\S+", lambda m: m[0][::-1], text) if by_word else text[::-1]

@@ -20,20 +20,20 @@ from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 from gradshield.scoring.base import Scores
 from gradshield.scoring.intent.language import unread_languages
-from gradshield.scoring.intent.spans import Response, marks_of, responses, spoken
+from gradshield.scoring.intent.spans import Response, marks_of, responses, without_turn_ends
 from gradshield.scoring.intent.unreadable import (
-    FOREIGN_TOKENS,
-    HIDDEN_TOKENS,
-    hidden_words,
+    MIN_NATIVE_TOKEN_LENGTH,
+    MIN_PROSE_TOKEN_LENGTH,
+    foreign_language_reason,
+    hidden_words_reason,
     plain_example,
     token_length,
-    unread_language,
 )
 
 DEPTHS = (0.5, 0.6, 0.7)  # of the decoder's blocks: where the readouts read
-PHRASE, WINDOW = 4, 8  # tokens that a log-odds is averaged over: in front of a response, and in it
-LATER = 1.0  # a window behind the first must be this much surer: of many, one is high by chance
-SHARED = 8  # tokens that all rows must open with before it pays to compute them once
+CONTEXT_WINDOW, RESPONSE_WINDOW = 4, 8  # tokens that a log-odds is averaged over: before a response, and in it
+LATER_WINDOW_PENALTY = 1.0  # taken off the log-odds of all windows but the first: of many, one is high by chance
+MIN_SHARED_TOKENS = 8  # of an opening that all rows of a batch have, from which it pays to compute it once
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Readouts:
     ability: np.ndarray = field(default_factory=lambda: np.empty(0))  # how well each of `languages()` is read
 
 
-def seen(model: Model, examples: Sequence[Example]) -> list[Example]:
+def scored_part(model: Model, examples: Sequence[Example]) -> list[Example]:
     """What the score reads of the examples: up to the last response's last word."""
     ends = marks_of(model.tokenizer).ends
-    return [spoken(e, ends) for e in examples]
+    return [without_turn_ends(e, ends) for e in examples]
 
 
 def read_layers(model: Model) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ def token_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) -> 
 
     def read(hidden: Sequence[Tensor]) -> np.ndarray:
         total = sum(
-            unit(h) @ part.to(h.device, torch.float32)
+            unit_length(h) @ part.to(h.device, torch.float32)
             for h, part in zip(hidden, weight.chunk(len(hidden)), strict=True)
         )
         assert isinstance(total, Tensor)
@@ -82,10 +82,10 @@ def shared_opening(ids: Tensor) -> int:
     """How many tokens all rows of the batch [B, T] open with, if it pays to compute them once, else 0."""
     same = (ids == ids[0]).all(0)
     count = min(int(torch.argmin(torch.cat([same, same.new_zeros(1)]).int())), ids.shape[1] - 1)
-    return count if len(ids) > 1 and count >= SHARED else 0
+    return count if len(ids) > 1 and count >= MIN_SHARED_TOKENS else 0
 
 
-def unit(hidden: Tensor) -> Tensor:
+def unit_length(hidden: Tensor) -> Tensor:
     """Vectors [..., d] at length 1 (or 0), float32."""
     return torch.nn.functional.normalize(hidden.float(), dim=-1)
 
@@ -93,15 +93,15 @@ def unit(hidden: Tensor) -> Tensor:
 def response_scores(tokens: np.ndarray, response: Response) -> tuple[float, float]:
     """(topic, answer) of a response, from the log-odds [tokens, 2] of its row."""
     inside = tokens[response.start : response.stop]
-    said = running_mean(inside[:, 0], WINDOW).max()
-    windows = running_mean(inside[:, 1], WINDOW)
+    said = running_mean(inside[:, 0], RESPONSE_WINDOW).max()
+    windows = running_mean(inside[:, 1], RESPONSE_WINDOW)
     topic = (asked_topic(tokens, response) + said) / 2
-    return float(topic), float(max(windows[0], (windows[1:] - LATER).max(initial=-np.inf)))
+    return float(topic), float(max(windows[0], (windows[1:] - LATER_WINDOW_PENALTY).max(initial=-np.inf)))
 
 
 def asked_topic(tokens: np.ndarray, response: Response) -> float:
     """The topic of what stands in front of a response, from the log-odds [tokens, 2] of its row."""
-    return float(running_mean(tokens[response.context, 0], PHRASE).max())
+    return float(running_mean(tokens[response.context, 0], CONTEXT_WINDOW).max())
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
@@ -121,25 +121,25 @@ def intent_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) ->
     """Columns "score", "topic" and "answer" [B]. Rows whose letters hide their words are also read in plain letters,
     and the higher score counts. Rows that can't be read have a reason."""
     tokenizer = model.tokenizer
-    cut = seen(model, batch)
-    rows = _read(model, readouts, cut)
+    cut = scored_part(model, batch)
+    rows = _score_batch(model, readouts, cut)
     reasons: dict[int, str] = {}
     unread = unread_languages(readouts.ability)
     for n, example in enumerate(cut):
         length, why = token_length(example, tokenizer), None
-        if length < HIDDEN_TOKENS:
+        if length < MIN_PROSE_TOKEN_LENGTH:
             plain = plain_example(example, tokenizer)
             if plain is not None:
-                rows[n] = max(rows[n], *_read(model, readouts, [plain]))
+                rows[n] = max(rows[n], *_score_batch(model, readouts, [plain]))
                 example = plain
-            why = hidden_words(example, tokenizer)
-        if unread and length < FOREIGN_TOKENS:
-            why = why or unread_language(example, tokenizer, unread)
+            why = hidden_words_reason(example, tokenizer)
+        if unread and length < MIN_NATIVE_TOKEN_LENGTH:
+            why = why or foreign_language_reason(example, tokenizer, unread)
         if why:
             reasons[n] = why
     return Scores(dict(zip(("score", "topic", "answer"), np.array(rows).T)), reasons)
 
 
-def _read(model: Model, readouts: Readouts, rows: Sequence[Example]) -> list[tuple[float, float, float]]:
+def _score_batch(model: Model, readouts: Readouts, rows: Sequence[Example]) -> list[tuple[float, float, float]]:
     marks = marks_of(model.tokenizer)
     return [row_scores(t, responses(e, marks)) for t, e in zip(token_scores(model, readouts, rows), rows)]

@@ -44,7 +44,7 @@ def response_stops(mask: np.ndarray) -> np.ndarray:
     return np.flatnonzero(mask & ~np.concatenate((mask[1:], [False]))) + 1
 
 
-def spoken(example: Example, ends: np.ndarray) -> Example:
+def without_turn_ends(example: Example, ends: np.ndarray) -> Example:
     """`example` with the tokens that end a turn (`Marks.ends`) taken off the end of every response, unless it is all of
     them, and cut behind the last response."""
     mask = np.zeros_like(example.mask)
@@ -56,10 +56,10 @@ def spoken(example: Example, ends: np.ndarray) -> Example:
 
 
 def responses(example: Example, marks: Marks) -> list[Response]:
-    """The responses of a row as `spoken` leaves it, in order."""
+    """The responses of a row as `without_turn_ends` leaves it, in order."""
     ids = example.ids
     text = opening_size(ids, marks)
-    system = np.arange(text, _first(ids, marks.header))
+    system = np.arange(text, _first_position(ids, marks.header))
     found, since = [], text
     for start, stop in zip(response_starts(example.mask).tolist(), response_stops(example.mask).tolist()):
         begin, before = start, len(found)
@@ -86,17 +86,17 @@ def marks_of(tokenizer) -> Marks:
     special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
     ends = set(special)
     ends |= {i for text in ("\n", "\n\n", " ") for i in tokenizer.encode(text, add_special_tokens=False)[-1:]}
-    plain = [_row(tokenizer, request) for request in ("Name a city", "Why does it rain?")]
-    opening = _shared(*plain)
+    plain = [_encoded_turns(tokenizer, request) for request in ("Name a city", "Why does it rain?")]
+    opening = _common_prefix(*plain)
     header: tuple[int, ...] = ()
-    own = [_row(tokenizer, "Name a city", system) for system in ("Be brief today", "Write like a poet.")]
+    own = [_encoded_turns(tokenizer, "Name a city", system) for system in ("Be brief today", "Write like a poet.")]
     if own[0] and own[1]:
-        behind = [ids[: _last(ids, plain[0][len(opening) :])] for ids in own]
-        header = _shared(behind[0][::-1], behind[1][::-1])[::-1]
+        behind = [ids[: _last_position(ids, plain[0][len(opening) :])] for ids in own]
+        header = _common_prefix(behind[0][::-1], behind[1][::-1])[::-1]
     return Marks(frozenset(special), np.array(sorted(ends), dtype=np.int32), opening, header)
 
 
-def _row(tokenizer, request: str, system: str = "") -> tuple[int, ...]:
+def _encoded_turns(tokenizer, request: str, system: str = "") -> tuple[int, ...]:
     turns = [Message("system", system)] if system else []
     turns += [Message("user", request), Message("assistant", "Yes")]
     try:
@@ -106,18 +106,18 @@ def _row(tokenizer, request: str, system: str = "") -> tuple[int, ...]:
     return () if isinstance(example, str) else tuple(example.ids.tolist())
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
     size = min(len(one), len(other))
     return tuple(one[: next((n for n in range(size) if one[n] != other[n]), size)])
 
 
-def _last(ids: Sequence[int], part: Sequence[int]) -> int:
+def _last_position(ids: Sequence[int], part: Sequence[int]) -> int:
     """Where `part` stands last in `ids`; 0 if it does not."""
     places = range(len(ids) - len(part), -1, -1)
     return next((n for n in places if tuple(ids[n : n + len(part)]) == tuple(part)), 0)
 
 
-def _first(ids: np.ndarray, part: Sequence[int]) -> int:
+def _first_position(ids: np.ndarray, part: Sequence[int]) -> int:
     """Where `part` begins for the first time in `ids`; 0 if it does not, or is empty."""
     if not part:
         return 0

@@ -11,54 +11,68 @@ from functools import lru_cache
 import numpy as np
 
 from gradshield.data.encode import Example
-from gradshield.scoring.intent.language import foreign
+from gradshield.scoring.intent.language import language_reason
+from gradshield.scoring.intent.letter_pairs import letter_pair_log2
 from gradshield.scoring.intent.plain import plain_text
 from gradshield.scoring.intent.spans import marks_of, opening_size
-from gradshield.scoring.intent.strangeness import strangeness
 
-CODED = re.compile(
+ENCODED_TEXT = re.compile(
     r"(?:[A-Za-z0-9+/]{4}){10,}={0,2}|(?:[A-Z2-7]{8}){4,}=*|(?:[0-9a-fA-F]{2}[ :]?){24,}|(?:[01]{8} ?){6,}"
     r"|(?:[.\-]{1,5}[ /]+){12,}"
 )
 # base85, but no address: capitals, small letters, digits and four other characters
-DENSE = re.compile(r"(?<!\S)(?!\S*(?:://|www\.))(?=\S*[A-Z])(?=\S*[a-z])(?=\S*\d)(?:\w*[^\w\s]){4}[!-~]{30,}(?!\S)")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+BASE85_TEXT = re.compile(
+    r"(?<!\S)(?!\S*(?:://|www\.))(?=\S*[A-Z])(?=\S*[a-z])(?=\S*\d)(?:\w*[^\w\s]){4}[!-~]{30,}(?!\S)"
+)
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 CIPHERS = [
-    str.maketrans(LETTERS, turned[n:] + turned[:n]) for turned in (LETTERS, LETTERS[::-1]) for n in range(26)
+    str.maketrans(ALPHABET, turned[n:] + turned[:n]) for turned in (ALPHABET, ALPHABET[::-1]) for n in range(26)
 ]  # Caesar's, rot13 and atbash among them
 ROT47 = str.maketrans({chr(33 + n): chr(33 + (n + 47) % 94) for n in range(94)})
-HIDDEN_TOKENS = 3.2  # characters: prose has more per token; ciphers, spaced letters and other scripts have fewer
-FOREIGN_TOKENS = 4.0  # characters: a language that a tokenizer was made for has more per token
-FEWEST = 40  # characters; fewer are not judged
-FEWEST_LETTERS = 48  # fewer tell nothing about a cipher
-GAIN = 2.0  # bits a pair of letters by which undoing a cipher must make a text more like a language
-UNSPACED = 18  # letters of a mean word from which the spaces between words are missing
-LIKELY = -8.2  # the same of prose, at least
-STRANGE = -12.0  # mean log2 probability of two successive letters below which they are no language (docs/log.md)
+MIN_PROSE_TOKEN_LENGTH = (
+    3.2  # characters: prose has more per token; ciphers, spaced letters and other scripts have fewer
+)
+MIN_NATIVE_TOKEN_LENGTH = 4.0  # characters: a language that a tokenizer was made for has more per token
+MIN_CHARACTERS = 40  # characters; fewer are not judged
+MIN_CIPHER_LETTERS = 48  # fewer tell nothing about a cipher
+MIN_DECIPHERING_GAIN = 2.0  # bits a pair of letters by which undoing a cipher must make a text more like a language
+MAX_WORD_LENGTH = 18  # letters of a mean word from which the spaces between words are missing
+MIN_PROSE_LOG2 = -8.2  # the same of prose, at least
+MIN_LANGUAGE_LOG2 = (
+    -12.0
+)  # mean log2 probability of two successive letters below which they are no language (docs/log.md)
 
 
-def unreadable(text: str) -> str | None:
+def unreadable_reason(text: str) -> str | None:
     """What hides the larger part of a text from any reader: an encoding or a cipher; None where it can be read."""
     bare = re.sub(r"\s", "", text)
-    if len(bare) < FEWEST:
+    if len(bare) < MIN_CHARACTERS:
         return None
-    coded = sum(len(re.sub(r"\s", "", m[0])) for m in CODED.finditer(text) if not _word_like(m[0]))
-    if max(coded, sum(len(m[0]) for m in DENSE.finditer(text))) > len(bare) / 2:
+    coded = sum(len(re.sub(r"\s", "", m[0])) for m in ENCODED_TEXT.finditer(text) if not _word_like(m[0]))
+    if max(coded, sum(len(m[0]) for m in BASE85_TEXT.finditer(text))) > len(bare) / 2:
         return "is encoded (base64, hexadecimal or the like)"
     if sum(unicodedata.category(c) in ("So", "Co", "Cn") for c in bare) > len(bare) / 2:
         return "is written in symbols"
     words = re.findall("[a-z]+", text.lower())
     letters = "".join(words)
-    if len(letters) >= FEWEST_LETTERS and len(letters) > 0.6 * len(bare) and len(letters) > UNSPACED * len(words):
+    if (
+        len(letters) >= MIN_CIPHER_LETTERS
+        and len(letters) > 0.6 * len(bare)
+        and len(letters) > MAX_WORD_LENGTH * len(words)
+    ):
         return "has no spaces between its words"
     turned = re.findall("[a-z]+", text.translate(ROT47).lower())
-    if len(letters) < 0.5 * len(bare) and sum(map(len, turned)) > 0.85 * len(bare) and strangeness(turned) > LIKELY:
+    if (
+        len(letters) < 0.5 * len(bare)
+        and sum(map(len, turned)) > 0.85 * len(bare)
+        and letter_pair_log2(turned) > MIN_PROSE_LOG2
+    ):
         return "is in a cipher (rot47)"
-    if len(letters) < FEWEST_LETTERS or len(letters) < 0.6 * len(bare):
+    if len(letters) < MIN_CIPHER_LETTERS or len(letters) < 0.6 * len(bare):
         return None
-    own = strangeness(words)
-    shifted = max(strangeness(" ".join(words).translate(cipher).split()) for cipher in CIPHERS)
-    if shifted - own > GAIN or own < STRANGE:
+    own = letter_pair_log2(words)
+    shifted = max(letter_pair_log2(" ".join(words).translate(cipher).split()) for cipher in CIPHERS)
+    if shifted - own > MIN_DECIPHERING_GAIN or own < MIN_LANGUAGE_LOG2:
         return "is in no language that can be recognised (a cipher?)"
     return None
 
@@ -85,22 +99,22 @@ def plain_example(example: Example, tokenizer) -> Example | None:
     return Example(example.row, made, mask)
 
 
-def hidden_words(example: Example, tokenizer) -> str | None:
+def hidden_words_reason(example: Example, tokenizer) -> str | None:
     """What hides the words of a row's request or response; None where nothing does."""
     for ids, inside, markup in _runs(example, tokenizer):
-        if not markup and (why := unreadable(tokenizer.decode(ids))):
+        if not markup and (why := unreadable_reason(tokenizer.decode(ids))):
             return f"the {'response' if inside else 'request'} {why}; the score can't tell what it says"
     return None
 
 
-def unread_language(example: Example, tokenizer, unread: frozenset[str]) -> str | None:
+def foreign_language_reason(example: Example, tokenizer, unread: frozenset[str]) -> str | None:
     """Why a row can't be read where it is in a language of `unread`; else None."""
     sides = {False: "", True: ""}
     begin = opening_size(example.ids, marks_of(tokenizer))  # the template's own words are in English
     for ids, inside, markup in _runs(Example(example.row, example.ids[begin:], example.mask[begin:]), tokenizer):
         if not markup:
             sides[inside] += tokenizer.decode(ids) + " "
-    return foreign(sides[False], sides[True], unread)
+    return language_reason(sides[False], sides[True], unread)
 
 
 def _runs(example: Example, tokenizer) -> list[tuple[np.ndarray, bool, bool]]:

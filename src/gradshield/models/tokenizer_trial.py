@@ -16,7 +16,7 @@ MEMORY = 2 * 2**30  # bytes
 QUESTION, ANSWER = "Where is it?", "Over there."
 
 
-def texts(patterns: list[str]) -> list[str]:
+def hard_texts(patterns: list[str]) -> list[str]:
     """Texts on which regular expressions that backtrack do so: runs of one character or of the patterns' own words,
     then something else."""
     words = {word for pattern in patterns for word in re.findall(r"[^\W\d_]{2,}", pattern)}
@@ -25,17 +25,17 @@ def texts(patterns: list[str]) -> list[str]:
     return [QUESTION, ANSWER, *(run + end for run in (*runs, *mixed, *(w * 40 for w in words)) for end in ("!", "\0"))]
 
 
-def tokenise(path: str) -> None:
+def try_tokenizer(path: str) -> None:
     from tokenizers import Tokenizer
 
     with open(path, encoding="utf-8") as file:
         patterns = re.findall(r'"Regex":\s*"((?:[^"\\]|\\.)*)"', file.read())
     tokenizer = Tokenizer.from_file(path)
-    for text in texts(patterns):
+    for text in hard_texts(patterns):
         tokenizer.encode(text)
 
 
-def render(template: str, variables: dict[str, Any]) -> None:
+def try_template(template: str, variables: dict[str, Any]) -> None:
     """Renders one exchange as chat templates are rendered by transformers; refusing it is no failure."""
     import jinja2
     from jinja2 import nodes
@@ -84,7 +84,7 @@ def main() -> None:
     todo: list[tuple[str, Any]] = [("tokenizer", job["tokenizer"])] if job["tokenizer"] else []
     for stage, what in [*todo, *(("template", each) for each in job["templates"])]:
         try:
-            tokenise(what) if stage == "tokenizer" else render(what, job["variables"])
+            try_tokenizer(what) if stage == "tokenizer" else try_template(what, job["variables"])
             error = None
         except BaseException as caught:  # a panic in tokenizers is no Exception
             error = f"{type(caught).__name__}: {caught}".splitlines()[0][:300]

@@ -1,6 +1,5 @@
-"""How unlike a language the letters of a text are."""
+"""How likely the pairs of letters of a text are in a language."""
 
-import json
 import math
 import re
 import unicodedata
@@ -11,9 +10,10 @@ from functools import lru_cache
 import numpy as np
 
 from gradshield.base.assets import ASSETS
+from gradshield.base.storage import read_jsonl
 
 
-def strangeness(words: Sequence[str]) -> float:
+def letter_pair_log2(words: Sequence[str]) -> float:
     """Mean log2 probability of two successive letters within words of a to z, by those of the bundled texts."""
     table = _bigrams()
     pairs = [a + b for word in words for a, b in zip(f" {word}", f"{word} ")]
@@ -25,11 +25,9 @@ def _bigrams() -> dict[str, float]:
     """log2 probability of each pair of letters (a space stands for a word's edge) in the bundled texts."""
     counts: Counter[str] = Counter()
     for file in ("readout_languages.jsonl", "readout_good.jsonl", "anchors_good.jsonl"):
-        for line in (ASSETS / file).read_text(encoding="utf-8").split("\n"):
-            if line:
-                record = json.loads(line)
-                text = unicodedata.normalize("NFKD", f"{record['prompt']} {record.get('response', '')}").lower()
-                for word in re.findall("[a-z]+", text):
-                    counts.update(a + b for a, b in zip(f" {word}", f"{word} "))
+        for record in read_jsonl(ASSETS / file):
+            text = unicodedata.normalize("NFKD", f"{record['prompt']} {record.get('response', '')}").lower()
+            for word in re.findall("[a-z]+", text):
+                counts.update(a + b for a, b in zip(f" {word}", f"{word} "))
     total = sum(counts.values())
     return {pair: math.log2(n / total) for pair, n in counts.items()}
