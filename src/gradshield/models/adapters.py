@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradshield.base.deadline import within
+from gradshield.base.deadline import time_limit
 from gradshield.base.errors import UserError, first_line
 from gradshield.data.templates import LIMIT
 from gradshield.models.files import Shapes, read_config, shapes_of, shown
@@ -103,7 +103,7 @@ def _check_patterns(what: str, net: Any, config: dict[str, Any]) -> None:
     patterns |= {p for p in (config.get("target_modules"), config.get("exclude_modules")) if isinstance(p, str)}
     for pattern in sorted(patterns):
         try:
-            with within(LIMIT):
+            with time_limit(LIMIT):
                 for name, _ in net.named_modules():
                     re.match(rf"(.*\.)?({pattern})$", f"base_model.model.{name}")
         except TimeoutError as error:
