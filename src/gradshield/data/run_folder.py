@@ -2,12 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from gradshield.base.errors import UserError
@@ -25,7 +26,7 @@ from gradshield.data.rows import expanded
 from gradshield.data.summaries import FilterSummary, ModelIdentity, ReviewSummary, S, Saved, read_summary
 
 if TYPE_CHECKING:
-    from pyarrow import Table
+    from pyarrow import ChunkedArray, Table
 
     from gradshield.models.load import Model
 
@@ -231,19 +232,32 @@ def read_run(out: Path) -> SavedRun:
         raise UserError(f"{file}: damaged ({where}); filter again into another -o") from None
 
 
-def read_table(out: Path, columns: list[str] | None = None) -> "Table":
-    """The run's scores.parquet. Raises UserError where it is damaged."""
+def read_table(
+    out: Path, columns: Sequence[str] | None = None, *, without: Collection[str] = (), verdict: str | None = None
+) -> "Table":
+    """The run's scores.parquet: every column, some, or all without some; every row, or those of one verdict.
+
+    Raises UserError where the file is damaged.
+    """
     import pyarrow.parquet as pq
 
     file = out / "scores.parquet"
     try:
         with file.open("rb") as stream:
-            table = pq.read_table(stream, columns=columns)
+            names = columns or [name for name in pq.read_schema(stream).names if name not in without]
+            only = [("verdict", "=", verdict)] if verdict else None
+            table = pq.read_table(stream, columns=names, filters=only)
         table.validate(full=True)
         return table
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are kinds of these
         why = " ".join(str(error).split())[:120]
         raise UserError(f"{file}: can't be read ({why}); filter again into another -o") from None
+
+
+def shared_texts(column: "ChunkedArray") -> list[str]:
+    """The texts of a column that has no nulls; equal ones are one object, so each row takes eight bytes."""
+    coded = column.dictionary_encode().combine_chunks()
+    return np.array(coded.dictionary.to_pylist(), dtype=object)[coded.indices.to_numpy()].tolist()
 
 
 def source_of_run(saved: SavedRun) -> Source:

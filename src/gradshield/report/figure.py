@@ -57,7 +57,7 @@ def draw_scores(
     `axis` is the title of the score's axis. Returns None where no row has a finite score. `threshold` may be infinite:
     no line is drawn then.
     """
-    verdicts_ = np.asarray(verdicts, dtype="U11")
+    verdicts_ = np.asarray(verdicts, dtype=object)
     groups = {kind: drawable(scores[verdicts_ == kind]) for kind in ("kept", "quarantined")}
     anchors = {kind: drawable(values) for kind, values in anchors.items() if np.isfinite(values).any()}
     drawn = np.concatenate(list(groups.values()))

@@ -161,26 +161,26 @@ def _by_source(
     every = scores[np.isfinite(scores)].clip(-1e100, 1e100)  # as far as differences can be told
     low, high = np.percentile(every, [0.5, 99.5]) if len(every) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, 25)
-    rows: dict[str, list[int]] = {}
-    for index, source in enumerate(sources):
-        rows.setdefault(source, []).append(index)
+    number: dict[str, int] = {}
+    of = np.fromiter((number.setdefault(source, len(number)) for source in sources), dtype=np.int32, count=len(sources))
+    said = np.asarray(verdicts, dtype=object)
 
-    def line(name: str, indices: list[int]) -> dict[str, Any]:
-        counts = Counter(verdicts[index] for index in indices)
-        finite = scores[indices][np.isfinite(scores[indices])]
-        median = float(np.median(finite)) if len(finite) else math.nan
+    def line(name: str, rows: np.ndarray) -> dict[str, Any]:
+        finite = scores[rows][np.isfinite(scores[rows])]
         return {
             "name": name,
-            "rows": len(indices),
-            "median": median,
+            "rows": int(rows.sum()),
+            "median": float(np.median(finite)) if len(finite) else math.nan,
             "spark": Markup(spark(finite, edges)) if len(finite) else "",
-            **{k.replace(" ", "_"): counts[k] for k in _VERDICTS},
+            **{kind.replace(" ", "_"): int((said[rows] == kind).sum()) for kind in _VERDICTS},
         }
 
-    order = sorted(rows, key=lambda name: (-sum(verdicts[i] == "quarantined" for i in rows[name]), -len(rows[name])))
-    lines = [line(name, rows[name]) for name in order[:_SOURCES]]
+    total = np.bincount(of, minlength=len(number))
+    bad = np.bincount(of[said == "quarantined"], minlength=len(number))
+    order = sorted(number, key=lambda name: (-bad[number[name]], -total[number[name]]))
+    lines = [line(name, of == number[name]) for name in order[:_SOURCES]]
     if order[_SOURCES:]:
-        others = [index for name in order[_SOURCES:] for index in rows[name]]
+        others = np.isin(of, [number[name] for name in order[_SOURCES:]])
         lines.append(line(f"{len(order) - _SOURCES:,} others", others))
     return lines
 

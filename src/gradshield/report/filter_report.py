@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from gradshield.base.storage import read_json, write_text
 from gradshield.data import Conversation, Source, read_rows, to_conversation
-from gradshield.data.run_folder import SavedRun, catch_write_errors, read_table
+from gradshield.data.run_folder import SavedRun, catch_write_errors, read_table, shared_texts
 from gradshield.report.filter_page import ReportRow, write_report
 from gradshield.report.words import next_steps
 from gradshield.threshold import Threshold
@@ -45,11 +45,11 @@ def report_run(out: Path, saved: SavedRun, source: Source) -> None:
 
     Where `saved` tells of a review, its threshold and counts are shown. Raises UserError where it can't be written.
     """
-    table = read_table(out)
+    table = read_table(out, without=("row", "place", "reason", "tokens"))
     scores = table["score"].to_numpy().astype(np.float64)
-    verdicts, places, reasons = (table[name].to_pylist() for name in ("verdict", "place", "reason"))
-    groups = table["group"].to_pylist()
+    verdicts, groups = shared_texts(table["verdict"]), shared_texts(table["group"])
     signals = {name: table[name].to_numpy() for name in table.column_names if name not in _COLUMNS}
+    del table  # with millions of rows, its texts take as much again
     kept = _kept(out)
     threshold = _threshold(saved)
     high, near = highest_rows(scores), _nearest(scores, threshold.value)
@@ -69,9 +69,9 @@ def report_run(out: Path, saved: SavedRun, source: Source) -> None:
         return ReportRow(*place, said, also, tokens, moved.get(n + 1, ""), group)
 
     aside: dict[str, list[str]] = defaultdict(list)
-    for place, reason, verdict in zip(places, reasons, verdicts):
-        if verdict == "set aside":
-            aside[reason].append(place)
+    unscored = read_table(out, ["place", "reason"], verdict="set aside")
+    for place, reason in zip(unscored["place"].to_pylist(), unscored["reason"].to_pylist()):
+        aside[reason].append(place)
     write_report(
         out / "report.html",
         summary=_summary(saved),

@@ -125,6 +125,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
             tokens_per_second=round(tokens / seconds),
             version=version("gradshield"),
         )
+        del encoded, rows, scores, by_row, verdicts  # with millions of rows, the report needs the memory
         finished = SavedRun(**plan.as_dict(), summary=summary)
         with catch_write_errors(out):
             write_script(out, settings)
