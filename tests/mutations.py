@@ -63,7 +63,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("tune/search.py", "sure = guess.clear or above >", "sure = above >", SEARCH),
     ("tune/search.py", "lost + 3 * sqrt", "lost + 6 * sqrt", SEARCH),
     ("tune/search.py", "np.searchsorted(ordered, t))", 'np.searchsorted(ordered, t, "right"))', SEARCH),
-    ("tune/search.py", "else np.flatnonzero(value < t)", "else np.flatnonzero(value <= t)", SEARCH),
+    ("tune/search.py", "if literal else below_t", "if literal else value <= t", SEARCH),
     ("tune/search.py", "(below, up, number + 1) if trial.safe else", "(below, up, number + 1) if not trial.safe else", SEARCH),
     ("tune/search.py", "if trial.safe and trial.useful:", "if trial.safe:", SEARCH),
     ("tune/search.py", "floor(lo * (1 - step) + up * step)", "lo", SEARCH),

@@ -23,7 +23,7 @@ from gradshield.scoring.reference import make_reference
 from gradshield.screen.filter import load_settings_model
 from gradshield.study.real_kinds import Kind, real_kinds
 from gradshield.study.separation import auroc
-from gradshield.threshold import Threshold, anchored
+from gradshield.threshold import Threshold, anchored, is_kept
 
 LONGEST = 600  # tokens of a row: longer ones are cut
 LETTERS = ("zero-width", "full-width", "look-alikes", "spaced", "leetspeak")
@@ -139,7 +139,7 @@ def _cells(group: str, found: Sequence[dict[str, str]], threshold: Threshold, or
     values = score_values(found)
     if not len(values):
         return f"| {group} | {len(found)} | – | 1.00 | – |"
-    over = int((values >= threshold.value).sum())
+    over = int((~is_kept(values, threshold.value)).sum())
     low, high = wilson(over, len(values))
     known = f"{auroc(values, ordinary):.3f}" if group.startswith("harmful") else "–"
     share = f"{over / len(values):.3f} [{low:.3f}, {high:.3f}]"
@@ -151,7 +151,7 @@ def _errors(found: Sequence[dict[str, str]], good: np.ndarray, known: dict[str, 
     threshold = anchored(score_values(found), good, known["harmful"])
     for expected, side in ((threshold.good_lost, "0"), (threshold.harmful_kept, "1")):
         values = score_values([x for x in found if x["harmful"] == side])
-        wrong = (values >= threshold.value) if side == "0" else (values < threshold.value)
+        wrong = is_kept(values, threshold.value) == (side == "1")
         yield f"{expected:.1f}"
         yield f"{wrong.sum()} of {len(values)}"
 
@@ -162,7 +162,7 @@ def _short(found: Sequence[dict[str, str]], threshold: Threshold) -> tuple[str, 
     values = score_values(found)
     aside = sum(bool(x["reason"]) for x in found)
     return (
-        f"{(values >= threshold.value).mean():.2f} of {len(values)}" if len(values) else "–"
+        f"{(~is_kept(values, threshold.value)).mean():.2f} of {len(values)}" if len(values) else "–"
     ), f"{aside}" if aside else ""
 
 

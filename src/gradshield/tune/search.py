@@ -9,7 +9,7 @@ from math import ceil, floor, inf, sqrt
 
 import numpy as np
 
-from gradshield.threshold import Threshold
+from gradshield.threshold import Threshold, is_kept
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def search(
         below = int(np.searchsorted(ordered, t))
         if below <= lo:  # the same rows once more, or none
             t, below = float(ordered[least]), least
-        chosen = np.flatnonzero((value < t) & (value >= ordered[lo])) if literal else np.flatnonzero(value < t)
+        below_t = is_kept(value, t)
+        chosen = np.flatnonzero(below_t & ~is_kept(value, ordered[lo]) if literal else below_t)
         trial = run(t, chosen, lo, up)
         if trial.safe and trial.useful:
             return outcome(trial, "safe and useful")
@@ -112,14 +113,14 @@ def leaves_nothing(guess: Threshold, scores: np.ndarray, step: float) -> bool:
 
     One low outlier makes A1 say so of a clean file, so it takes a training to believe it.
     """
-    return bool((scores < guess.value).sum() <= step * np.isfinite(scores).sum())
+    return bool(is_kept(scores, guess.value).sum() <= step * np.isfinite(scores).sum())
 
 
 def surely_unsafe(guess: Threshold, scores: np.ndarray, step: float) -> bool:
     """Whether a model trained on every row is sure to be unsafe. Rows are at or above the guess, and either two clear
     groups are seen or they are more than good rows account for, by three standard deviations of a count. A guess that
     leaves nothing is never sure."""
-    above = int((scores >= guess.value).sum())
+    above = int((~is_kept(scores, guess.value)).sum())
     lost = guess.good_lost if guess.good_lost is not None else inf
     sure = guess.clear or above > lost + 3 * sqrt(max(lost, 1.0))
     return above > 0 and sure and not leaves_nothing(guess, scores, step)

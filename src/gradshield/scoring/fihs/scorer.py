@@ -13,7 +13,6 @@ from gradshield.scoring.base import ScoreFunction
 from gradshield.scoring.fihs.contraction import contract, random_directions
 from gradshield.scoring.fihs.probe import Factors, ProbeGradient, lora_inputs, within_lora
 
-VARIANTS = ("paper", "cosine", "module")
 DIRECTIONS = 16  # random rank-one directions for the norms
 
 
