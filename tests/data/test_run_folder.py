@@ -20,4 +20,4 @@ def test_a_saved_dataset_is_found_from_another_directory(tmp_path, monkeypatch):
 
 def test_the_id_of_a_hub_dataset_stays_as_it_was_given(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": ["a"]}))
-    assert plan_of(open_source("org/name"), MODEL, "text", {})["input"]["path"] == "org/name"
+    assert plan_of(open_source("org/name"), MODEL, "text", {}).input.path == "org/name"

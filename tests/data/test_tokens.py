@@ -2,7 +2,7 @@
 
 import pytest
 from data.chat import BLUE, CHAIR, CHATML, HAT, TABLE, talk, tokenizer_for
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -66,6 +66,7 @@ def tokenizer(request):
 )
 def test_the_first_tokens_are_those_of_the_whole_text(tokenizer, words, times, limit):
     text = "".join(words) * times
+    assume(len(set(text)) > 1)  # a run of one letter has several best pieces in a Unigram model; its length decides
     for special in (False, True):
         ids, offsets = tokenize(tokenizer, text, limit, special)
         whole, places = tokenize(tokenizer, text, None, special)

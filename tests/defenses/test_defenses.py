@@ -156,9 +156,9 @@ def test_none_trains_on_every_row_and_filter_on_those_below_the_threshold(
 ):
     none = tune_with(monkeypatch, tiny_folder, train, tmp_path / "none", "none")
     below = tune_with(monkeypatch, tiny_folder, train, tmp_path / "filter", "filter")
-    assert none["quarantined"] == 0 and not (tmp_path / "none" / "screen").exists()
+    assert none.quarantined == 0 and not (tmp_path / "none" / "screen").exists()
     screened = json.loads((tmp_path / "filter" / "trials.jsonl").read_text())
-    assert below["quarantined"] == 8 and screened["kept"] == below["kept"] - below["held_out"]
+    assert below.quarantined == 8 and screened["kept"] == below.kept - below.held_out
 
 
 def test_an_unsafe_model_is_rejected(refusing, train, tiny_folder, tmp_path, monkeypatch):

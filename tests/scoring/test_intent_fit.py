@@ -64,7 +64,7 @@ def test_texts_are_the_same_every_time_and_of_every_kind(tiny):
 
 
 def test_both_sides_are_answered_alike_in_every_language(tiny, monkeypatch):
-    monkeypatch.setattr(module, "LONGEST", 10_000)
+    monkeypatch.setattr(module, "MAX_TOKENS", 10_000)
     openings: dict[tuple[str, bool], set[str]] = {}
     refused: dict[tuple[str, bool], int] = {}
     for text in fitting_texts(tiny, ()):
