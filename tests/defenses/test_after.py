@@ -14,14 +14,14 @@ from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example
 from gradshield.defenses.antidote import highest_share, zero_harmful
 from gradshield.defenses.base import DefenseContext, check_defense
-from gradshield.defenses.nlsr import critical_rows, restored_layers
+from gradshield.defenses.nlsr import critical_rows, groups, restored_layers
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.safe_lora import project
 from gradshield.defenses.train import train_defended
 from gradshield.models.load import load_model
 from gradshield.models.unaligned import unaligned_name
 from gradshield.scoring.inputs import input_norms
-from gradshield.training.lora import lora_layers
+from gradshield.training.lora import LoraLayer, lora_layers
 
 TRAINING = FinetuneSettings(epochs=1, learning_rate=1e-2)
 
@@ -172,6 +172,17 @@ def test_layers_that_drifted_more_are_restored_more_often():
     drawn = np.mean([restored_layers(cosines, 0.5, 0.2, seed) for seed in range(4000)], axis=0)
     assert np.allclose(drawn, [0.3, 0.7, 0.5], atol=0.03)
     assert restored_layers(cosines, 1, 0, 0).all() and not restored_layers(cosines, 0, 0, 0).any()
+
+
+def test_layers_share_a_pass_while_their_matrices_fit(tiny):
+    names = [n for n in tiny.linears if "layers.0" in n]
+    a, b = torch.nn.Linear(64, 2), torch.nn.Linear(2, 64)
+    layers = [LoraLayer(name, a, b, 1.0, tiny.linears[name], False) for name in names]
+    size = 4 * 64**2
+    assert [len(group) for group in groups(tiny, layers, 3 * size)] == [3, 3, 1]
+    assert [len(group) for group in groups(tiny, layers, 1)] == [1] * 7  # one at least
+    assert groups(tiny, layers) == [layers]
+    assert groups(tiny, [LoraLayer("head", a, b, 1.0, tiny.net.lm_head, False)]) == []
 
 
 def test_restored_neurons_are_the_reference_s_and_the_others_are_untouched(model, tiny_base_folder, tmp_path):

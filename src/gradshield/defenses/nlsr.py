@@ -16,7 +16,6 @@ the least similar.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,8 @@ from gradshield.models.unaligned import load_unaligned, unaligned_name
 from gradshield.scoring.inputs import input_grams
 from gradshield.training.interventions import Hooks
 from gradshield.training.lora import LoraLayer, lora_layers
+
+GRAM_BYTES = 1 << 30  # of Gram matrices in memory at a time
 
 
 class Options(NoOptions):
@@ -73,11 +74,11 @@ def hooks(context: DefenseContext, options: Options) -> Hooks:
     def finish(net: Any) -> None:
         drifted: list[tuple[LoraLayer, Tensor, float]] = []
         net.eval()
-        for block in by_block(model, list(lora_layers(net))):
+        for group in groups(model, list(lora_layers(net))):
             with net.disable_adapter():
-                linears = [layer.linear for layer in block]
+                linears = [layer.linear for layer in group]
                 grams = input_grams(model, linears, context.anchors["refusal"], context.model.batch_tokens)
-            for layer, gram in zip(block, grams):
+            for layer, gram in zip(group, grams):
                 before = layer.oriented(base.net.get_submodule(layer.name)).to(layer.weight)
                 v = (layer.weight - before).float()
                 if v.any():  # else the alignment left nothing here to restore
@@ -94,11 +95,21 @@ def hooks(context: DefenseContext, options: Options) -> Hooks:
     return Hooks(finish=finish)
 
 
-def by_block(model: Model, layers: Sequence[LoraLayer]) -> list[list[LoraLayer]]:
-    """The layers of each decoder block, so that the matrices of one block at a time are in memory."""
-    place = {id(module): n for n, block in enumerate(model.layers) for module in block.modules()}
-    inside = [layer for layer in layers if id(layer.linear) in place]
-    return [list(group) for _, group in groupby(inside, lambda layer: place[id(layer.linear)])]
+def groups(model: Model, layers: Sequence[LoraLayer], room: int = GRAM_BYTES) -> list[list[LoraLayer]]:
+    """The layers of the decoder's blocks, as many at a time as have Gram matrices of `room` bytes: a group costs a
+    forward pass over the safe rows."""
+    inside = {id(module) for block in model.layers for module in block.modules()}
+    found: list[list[LoraLayer]] = []
+    left = 0
+    for layer in layers:
+        if id(layer.linear) in inside:
+            size = 4 * layer.a.in_features**2
+            if size > left or not found:
+                found.append([])
+                left = room
+            found[-1].append(layer)
+            left -= size
+    return found
 
 
 DEFENSE = Defense(
