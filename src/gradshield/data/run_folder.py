@@ -233,9 +233,15 @@ def read_run(out: Path) -> SavedRun:
 
 
 def read_table(
-    out: Path, columns: Sequence[str] | None = None, *, without: Collection[str] = (), verdict: str | None = None
+    out: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    without: Collection[str] = (),
+    verdict: str | None = None,
+    coded: Sequence[str] = (),
 ) -> "Table":
-    """The run's scores.parquet: every column, some, or all without some; every row, or those of one verdict.
+    """The run's scores.parquet: every column, some, or all without some; every row, or those of one verdict. Columns in
+    `coded` hold each text once.
 
     Raises UserError where the file is damaged.
     """
@@ -246,7 +252,7 @@ def read_table(
         with file.open("rb") as stream:
             names = columns or [name for name in pq.read_schema(stream).names if name not in without]
             only = [("verdict", "=", verdict)] if verdict else None
-            table = pq.read_table(stream, columns=names, filters=only)
+            table = pq.read_table(stream, columns=names, filters=only, read_dictionary=list(coded))
         table.validate(full=True)
         return table
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are kinds of these
@@ -256,7 +262,7 @@ def read_table(
 
 def shared_texts(column: "ChunkedArray") -> list[str]:
     """The texts of a column that has no nulls; equal ones are one object, so each row takes eight bytes."""
-    coded = column.dictionary_encode().combine_chunks()
+    coded = column.dictionary_encode().unify_dictionaries().combine_chunks()
     return np.array(coded.dictionary.to_pylist(), dtype=object)[coded.indices.to_numpy()].tolist()
 
 

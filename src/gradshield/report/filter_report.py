@@ -45,7 +45,7 @@ def report_run(out: Path, saved: SavedRun, source: Source) -> None:
 
     Where `saved` tells of a review, its threshold and counts are shown. Raises UserError where it can't be written.
     """
-    table = read_table(out, without=("row", "place", "reason", "tokens"))
+    table = read_table(out, without=("row", "place", "reason", "tokens"), coded=("verdict", "group"))
     scores = table["score"].to_numpy().astype(np.float64)
     verdicts, groups = shared_texts(table["verdict"]), shared_texts(table["group"])
     signals = {name: table[name].to_numpy() for name in table.column_names if name not in _COLUMNS}
