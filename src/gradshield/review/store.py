@@ -8,6 +8,7 @@ import io
 import json
 import math
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from gradshield.report.text import visible
 FILE = "review.sqlite"
 CHOICES = ("kept", "quarantined", "undecided")
 NOTE = 2000  # characters kept of a note
+WAIT = 30  # seconds for another process to finish
 _THRESHOLD, _UNDO = "threshold", "undo"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS log (
@@ -200,12 +202,25 @@ def _read(out: Path, query: str, values: tuple = ()) -> list[Decision]:
 def _open(out: Path) -> Iterator[sqlite3.Connection]:
     """One transaction on the log, on the disk when it ends; any number of threads and processes may do so at once."""
     try:
-        with closing(sqlite3.connect(out / FILE, timeout=30)) as db:
+        with closing(sqlite3.connect(out / FILE, timeout=WAIT)) as db:
             if db.execute("PRAGMA user_version").fetchone()[0] != 1:
-                db.execute("PRAGMA journal_mode = WAL")
+                _use_wal(db)
                 db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = 1; COMMIT;")
             db.execute("PRAGMA synchronous = FULL")
             with db:
                 yield db
     except sqlite3.Error as error:
         raise UserError(f"{out / FILE}: can't be used ({error}); check the disk, or move the file away") from error
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Switches to write-ahead logging. SQLite does not wait while another process does the same, so this does."""
+    end = time.monotonic() + WAIT
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.02)
