@@ -106,7 +106,8 @@ def test_no_view_is_wider_than_the_screen(page, serve, runs, width):
     page.open(server, width=width, height=900)
     for view in VIEWS:
         page.driver.get(server.root + view)
-        page.until(lambda: page.script("return document.documentElement.scrollWidth") <= width)  # once it is laid out
+        page.until(lambda: page.script("return document.readyState") == "complete")  # its styles are there
+        assert page.script("return document.documentElement.scrollWidth") <= width, view
         small = "return [...document.querySelectorAll('button, .button, select, input:not([type=hidden])')]"
         small += ".filter(e => e.checkVisibility()).filter(e => e.getBoundingClientRect().height < 16).length"
         assert page.script(small) == 0
