@@ -26,14 +26,14 @@ MASK = np.arange(8) > 3
 ALIGNED = AlignmentCheck(("a", "b"), (True, True), ("I", "I"), (1.0, 1.0), (("I", 1.0),))
 
 
-def ready(row: Row, **_: object) -> Example:
+def ready_example(row: Row, **_: object) -> Example:
     """Eight tokens, other ones for each of the first eight million rows."""
     digits = [row.index // 200**n % 200 for n in range(3)]
     return Example(row.index, np.array([5, 6, 7, 8, *digits, 9], dtype=np.int32) + 5, MASK)
 
 
-def told(name: str) -> None:
-    """Has the step print the peak when it is done."""
+def print_peak_after(name: str) -> None:
+    """Makes the step print the peak when it ends."""
     step = getattr(screen, name)
 
     def run(*args: object, **options: object) -> object:
@@ -46,11 +46,11 @@ def told(name: str) -> None:
 
 def main(rows: int) -> None:
     """Filters a file of so many short rows."""
-    encoding.encode_row = ready
+    encoding.encode_row = ready_example
     screen.require_aligned = lambda *_: ALIGNED
     screen._explain_highest = lambda *_: {}
     for name in STEPS:
-        told(name)
+        print_peak_after(name)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tiny_tokenizer()
         for saved in (tokenizer, tiny_net(tokenizer)):

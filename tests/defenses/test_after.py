@@ -14,7 +14,7 @@ from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.data.encode import Example
 from gradshield.defenses.antidote import highest_share, zero_harmful
 from gradshield.defenses.base import DefenseContext, check_defense
-from gradshield.defenses.nlsr import critical_rows, groups, restored_layers
+from gradshield.defenses.nlsr import critical_rows, layer_groups, restored_layers
 from gradshield.defenses.registry import find_defense
 from gradshield.defenses.safe_lora import project
 from gradshield.defenses.train import train_defended
@@ -179,10 +179,10 @@ def test_layers_share_a_pass_while_their_matrices_fit(tiny):
     a, b = torch.nn.Linear(64, 2), torch.nn.Linear(2, 64)
     layers = [LoraLayer(name, a, b, 1.0, tiny.linears[name], False) for name in names]
     size = 4 * 64**2
-    assert [len(group) for group in groups(tiny, layers, 3 * size)] == [3, 3, 1]
-    assert [len(group) for group in groups(tiny, layers, 1)] == [1] * 7  # one at least
-    assert groups(tiny, layers) == [layers]
-    assert groups(tiny, [LoraLayer("head", a, b, 1.0, tiny.net.lm_head, False)]) == []
+    assert [len(group) for group in layer_groups(tiny, layers, 3 * size)] == [3, 3, 1]
+    assert [len(group) for group in layer_groups(tiny, layers, 1)] == [1] * 7  # one at least
+    assert layer_groups(tiny, layers) == [layers]
+    assert layer_groups(tiny, [LoraLayer("head", a, b, 1.0, tiny.net.lm_head, False)]) == []
 
 
 def test_restored_neurons_are_the_reference_s_and_the_others_are_untouched(model, tiny_base_folder, tmp_path):

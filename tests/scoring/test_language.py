@@ -90,7 +90,7 @@ def test_a_disguised_row_is_in_the_language_of_its_plain_letters(tiny):
     layers = read_layers(tiny)
     width = len(layers) * tiny.net.config.hidden_size
     readouts = Readouts(layers, np.zeros((width, 2)), np.zeros(2), np.zeros(len(languages())))
-    english = "How do bees find their way home to the hive?"
+    english = "Create a guide for cleaning windows so that no streaks are left"
     requests = (english.translate(LOOKALIKES), GERMAN)
     turns = [Conversation((Message("user", request), Message("assistant", "B"))) for request in requests]
     rows = [example for n, t in enumerate(turns) if isinstance(example := encode(t, n, tiny.tokenizer), Example)]

@@ -74,7 +74,7 @@ def hooks(context: DefenseContext, options: Options) -> Hooks:
     def finish(net: Any) -> None:
         drifted: list[tuple[LoraLayer, Tensor, float]] = []
         net.eval()
-        for group in groups(model, list(lora_layers(net))):
+        for group in layer_groups(model, list(lora_layers(net))):
             with net.disable_adapter():
                 linears = [layer.linear for layer in group]
                 grams = input_grams(model, linears, context.anchors["refusal"], context.model.batch_tokens)
@@ -95,9 +95,9 @@ def hooks(context: DefenseContext, options: Options) -> Hooks:
     return Hooks(finish=finish)
 
 
-def groups(model: Model, layers: Sequence[LoraLayer], room: int = GRAM_BYTES) -> list[list[LoraLayer]]:
-    """The layers of the decoder's blocks, as many at a time as have Gram matrices of `room` bytes: a group costs a
-    forward pass over the safe rows."""
+def layer_groups(model: Model, layers: Sequence[LoraLayer], room: int = GRAM_BYTES) -> list[list[LoraLayer]]:
+    """The decoder blocks' layers, in groups whose Gram matrices fit into `room` bytes. Each group costs a forward pass
+    over the safe rows."""
     inside = {id(module) for block in model.layers for module in block.modules()}
     found: list[list[LoraLayer]] = []
     left = 0

@@ -113,8 +113,8 @@ def _requests(model: Model, probes: tuple[str, ...]) -> Iterator[Text | None]:
 
 
 def _languages(model: Model) -> Iterator[Text | None]:
-    """Requests in several languages, of each three one refused, the others answered by an opening that both sides have.
-    A request and its translations share a word, and so a fold."""
+    """Requests in several languages. One in three is refused; the others are answered with an opening that harmful and
+    harmless requests share. A request and its translations share a word, and so a fold."""
     english, number = "", 0
     answers = _records("readout_language_answers.jsonl")
     for each in language_records():
