@@ -1,10 +1,7 @@
 """Things found by name, with options of their own: NAME[:key=value,…]. The scorers and the defenses are such things."""
 
-import ast
 from collections.abc import Collection, Mapping
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -63,12 +60,10 @@ class Registry(Generic[T]):
         return thing, make_options(thing.options, given, f"--{self.kind} {name}")
 
     def check(self, text: str) -> None:
-        """Raises UserError for an unknown name or a wrong option, without the slow imports of `find` if possible."""
-        name, given = self.parsed(text)
-        known = self.registered.get(name)
-        options = known.options if known else declared_options(self._modules()[name])
-        if options:
-            make_options(options, given, f"--{self.kind} {name}")
+        """Raises UserError for an unknown name or a wrong option. Only options need the import, which is slow."""
+        _, given = self.parsed(text)
+        if given:
+            self.find(text)
 
     def parsed(self, text: str) -> tuple[str, dict[str, str]]:
         """(name, options) of NAME[:key=value,…], without importing the thing. Raises UserError for an unknown name."""
@@ -81,30 +76,6 @@ class Registry(Generic[T]):
     def _modules(self) -> dict[str, str]:
         found = [m.name for m in iter_modules(import_module(self.package).__path__) if m.name not in self.skip]
         return self.homes | {name.replace("_", "-"): f"{self.package}.{name}" for name in found}
-
-
-def declared_options(module: str) -> type[BaseModel] | None:
-    """The options class that the module declares, made from its text alone, since the module imports torch.
-
-    The class must be named Options or end so, and need no imports but typing's, pydantic's and a registry's. None for
-    any other.
-    """
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        return None
-    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
-    classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name.endswith("Options")]
-    light = [n for n in body if isinstance(n, ast.ImportFrom) and _is_light(n.module or "")]
-    scope: dict[str, Any] = {"__name__": module}
-    try:
-        exec(compile(ast.Module([*light, *classes], []), spec.origin, "exec"), scope)  # our own source
-    except NameError:
-        return None
-    return scope[classes[0].name] if len(classes) == 1 else None
-
-
-def _is_light(module: str) -> bool:
-    return module in ("typing", "pydantic") or module.endswith(".registry")
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
