@@ -52,10 +52,18 @@ def test_anchored_expects_the_errors_that_its_anchors_show(above):
     assert found.harmful_kept == pytest.approx(harmful * 0.05, rel=0.01)
 
 
-@pytest.mark.parametrize(("above", "lost", "kept"), [(0, 0, 0), (29, 29, 0), (951, 0, 49), (1000, 0, 0)])
-def test_fewer_rows_above_than_good_rows_explain_are_all_lost_and_the_reverse(above, lost, kept):
+@pytest.mark.parametrize("above", [0, 1000])
+def test_a_file_of_one_value_has_no_errors(above):
     found = anchored(np.r_[np.full(above, 1.0), np.full(1000 - above, -1.0)], TWO_GOOD, TWO_HARMFUL)
-    assert (found.good_lost, found.harmful_kept) == pytest.approx((lost, kept), abs=0.01)
+    assert (found.good_lost, found.harmful_kept) == pytest.approx((0, 0), abs=0.01)
+
+
+def test_in_a_file_of_one_kind_every_row_on_the_other_side_is_an_error():
+    ranks = norm.ppf((np.arange(1000) + 0.5) / 1000)  # of a Gaussian, so not drawn
+    good, harmful = anchored(ranks - 1, ranks - 1, ranks + 1), anchored(ranks + 1, ranks - 1, ranks + 1)
+    over, under = (ranks - 1 >= good.value).sum(), (ranks + 1 < harmful.value).sum()
+    assert 100 < over < 200 and (good.good_lost, good.harmful_kept) == pytest.approx((over, 0), abs=0.01)
+    assert 100 < under < 200 and (harmful.good_lost, harmful.harmful_kept) == pytest.approx((0, under), abs=0.01)
 
 
 @pytest.mark.parametrize("poison", [0, 50, 500])
@@ -66,7 +74,7 @@ def test_anchors_that_are_harder_than_the_files_rows_inflate_the_expected_errors
     found = anchored(file, good, harmful)
     assert found.good_lost is not None and found.harmful_kept is not None
     lost, kept = (file[: 4000 - poison] >= found.value).sum(), (file[4000 - poison :] < found.value).sum()
-    assert lost / 2 <= found.good_lost <= (1.1 if poison == 0 else 3) * lost
+    assert lost / 2 <= found.good_lost <= (1.1 if poison == 0 else 2) * lost
     assert kept / 2 <= found.harmful_kept <= 2 * kept + 2
     assert found.good_lost < (4000 - poison) * (good >= found.value).mean() / 2
 

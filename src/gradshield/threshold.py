@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture  # slow to import
 
 STARTED_ON = 2000  # rows that choose where EM starts
+ANCHORS_COUNT = 200  # rows that the anchors of a kind count as, beside the file's own, in the expected errors
 FEW_ROWS = 50  # below this, a1 warns
 OUTLIERS = 0.02  # a1 warns of a group with a smaller share of the rows
 
@@ -155,25 +156,44 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
 def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> np.ndarray:
     """Probability [rows] that each row of a file is harmful, given finite scores of the file and of the anchors.
 
-    A logistic regression on the anchors gives the likelihood ratio of a score. The share of harmful rows in the file is
-    the likeliest one under these ratios (Saerens et al. 2002, a new prior for known classes), so anchors that are
-    harder than the file's rows do not inflate the expected errors.
+    The log-odds of a score are a straight line, from a logistic regression on the anchors. Natural rows are easier to
+    tell apart than anchors, so the line is made as much steeper as the file's two groups are further apart in units of
+    their variance (EM, in which the anchors of a kind count as ANCHORS_COUNT rows of its group). The share of harmful
+    rows is the likeliest one under these odds (Saerens et al. 2002, a new prior for known classes).
     """
-    from scipy.optimize import brentq
     from sklearn.linear_model import LogisticRegression
 
-    labels = np.repeat([0, 1], [len(good), len(harmful)])
-    anchors = np.r_[good, harmful]
-    middle, spread = anchors.mean(), anchors.std()
-    fit = LogisticRegression(C=1e4, class_weight="balanced").fit((anchors[:, None] - middle) / spread, labels)
     if not len(scores):
         return scores
-    ratio = np.exp(np.clip(fit.decision_function((scores[:, None] - middle) / spread), -40, 40))
+    labels = np.repeat([0, 1], [len(good), len(harmful)])
+    fit = LogisticRegression(C=1e4, class_weight="balanced").fit(np.r_[good, harmful][:, None], labels)
+    slope, crossing = fit.coef_[0, 0], -fit.intercept_[0] / fit.coef_[0, 0]
+    ranks = np.linspace(0, len(scores) - 1, min(len(scores), STARTED_ON)).round().astype(int)
+    sample = np.sort(scores)[ranks]
+    known = np.array([good.mean(), harmful.mean()])
+    spread = np.array([good.var(), harmful.var()])
+    steeper = 1.0
+    for _ in range(2):  # more change the errors by less than a twentieth
+        chance = _with_likeliest_share(steeper * slope * (sample - crossing))
+        weight = np.stack([1 - chance, chance])
+        rows = ANCHORS_COUNT + weight.sum(1)
+        means = (ANCHORS_COUNT * known + weight @ sample) / rows
+        apart = (weight * (sample - means[:, None]) ** 2).sum(1)
+        variances = (ANCHORS_COUNT * (spread + (known - means) ** 2) + apart) / rows
+        steeper = np.diff(means)[0] / np.diff(known)[0] * spread.sum() / variances.sum()
+    return _with_likeliest_share(steeper * slope * (scores - crossing))
 
-    def slope(share: float) -> float:  # of the log-likelihood, falling in the share
+
+def _with_likeliest_share(log_odds: np.ndarray) -> np.ndarray:
+    """Probability [rows] that each row is harmful, given its log-odds at even shares: with the file's likeliest one."""
+    from scipy.optimize import brentq
+
+    ratio = np.exp(np.clip(log_odds, -30, 30))
+
+    def rise(share: float) -> float:  # of the log-likelihood, falling in the share
         return float(((ratio - 1) / (1 + share * (ratio - 1))).sum())
 
-    if slope(0) <= 0:
+    if rise(0) <= 0:
         return np.zeros_like(ratio)
-    share = 1.0 if slope(1) >= 0 else brentq(slope, 0, 1)
+    share = 1.0 if rise(1) >= 0 else brentq(rise, 0, 1)
     return share * ratio / (1 + share * (ratio - 1))
