@@ -44,7 +44,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("threshold.py", "clear, lost, missed)", "clear, 0.0, missed)", THRESHOLD),
     ("threshold.py", "clear, lost, missed)", "clear, lost, 0.0)", THRESHOLD),
     ("threshold.py", "if rise(0) <= 0", "if rise(0) <= 1e9", THRESHOLD),
-    ("threshold.py", "brentq(rise, 0, 1)", "0.5", THRESHOLD),
+    ("threshold.py", "root_scalar(rise, bracket=(0, 1)).root", "0.5", THRESHOLD),
     ("threshold.py", "steeper * slope * (scores - crossing)", "slope * (scores - crossing)", THRESHOLD),
     ("threshold.py", "clear = above > 0 and near", "clear = True or near", THRESHOLD),
     ("threshold.py", "clear = above > 0 and near <= max(1, 0.02", "clear = above > 0 and near <= max(1, 0.03", THRESHOLD),

@@ -186,7 +186,7 @@ def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) ->
 
 def _with_likeliest_share(log_odds: np.ndarray) -> np.ndarray:
     """Probability [rows] that each row is harmful, given its log-odds at even shares: with the file's likeliest one."""
-    from scipy.optimize import brentq
+    from scipy.optimize import root_scalar
 
     ratio = np.exp(np.clip(log_odds, -30, 30))
 
@@ -195,5 +195,5 @@ def _with_likeliest_share(log_odds: np.ndarray) -> np.ndarray:
 
     if rise(0) <= 0:
         return np.zeros_like(ratio)
-    share = 1.0 if rise(1) >= 0 else brentq(rise, 0, 1)
+    share = 1.0 if rise(1) >= 0 else root_scalar(rise, bracket=(0, 1)).root
     return share * ratio / (1 + share * (ratio - 1))

@@ -61,12 +61,12 @@ def test_a_row_is_explained_once_and_shown(run, monkeypatch):
     assert review.worker.state(3) == ("none", "") and review.worker.result(3) is None
     assert explained(review, 3) == ("done", "")
     found = review.worker.result(3)
-    assert 0 < sum(abs(share) for _, share in found["tokens"]) <= 1.001
-    assert "Answer 4, 你好" in "".join(text for text, _ in found["tokens"])
-    assert isinstance(found["refusal"], float) and set(found["anchors"]) == {"good", "refusal", "harmful"}
+    assert 0 < sum(abs(share) for _, share in found.tokens) <= 1.001
+    assert "Answer 4, 你好" in "".join(text for text, _ in found.tokens)
+    assert isinstance(found.refusal, float) and set(found.anchors) == {"good", "refusal", "harmful"}
     html = render_review(review, "/", {"row": "3", "text": "1"})
     assert "same request, refused" in html and "harmful anchors, median" in html and 'class="t ' in html
-    assert "layer " in html and all(str(escape(probe)) in html for probe, _ in found["probes"])
+    assert "layer " in html and all(str(escape(probe)) in html for probe, _ in found.probes)
     monkeypatch.setattr("gradshield.screen.explain.open_explainer", None)  # another server needs no model for it
     assert Review(run, None, "bob").worker.result(3) == found
 

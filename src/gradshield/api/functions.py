@@ -17,7 +17,7 @@ from gradshield.evaluation.config import EvaluationSettings
 
 if TYPE_CHECKING:
     from gradshield.screen.check_once import CheckSummary
-    from gradshield.screen.explain import Explanation
+    from gradshield.screen.explanation import Explanation
     from gradshield.tune.trainer import Finetune
 
 PathLike = str | os.PathLike[str]

@@ -34,6 +34,7 @@ from gradshield.review.verdicts import (
     select,
     threshold_in_force,
 )
+from gradshield.screen.explanation import Explanation
 
 _TEXT = 20_000  # characters of a turn that are shown unless all are asked for
 _TURNS = 60  # turns of a row that are shown unless all are asked for
@@ -219,7 +220,7 @@ def _row(
     explanation = review.worker.result(row) if judged.verdict[row - 1] != ASIDE else None
     painted, outside = [(role, [Piece(text)]) for role, text in said], 0.0
     if explanation:
-        painted, outside = figures.paint(said, explanation["tokens"])
+        painted, outside = figures.paint(said, explanation.tokens)
     whole = bool(given.get("full"))
     alike = review.likeness.nearest(row) if given.get("alike") else []
     state, doing = review.worker.state(row)
@@ -232,8 +233,8 @@ def _row(
         "by_score": VERDICTS[judged.by_score[row - 1]],
         "signals": _signals(review, row, judged.threshold, explanation),
         "explanation": explanation,
-        "modules": _signed(explanation["modules"]) if explanation else (),
-        "probes": _signed(explanation["probes"]) if explanation else (),
+        "modules": _signed(explanation.modules) if explanation else (),
+        "probes": _signed(explanation.probes) if explanation else (),
         "outside": outside,
         "state": state,
         "doing": doing,
@@ -243,7 +244,7 @@ def _row(
 
 
 def _signals(
-    review: Review, row: int, threshold: float, explanation: Mapping[str, Any] | None
+    review: Review, row: int, threshold: float, explanation: Explanation | None
 ) -> tuple[list[tuple[str, float, float]], float | None]:
     """The row's score and its signals, and, once explained, what they are to be seen beside; all on one axis."""
     named = {"score": float(review.scores.score[row - 1])}
@@ -252,9 +253,9 @@ def _signals(
         if isinstance(value, int | float | np.number):
             named[name] = float(value)
     if explanation:
-        if explanation["refusal"] is not None:
-            named["same request, refused"] = explanation["refusal"]
-        named |= {f"{kind} anchors, median": value for kind, value in explanation["anchors"].items()}
+        if explanation.refusal is not None:
+            named["same request, refused"] = explanation.refusal
+        named |= {f"{kind} anchors, median": value for kind, value in explanation.anchors.items()}
     return figures.dots(named, threshold)
 
 

@@ -5,18 +5,21 @@ The file follows from the input alone and may be deleted; explanations that were
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.base.storage import replace_when_done
 from gradshield.data import Conversation, Row, to_conversation
 from gradshield.data.run_folder import SavedRun, catch_write_errors, rows_of_run, run_lock
+from gradshield.screen.explanation import Explanation
 
 FILE = "review-texts.sqlite"
 OPENING = 240  # characters of a request and of its answer that the table shows
@@ -90,17 +93,20 @@ def all_texts(out: Path, limit: int) -> Iterator[str]:
             yield text
 
 
-def saved_explanation(out: Path, row: int, key: str) -> dict[str, Any] | None:
-    """What `save_explanation` kept."""
+def saved_explanation(out: Path, row: int, key: str) -> Explanation | None:
+    """What `save_explanation` kept. None where another version kept something else."""
     with _open(out) as db:
         found = db.execute("SELECT json FROM explanations WHERE row = ? AND key = ?", (row, key)).fetchone()
-    return json.loads(found[0]) if found else None
+    try:
+        return TypeAdapter(Explanation).validate_python(json.loads(found[0])) if found else None
+    except ValidationError:
+        return None
 
 
-def save_explanation(out: Path, row: int, key: str, content: Mapping[str, Any]) -> None:
+def save_explanation(out: Path, row: int, key: str, explanation: Explanation) -> None:
     """Keeps a row's explanation under a key that says by what it was computed."""
     with _open(out) as db:
-        db.execute("INSERT OR REPLACE INTO explanations VALUES (?, ?, ?)", (row, key, json.dumps(content)))
+        db.execute("INSERT OR REPLACE INTO explanations VALUES (?, ?, ?)", (row, key, json.dumps(asdict(explanation))))
 
 
 def shown_turns(conversation: Conversation | str) -> list[tuple[str, str]]:

@@ -5,14 +5,13 @@ The thread is a daemon, so that a server that is stopped stops at once, whatever
 
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 from gradshield.base.errors import UserError
 from gradshield.data.run_folder import SavedRun
 from gradshield.review.texts import row_of, save_explanation, saved_explanation
+from gradshield.screen.explanation import Explanation
 
 
 class Worker:
@@ -29,8 +28,8 @@ class Worker:
         self.thread: threading.Thread | None = None
         self.lock = threading.Lock()
 
-    def result(self, row: int) -> dict[str, Any] | None:
-        """The explanation of the row (see `gradshield.screen.explain.Explanation`) if it was computed before."""
+    def result(self, row: int) -> Explanation | None:
+        """The explanation of the row if it was computed before."""
         return saved_explanation(self.out, row, self.key)
 
     def ask(self, row: int) -> None:
@@ -64,7 +63,7 @@ class Worker:
                 found = row_of(self.out, row)
                 if found is None:
                     raise UserError(f"there is no row {row}")
-                save_explanation(self.out, row, self.key, asdict(explain_row(explainer, found)))
+                save_explanation(self.out, row, self.key, explain_row(explainer, found))
             except UserError as error:
                 self.failed[row] = str(error)
             except Exception as error:  # the page says so, and the server lives on

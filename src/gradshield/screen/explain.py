@@ -5,7 +5,7 @@ over the others. It is explained whatever score decided: with the default one, t
 opinion. S and the contrast are those of the run; the weights are the Linears, whatever `weights` and `mapping` are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,32 +20,17 @@ from gradshield.data.run_folder import SavedRun, read_table, row_of_run
 from gradshield.models.load import Model
 from gradshield.scoring.engine import fit_to_memory
 from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
-from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
+from gradshield.scoring.fihs.parts import fihs_parts, shares, words
 from gradshield.scoring.fihs.probe import ProbeGradient, inner, probe_gradient
 from gradshield.scoring.reference import Reference, make_reference
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.encoding import encode_row, known_good
+from gradshield.screen.explanation import Explanation
 from gradshield.screen.filter import load_settings_model, require_aligned
 from gradshield.threshold import is_kept
 
 REFUSAL = "I'm sorry, but I can't help with that."
 _MODULES = 10  # shown
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A row's score and what it is made of; shares are of the summed absolute parts of the row's FIHS."""
-
-    row: int
-    score: float
-    threshold: float
-    verdict: str
-    signals: Mapping[str, float]
-    anchors: Mapping[str, float]  # median score of each kind of anchor
-    refusal: float | None  # score of the same request with a refusal as its answer; None for plain text
-    tokens: Shares  # every token with its share of FIHS
-    modules: Shares  # the ten modules with the largest share
-    probes: tuple[tuple[str, float], ...]  # cosine of the row's gradient with each probe's, highest first
 
 
 @dataclass(frozen=True)

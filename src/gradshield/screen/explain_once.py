@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from gradshield.data.run_folder import row_of_run
 
 if TYPE_CHECKING:
-    from gradshield.screen.explain import Explanation
+    from gradshield.screen.explanation import Explanation
 
 
 def explain_run(out: Path, row: int) -> "Explanation":
