@@ -153,10 +153,13 @@ def _number(value: float | None) -> str:
 
 HEAD = """# What scoring costs
 
-Made by `make bench` (`python -m benchmarks report` makes it again from `docs/results/performance/*.jsonl`); not to be
-edited. Ratios, not seconds: the unit is one forward pass without gradients over the same rows, with logits at response
-tokens only, timed right before or after each method; the median of the repeats is given, and their range. An exponent
-well below 1 means that what does not grow still outweighs what does.
+This page compares the time and memory of GradShield's scores with LoRA training and with other libraries. `make bench`
+makes it, and `python -m benchmarks report` makes it again from `docs/results/performance/*.jsonl`. Do not edit it by
+hand.
+
+Times are ratios, not seconds. The unit is one forward pass without gradients over the same rows, with logits at
+response tokens only. It is timed right before or after each method. The tables give the median of the repeats, and
+their range. An exponent well below 1 means that fixed costs still outweigh the costs that grow.
 
 ![time, memory and growth]({picture})
 """
@@ -164,36 +167,40 @@ well below 1 means that what does not grow still outweighs what does.
 TAIL = f"""## How it is measured
 
 - **Rows**: AG News with one-word labels, Alpaca, GSM8K, DialogSum, refusals, AdvBench requests with openings, and long
-  chats (Alpaca's pairs one after the other), from the folder that `GRADSHIELD_DATA` names. One probe (the
-  first bundled one), S of eq. 5, the Linears of the decoder. Batches are by token budget, the same for every method
-  that knows one; LoRA takes 8 rows a step (`gradshield tune`'s settings, so without the gradient checkpointing that is
-  TRL's own default and takes less memory and more time; TRL's training clock, no checkpoint written),
+  chats (Alpaca's pairs one after the other). They are read from the folder that `GRADSHIELD_DATA` names.
+- **Score**: one probe (the first bundled one), S of eq. 5, the Linears of the decoder.
+- **Batches**: filled by a token budget, which is the same for every method that has one. LoRA takes 8 rows per step,
   kronfluence 4 (8 on a GPU).
-- **Not timed**: what is there before rows are seen (loading, the probe's gradient, wrapping). kronfluence offers no way
-  to keep the query's gradient, so its time holds it once. Nor is the first call of a method, on one row.
-- **Memory**: the high-water mark of a fresh process less what is resident once the model and all libraries are loaded;
-  on a GPU, of the allocator. It holds the probe's gradient, whatever its form. Methods that batch by tokens get as many
-  at once as a LoRA step has, eight of the longest rows (kronfluence its four). On a CPU a part of every figure is holes
-  that the C library keeps between tensors. The times are of batches of
-  2,048 tokens (of 8,192 on a GPU).
-- **Agreement**: with per-example autograd, row by row, over the same rows; errors as a share of the largest score. The
-  normalised score is an estimate, whose error [the levers](results/README.md#levers-llamacpp) have. In
-  bfloat16 every way to the score differs from autograd by the rounding of activations and gradients.
-- **Growth**: exponents are slopes of log time over log x, each fitted on the span given with it. Rows are pieces of
-  {SHORT} tokens of the chats (equal in number and kind for all, fewer for the slow methods); length is time per row at
-  the same number of tokens; probes share one gradient, recompressed; what takes less than
-  20 seconds is timed three times, of which the median counts; size is random weights in Llama's shape.
+- **LoRA**: trained with `gradshield tune`'s settings, so without gradient checkpointing. TRL's own default is with it,
+  which takes less memory and more time. The time is from TRL's training clock. No checkpoint is written.
+- **Not timed**: what is ready before the rows are seen (loading, the probe's gradient, wrapping), and the first call of
+  a method, on one row. kronfluence offers no way to keep the query's gradient, so its time includes computing it once.
+- **Memory**: the peak of a fresh process, minus what is resident once the model and all libraries are loaded. On a GPU
+  it is the allocator's peak. It includes the probe's gradient, whatever its form. Methods that batch by tokens get as
+  many tokens at once as a LoRA step has: eight of the longest rows. kronfluence gets its four. On a CPU, part of every
+  figure is heap fragmentation: gaps between tensors that the C library keeps.
+- **Time**: measured with batches of 2,048 tokens (8,192 on a GPU).
+- **Agreement**: with per-example autograd, row by row, over the same rows. Errors are a share of the largest score. The
+  normalised score is an estimate; [the levers](results/README.md#levers-llamacpp) give its error. In bfloat16, every
+  way to compute the score differs from autograd by the rounding of activations and gradients.
+- **Growth**: exponents are slopes of log time over log x. Each is fitted on the range given with it. What takes less
+  than 20 seconds is timed three times, and the median counts.
+    - *rows*: pieces of {SHORT} tokens of the chats, equal in number and kind for all methods, but fewer for the slow
+      ones.
+    - *length*: time per row at the same number of tokens.
+    - *probes*: they share one gradient, which is recompressed.
+    - *size*: random weights in Llama's shape.
 
-### The peers, and why their numbers are ours
+### The peers, and why their scores equal ours
 
-All peers give FIHS itself, same sign and same scale, because each is told the same loss and S:
+All peers compute FIHS itself, with the same sign and scale, because each gets the same loss and S:
 
-- **bergson** is called as `bergson score` calls itself (`collect_gradients` with a `Scorer`), with
-  `loss_reduction="mean"` (its default is the sum over tokens). The query that it is given is ∇S as matrices, made
-  before the clock starts. *per token* is its `attribute_tokens`, the tokens' scores summed.
+- **bergson** is called the way its command `bergson score` works: `collect_gradients` with a `Scorer`. The loss is set
+  to `loss_reduction="mean"`; its default is the sum over tokens. Its query is ∇S as matrices, made before the clock
+  starts. *per token* is its `attribute_tokens`, with the tokens' scores summed.
 - **kronfluence** is called as in its example for language models, with the identity for the Hessian. Its measurement is
-  S, its training loss the sum of the rows' means. *rank {LOW_RANK}* is its query batching. Where a Linear has a bias,
-  kronfluence adds the bias' gradient to the score (Qwen's q, k and v), which the others leave out.
-- Both compute the logits of every token; both are given rows sorted by length, and no attention mask, which a causal
-  model padded on the right does not need.
+  S, and its training loss is the sum of the rows' means. *rank {LOW_RANK}* is its query batching. Where a Linear has
+  a bias (Qwen's q, k and v), kronfluence adds the gradient of the bias to the score. The others leave it out.
+- Both compute the logits of every token. Both get rows sorted by length, and no attention mask: a causal model with
+  padding on the right does not need one.
 """
