@@ -50,6 +50,19 @@ def fitted(tiny):
     return fit_readouts(tiny, texts(tiny), 512)
 
 
+def test_a_language_that_is_not_read_teaches_nothing(tiny, monkeypatch):
+    def found(harmful: bool, unread: tuple[str, ...]) -> np.ndarray:
+        german = [
+            Text(row(tiny.tokenizer, f"Wie geht {n}", "So"), "good", harmful, (f"Wie {n}",), language="de")
+            for n in range(12)
+        ]
+        monkeypatch.setattr("gradshield.scoring.intent.fit.unread_languages", lambda ability: frozenset(unread))
+        return fit_readouts(tiny, [*texts(tiny), *german], 512)[0].weight
+
+    np.testing.assert_array_equal(found(True, ("de",))[:, 0], found(False, ("de",))[:, 0])
+    assert not np.allclose(found(True, ())[:, 0], found(False, ())[:, 0])
+
+
 def test_scores_do_not_depend_on_batch_padding_or_order(tiny):
     readouts = random_readouts(tiny)
     examples = random_examples(12, len(tiny.tokenizer))

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from gradshield.scoring.intent import corpus as module
 from gradshield.scoring.intent.corpus import anchor_records, fitting_texts
-from gradshield.scoring.intent.fit import FOLDS, REGULARISATION, Bags, _fit, _folds
+from gradshield.scoring.intent.fit import FOLDS, REGULARISATION, Bags, _fit, _folds, _spread
 from gradshield.scoring.intent.language import languages
 
 
@@ -18,6 +18,16 @@ def test_bags_of_one_vector_are_fitted_as_a_logistic_regression():
     found = _fit(Bags(torch.from_numpy(x), each, torch.from_numpy(y), torch.zeros(200).long()), soft=True)
     expected = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=1000, tol=1e-8).fit(x, y)
     np.testing.assert_allclose(found, [*expected.coef_[0], *expected.intercept_], rtol=0.01, atol=0.01)
+
+
+def test_large_and_small_dimensions_vary_alike_once_standardised():
+    rng = np.random.default_rng(2)
+    states = [rng.normal((5, 0, -1, 7), (3, 3, 1, 0), (8, 4)).astype(np.float16) for _ in range(2000)]
+    middle, scale = _spread(states, layers=2)
+    z = (np.concatenate(states) - middle) / scale
+    np.testing.assert_allclose(z.mean(0), 0, atol=0.1)
+    np.testing.assert_allclose(z[:, :3].var(0), 0.5, rtol=0.1)  # 2 layers of 2 dimensions
+    assert np.isfinite(scale).all() and (z[:, 3] == 0).all()
 
 
 def test_a_bag_is_positive_where_one_of_its_vectors_is():

@@ -17,7 +17,7 @@ from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 from gradshield.scoring.engine import fit_to_memory
 from gradshield.scoring.intent.corpus import Text
-from gradshield.scoring.intent.language import reading_ability
+from gradshield.scoring.intent.language import reading_ability, unread_languages
 from gradshield.scoring.intent.reading import (
     CONTEXT_WINDOW,
     RESPONSE_WINDOW,
@@ -32,7 +32,8 @@ from gradshield.scoring.intent.reading import (
 from gradshield.scoring.intent.spans import Response, marks_of, responses
 
 FOLDS = 4
-REGULARISATION = 5.0  # C of the logistic regressions, on states of unit length (docs/log.md)
+REGULARISATION = 1.0  # C of the logistic regressions, on standardised states (docs/log.md)
+VARIANCE_FLOOR = 0.01  # of the mean variance, added to that of every dimension
 STRIDE = 2  # tokens between the running means that are fitted on
 
 
@@ -49,7 +50,8 @@ class Bags:
 def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tuple[Readouts, dict[str, np.ndarray]]:
     """The readouts, each the mean of one fit per fold, and the scores of the rows among the texts by kind.
 
-    A row is scored by the fit that has not seen its words in any form. So is how well each language is read.
+    A row is scored by the fit that has not seen its words in any form. So is how well each language is read. Texts in a
+    language that the model can't read are noise: once that is known, the readouts are fitted without them.
     """
     marks = marks_of(model.tokenizer)
     layers = read_layers(model)
@@ -57,27 +59,43 @@ def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tupl
         _Row(text, example, responses(example, marks)[-1]) for text, example in zip(texts, _scored_parts(model, texts))
     ]
     states = _states(model, [row.example for row in rows], layers, batch_tokens)
+    middle, scale = _spread(states, len(layers))
+    for n, each in enumerate(states):
+        states[n] = ((each - middle) / scale).astype(np.float16)
     fold = _folds([text.words for text in texts])
-    topic = _topic_bags(rows, states, fold)
-    answer = _answer_bags(rows, states, fold)
-    fits = [
-        np.stack([_fit(_without_fold(topic, n), soft=True), _fit(_without_fold(answer, n), soft=False)], 1)
-        for n in range(FOLDS)
-    ]
+    topic = _fits(_topic_bags(rows, states, fold), soft=True)
+    ability = reading_ability(_asked(rows, states, topic[fold]))
+    unread = unread_languages(ability)
+    if unread:
+        kept = [n for n, row in enumerate(rows) if row.text.language not in unread]
+        rows, states, fold = [rows[n] for n in kept], [states[n] for n in kept], fold[kept]
+        topic = _fits(_topic_bags(rows, states, fold), soft=True)
+    answer = _fits(_answer_bags(rows, states, fold), soft=False)
+    fits = np.stack([topic, answer], 2)
     scores: dict[str, list[float]] = {"good": [], "refusal": [], "harmful": []}
-    asked: list[tuple[str, bool, float]] = []
-    for row, held, own in zip(rows, states, fold):
-        tokens = held @ fits[own][:-1] + fits[own][-1]
-        before = len(row.example.ids) - len(held)  # what all texts open with has no states
-        context = row.response.context - before
-        here = Response(context[context >= 0], row.response.start - before, len(held))
-        if row.text.language:
-            asked.append((row.text.language, row.text.harmful, asked_topic(tokens, here)))
-        elif row.text.kind in scores:
-            scores[row.text.kind].append(row_scores(tokens, [here])[0])
-    mean = np.mean(fits, 0)
-    readouts = Readouts(layers, mean[:-1], mean[-1], reading_ability(asked))
+    for row, held, own in zip(rows, states, fits[fold]):
+        if row.text.kind in scores and not row.text.language:
+            scores[row.text.kind].append(row_scores(held @ own[:-1] + own[-1], [_place(row, held)])[0])
+    mean = fits.mean(0)
+    weight = mean[:-1] / scale[:, None]  # of states that are not standardised
+    readouts = Readouts(layers, weight, mean[-1] - middle @ weight, ability)
     return readouts, {kind: np.array(values) for kind, values in scores.items()}
+
+
+def _asked(rows: Sequence["_Row"], states: Sequence[np.ndarray], topic: np.ndarray) -> list[tuple[str, bool, float]]:
+    """(language, is it harmful, topic) of each request in a known language, from the topic's fits [rows, d + 1]."""
+    return [
+        (row.text.language, row.text.harmful, asked_topic((held @ own[:-1] + own[-1])[:, None], _place(row, held)))
+        for row, held, own in zip(rows, states, topic)
+        if row.text.language
+    ]
+
+
+def _place(row: "_Row", held: np.ndarray) -> Response:
+    """Where the row's response is in its states, which begin behind what all texts open with."""
+    before = len(row.example.ids) - len(held)
+    context = row.response.context - before
+    return Response(context[context >= 0], row.response.start - before, len(held))
 
 
 @dataclass(frozen=True)
@@ -119,16 +137,27 @@ def _states(model: Model, examples: Sequence[Example], layers: Sequence[int], ba
     return list(found)
 
 
+def _spread(states: Sequence[np.ndarray], layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """(means, scales) [layers * d] of the dimensions of the states.
+
+    In (state − mean) / scale, all dimensions vary alike, and a layer's vectors have a mean square length of 1. As they
+    are, a few large dimensions use up what the regularisation allows.
+    """
+    sample = np.concatenate([each[::8] for each in states]).astype(np.float32)
+    variance = sample.var(0, dtype=np.float64)
+    variance += VARIANCE_FLOOR * variance.mean()  # a dimension that hardly varies holds rounding errors
+    return sample.mean(0, dtype=np.float64), np.sqrt(variance * sample.shape[1] / layers)
+
+
 def _topic_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.ndarray) -> Bags:
     """What stands in front of each response, and each response that complies."""
     parts, labels, folds = [], [], []
     for row, held, own in zip(rows, states, fold):
-        before = len(row.example.ids) - len(held)
-        context = row.response.context - before
-        pieces = [(held[context[context >= 0]], CONTEXT_WINDOW)]
+        here = _place(row, held)
+        pieces = [(held[here.context], CONTEXT_WINDOW)]
         if row.text.kind in ("good", "harmful"):
-            begin = max(row.response.start, row.text.turn - 3) - before
-            pieces.append((held[begin : row.response.stop - before], RESPONSE_WINDOW))
+            before = len(row.example.ids) - len(held)
+            pieces.append((held[max(here.start, row.text.turn - 3 - before) :], RESPONSE_WINDOW))
         for piece, width in pieces:
             if len(piece):
                 parts.append(_running_means(piece, width, STRIDE))
@@ -176,6 +205,11 @@ def _without_fold(bags: Bags, fold: int) -> Bags:
     inside = kept[bags.of]
     number = torch.cumsum(kept, 0) - 1
     return Bags(bags.x[inside], number[bags.of[inside]], bags.label[kept], bags.fold[kept])
+
+
+def _fits(bags: Bags, soft: bool) -> np.ndarray:
+    """Weights and bias [folds, d + 1] of a fit on the bags of all other folds, for each fold."""
+    return np.stack([_fit(_without_fold(bags, n), soft) for n in range(FOLDS)])
 
 
 def _fit(bags: Bags, soft: bool) -> np.ndarray:
