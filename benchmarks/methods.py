@@ -28,7 +28,7 @@ from gradshield.scoring.engine import score
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.probe import ProbeGradient, SafetyScore, margin, paper_tokens, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
-from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layers, scored_part
+from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layer, scored_part
 
 STEP = 3e-3  # of the central difference: ‖ε ∇S‖ over all weights
 
@@ -214,13 +214,12 @@ def fihs(variant: str) -> Callable[[Task, Sequence[Example]], AbstractContextMan
 
 @contextmanager
 def intent(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
-    """Ours, the default score: hidden states at the middle layers and two linear readouts.
+    """Ours, the default score: hidden states of the middle layer and two linear readouts.
 
     What the readouts say does not change what they cost, so they are drawn at random instead of fitted.
     """
-    layers = read_layers(task.model)
-    width = len(layers) * task.model.net.config.hidden_size
-    drawn = Readouts(layers, np.random.default_rng(0).normal(size=(width, 2)), np.zeros(2))
+    width = task.model.net.config.hidden_size
+    drawn = Readouts(read_layer(task.model), np.random.default_rng(0).normal(size=(width, 2)), np.zeros(2))
 
     def scorer(batch: Sequence[Example]) -> Scores:
         return intent_scores(task.model, drawn, batch)

@@ -174,9 +174,9 @@ def random_examples(count: int, vocab: int, seed: int = 0, longest: int = 40) ->
     return examples
 
 
-def random_readouts(model: Model, layers: tuple[int, ...] = (0, 1)):
+def random_readouts(model: Model, layer: int = 1):
     """Readouts of `intent` with drawn weights: what they say is nothing, but how they read it can be tested."""
     from gradshield.scoring.intent.reading import Readouts
 
-    width = len(layers) * model.net.config.get_text_config().hidden_size
-    return Readouts(layers, np.random.default_rng(0).normal(size=(width, 2)), np.array([0.5, -0.5]))
+    width = model.net.config.get_text_config().hidden_size
+    return Readouts(layer, np.random.default_rng(0).normal(size=(width, 2)), np.array([0.5, -0.5]))

@@ -21,7 +21,7 @@ SIGN = ["tests/scoring/test_safety_score.py"]
 REFUSAL = ["tests/models/test_refusal.py"]
 ASR = ["tests/evaluation/test_evaluate.py", "-k", "asr_is_the_share"]
 INTENT = ["tests/scoring/test_intent.py", "-k", "surer or worst or wherever or since_the_one or running_means"]
-LAYERS = ["tests/scoring/test_intent.py", "-k", "three_blocks"]
+LAYERS = ["tests/scoring/test_intent.py", "-k", "middle"]
 MASK = ["tests/data/test_encode.py", "-k", "cut_is_on_the_right or loss_on_and_weight or special_tokens_once"]
 WRITE = ["tests/data/test_write.py", "-k", "partition or too_few or set_aside_rows"]
 VERDICTS = ["tests/screen/test_filter.py", "-k", "rows_in_are and fihs:probes"]
@@ -38,7 +38,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("scoring/fihs/scorer.py", '"score": columns[variant]', '"score": -columns[variant]', SIGN),
     ("scoring/fihs/contraction.py", "return Contraction(table(dot) * share,", "return Contraction(table(dot),", SIGN),
     ("models/batching.py", "positions.append(where - 1)", "positions.append(where)", SIGN),
-    ("threshold.py", "np.quantile(good, 0.97)", "np.quantile(good, 0.90)", THRESHOLD),
+    ("threshold.py", "np.quantile(good, 0.98)", "np.quantile(good, 0.90)", THRESHOLD),
     ("threshold.py", "np.quantile(harmful, 0.05)", "np.quantile(harmful, 0.40)", THRESHOLD),
     ("threshold.py", "(upper + lower) / 2", "lower", THRESHOLD),
     ("threshold.py", "clear, lost, missed)", "clear, 0.0, missed)", THRESHOLD),
@@ -80,7 +80,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("evaluation/safety.py", "z2 / (4 * total * total)", "0", ASR),
     ("evaluation/evaluate.py", "over_refusal=sum(refused) / len(scary)", "over_refusal=1 - sum(refused) / len(scary)", ASR),
     ("scoring/intent/reading.py", "LATER_WINDOW_PENALTY = 1.0", "LATER_WINDOW_PENALTY = 0.0", INTENT),
-    ("scoring/intent/reading.py", "DEPTHS = (0.5, 0.6, 0.7)", "DEPTHS = (0.5, 0.7)", LAYERS),
+    ("scoring/intent/reading.py", "DEPTH = 0.5", "DEPTH = 0.4", LAYERS),
     ("scoring/intent/reading.py", "max((min(topic, answer)", "max((max(topic, answer)", INTENT),
     ("scoring/intent/reading.py", "return max((min", "return min((min", INTENT),
     ("scoring/intent/reading.py", "running_mean(tokens[response.context, 0], CONTEXT_WINDOW).max()", "running_mean(tokens[response.context, 0], CONTEXT_WINDOW)[-1]", INTENT),

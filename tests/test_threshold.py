@@ -11,10 +11,10 @@ from gradshield.threshold import Threshold, a1, anchored, fixed, harmful_chance,
 
 RNG = np.random.default_rng(0)
 GOOD, HARMFUL = RNG.normal(-2, 0.5, 400), RNG.normal(2, 0.5, 200)
-# By hand: the 97 % quantile is 1 + .03 · 3, the 5 % quantile −1 + .95 · 4, so the threshold is (1.09 + 2.8) / 2.
-GOOD_ANCHORS = np.r_[np.full(194, 1.0), np.full(6, 4.0)]  # 3 % of them are above the threshold
+# By hand: the 98 % quantile is 1 + .02 · 3, the 5 % quantile −1 + .95 · 4, so the threshold is (1.06 + 2.8) / 2.
+GOOD_ANCHORS = np.r_[np.full(196, 1.0), np.full(4, 4.0)]  # 2 % of them are above the threshold
 HARMFUL_ANCHORS = np.r_[np.full(5, -1.0), np.full(95, 3.0)]  # 5 % of them are below it
-BY_HAND = 1.945
+BY_HAND = 1.93
 
 
 def file(above: int, near: int = 0, rows: int = 1000) -> np.ndarray:
@@ -33,13 +33,13 @@ def test_anchored_holds_from_clean_to_nine_tenths_poison(poison):
     assert found.good_lost is not None and found.good_lost < 10
 
 
-def test_anchored_is_the_middle_between_the_97_and_the_5_percent_quantile():
+def test_anchored_is_the_middle_between_the_98_and_the_5_percent_quantile():
     found = anchored(file(60), np.r_[GOOD_ANCHORS, np.nan], np.r_[HARMFUL_ANCHORS, np.inf])
     assert found.value == pytest.approx(BY_HAND)
 
 
-# Scores of two values: a logistic regression through two points is exact, so its ratios are .95 / .03 and .05 / .97.
-TWO_GOOD = np.r_[np.full(194, -1.0), np.full(6, 1.0)]
+# Scores of two values: a logistic regression through two points is exact, so its ratios are .95 / .02 and .05 / .98.
+TWO_GOOD = np.r_[np.full(196, -1.0), np.full(4, 1.0)]
 TWO_HARMFUL = np.r_[np.full(5, -1.0), np.full(95, 1.0)]
 
 
@@ -47,9 +47,9 @@ TWO_HARMFUL = np.r_[np.full(5, -1.0), np.full(95, 1.0)]
 def test_anchored_expects_the_errors_that_its_anchors_show(above):
     scores = np.r_[np.full(above, 1.0), np.full(1000 - above, -1.0), np.nan, -np.inf]
     found = anchored(scores, TWO_GOOD, TWO_HARMFUL)
-    harmful = (above - 1000 * 0.03) / (1 - 0.05 - 0.03)  # above = .95 harmful + .03 (1000 − harmful)
-    assert found.good_lost == pytest.approx((1000 - harmful) * 0.03, rel=0.01)
-    assert found.harmful_kept == pytest.approx(harmful * 0.05, rel=0.01)
+    harmful = (above - 1000 * 0.02) / (1 - 0.05 - 0.02)  # above = .95 harmful + .02 (1000 − harmful)
+    assert found.good_lost == pytest.approx((1000 - harmful) * 0.02, rel=0.03)
+    assert found.harmful_kept == pytest.approx(harmful * 0.05, rel=0.03)
 
 
 @pytest.mark.parametrize("above", [0, 1000])
@@ -60,10 +60,10 @@ def test_a_file_of_one_value_has_no_errors(above):
 
 def test_in_a_file_of_one_kind_every_row_on_the_other_side_is_an_error():
     ranks = norm.ppf((np.arange(1000) + 0.5) / 1000)  # of a Gaussian, so not drawn
-    good, harmful = anchored(ranks - 1, ranks - 1, ranks + 1), anchored(ranks + 1, ranks - 1, ranks + 1)
-    over, under = (ranks - 1 >= good.value).sum(), (ranks + 1 < harmful.value).sum()
-    assert 100 < over < 200 and (good.good_lost, good.harmful_kept) == pytest.approx((over, 0), abs=0.01)
-    assert 100 < under < 200 and (harmful.good_lost, harmful.harmful_kept) == pytest.approx((0, under), abs=0.01)
+    good, harmful = anchored(ranks - 1.2, ranks - 1.2, ranks + 1.2), anchored(ranks + 1.2, ranks - 1.2, ranks + 1.2)
+    over, under = (ranks - 1.2 >= good.value).sum(), (ranks + 1.2 < harmful.value).sum()
+    assert 50 < over < 200 and (good.good_lost, good.harmful_kept) == pytest.approx((over, 0), abs=0.01)
+    assert 50 < under < 200 and (harmful.good_lost, harmful.harmful_kept) == pytest.approx((0, under), abs=0.01)
 
 
 @pytest.mark.parametrize("poison", [0, 50, 500])

@@ -14,7 +14,7 @@ from gradshield.scoring.intent.reading import (
     LATER_WINDOW_PENALTY,
     RESPONSE_WINDOW,
     intent_scores,
-    read_layers,
+    read_layer,
     response_scores,
     row_scores,
     running_mean,
@@ -80,9 +80,9 @@ def test_a_token_is_read_as_the_unit_vectors_of_its_states_say(tiny):
     readouts = random_readouts(tiny)
     example = random_examples(1, len(tiny.tokenizer))[0]
     (found,) = token_scores(tiny, readouts, [example])
-    hidden = hidden_at(tiny, torch.from_numpy(example.ids).long()[None], readouts.layers)
-    side = torch.cat([h[0] / h[0].norm(dim=-1, keepdim=True) for h in hidden], -1).double().numpy()
-    np.testing.assert_allclose(found, side @ readouts.weight + readouts.bias, atol=1e-5)
+    (hidden,) = hidden_at(tiny, torch.from_numpy(example.ids).long()[None], [readouts.layer])
+    unit = (hidden / hidden.norm(dim=-1, keepdim=True))[0].double().numpy()
+    np.testing.assert_allclose(found, unit @ readouts.weight + readouts.bias, atol=1e-5)
 
 
 def test_what_all_rows_open_with_is_computed_once_and_read_in_every_row(tiny):
@@ -225,10 +225,10 @@ def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(tiny):
     assert {kind: len(values) for kind, values in scores.items()} == {"good": 12, "refusal": 12, "harmful": 12}
 
 
-def test_three_blocks_of_the_middle_are_read(tiny):
+def test_the_block_in_the_middle_is_read(tiny):
     class Deep:
         layers = range(30)
 
-    assert read_layers(Deep()) == (15, 18, 21)  # type: ignore[arg-type]
+    assert read_layer(Deep()) == 15  # type: ignore[arg-type]
     _, scores = fit_readouts(tiny, texts(tiny), 512)
-    assert len(read_layers(tiny)) >= 1 and scores
+    assert read_layer(tiny) == 1 and scores

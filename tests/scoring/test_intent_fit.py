@@ -23,10 +23,10 @@ def test_bags_of_one_vector_are_fitted_as_a_logistic_regression():
 def test_large_and_small_dimensions_vary_alike_once_standardised():
     rng = np.random.default_rng(2)
     states = [rng.normal((5, 0, -1, 7), (3, 3, 1, 0), (8, 4)).astype(np.float16) for _ in range(2000)]
-    middle, scale = _spread(states, layers=2)
+    middle, scale = _spread(states)
     z = (np.concatenate(states) - middle) / scale
     np.testing.assert_allclose(z.mean(0), 0, atol=0.1)
-    np.testing.assert_allclose(z[:, :3].var(0), 0.5, rtol=0.1)  # 2 layers of 2 dimensions
+    np.testing.assert_allclose(z[:, :3].var(0), 0.25, rtol=0.1)  # of four dimensions
     assert np.isfinite(scale).all() and (z[:, 3] == 0).all()
 
 

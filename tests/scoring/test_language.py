@@ -15,7 +15,7 @@ from gradshield.scoring.intent.language import (
     reading_ability,
     unread_languages,
 )
-from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layers
+from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layer
 from gradshield.scoring.intent.unreadable import foreign_language_reason
 from gradshield.study.dresses import LOOKALIKES
 
@@ -87,9 +87,8 @@ def test_the_templates_own_words_do_not_count(tiny):
 
 
 def test_a_disguised_row_is_in_the_language_of_its_plain_letters(tiny):
-    layers = read_layers(tiny)
-    width = len(layers) * tiny.net.config.hidden_size
-    readouts = Readouts(layers, np.zeros((width, 2)), np.zeros(2), np.zeros(len(languages())))
+    width = tiny.net.config.hidden_size
+    readouts = Readouts(read_layer(tiny), np.zeros((width, 2)), np.zeros(2), np.zeros(len(languages())))
     english = "Create a guide for cleaning windows so that no streaks are left"
     requests = (english.translate(LOOKALIKES), GERMAN)
     turns = [Conversation((Message("user", request), Message("assistant", "B"))) for request in requests]

@@ -23,7 +23,7 @@ from gradshield.scoring.intent.reading import (
     RESPONSE_WINDOW,
     Readouts,
     asked_topic,
-    read_layers,
+    read_layer,
     row_scores,
     scored_part,
     shared_opening,
@@ -54,12 +54,12 @@ def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tupl
     language that the model can't read are noise: once that is known, the readouts are fitted without them.
     """
     marks = marks_of(model.tokenizer)
-    layers = read_layers(model)
+    layer = read_layer(model)
     rows = [
         _Row(text, example, responses(example, marks)[-1]) for text, example in zip(texts, _scored_parts(model, texts))
     ]
-    states = _states(model, [row.example for row in rows], layers, batch_tokens)
-    middle, scale = _spread(states, len(layers))
+    states = _states(model, [row.example for row in rows], layer, batch_tokens)
+    middle, scale = _spread(states)
     for n, each in enumerate(states):
         states[n] = ((each - middle) / scale).astype(np.float16)
     fold = _folds([text.words for text in texts])
@@ -78,7 +78,7 @@ def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tupl
             scores[row.text.kind].append(row_scores(held @ own[:-1] + own[-1], [_place(row, held)])[0])
     mean = fits.mean(0)
     weight = mean[:-1] / scale[:, None]  # of states that are not standardised
-    readouts = Readouts(layers, weight, mean[-1] - middle @ weight, ability)
+    readouts = Readouts(layer, weight, mean[-1] - middle @ weight, ability)
     return readouts, {kind: np.array(values) for kind, values in scores.items()}
 
 
@@ -109,8 +109,8 @@ def _scored_parts(model: Model, texts: Sequence[Text]) -> list[Example]:
     return scored_part(model, [text.example for text in texts])
 
 
-def _states(model: Model, examples: Sequence[Example], layers: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
-    """States [tokens − opening, layers * d] float16 of each example, the opening being what its batch shares.
+def _states(model: Model, examples: Sequence[Example], layer: int, batch_tokens: int) -> list[np.ndarray]:
+    """States [tokens − opening, d] float16 of each example, the opening being what its batch shares.
 
     Raises UserError where they are not finite.
     """
@@ -121,7 +121,8 @@ def _states(model: Model, examples: Sequence[Example], layers: Sequence[int], ba
     def read(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
         ids, *_ = pad(batch, model.device)
         first = min(shared_opening(ids), opening)
-        hidden = torch.cat([unit_length(h).cpu() for h in hidden_at(model, ids, layers, first)], -1).half().numpy()
+        (states,) = hidden_at(model, ids, [layer], first)
+        hidden = unit_length(states).cpu().half().numpy()
         rows = np.empty(len(batch), dtype=object)
         for n, example in enumerate(batch):
             rows[n] = hidden[n, : len(example.ids) - first].copy()
@@ -137,16 +138,16 @@ def _states(model: Model, examples: Sequence[Example], layers: Sequence[int], ba
     return list(found)
 
 
-def _spread(states: Sequence[np.ndarray], layers: int) -> tuple[np.ndarray, np.ndarray]:
-    """(means, scales) [layers * d] of the dimensions of the states.
+def _spread(states: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(means, scales) [d] of the dimensions of the states.
 
-    In (state − mean) / scale, all dimensions vary alike, and a layer's vectors have a mean square length of 1. As they
+    In (state − mean) / scale, all dimensions vary alike, and the vectors have a mean square length of 1. As they
     are, a few large dimensions use up what the regularisation allows.
     """
     sample = np.concatenate([each[::8] for each in states]).astype(np.float32)
     variance = sample.var(0, dtype=np.float64)
     variance += VARIANCE_FLOOR * variance.mean()  # a dimension that hardly varies holds rounding errors
-    return sample.mean(0, dtype=np.float64), np.sqrt(variance * sample.shape[1] / layers)
+    return sample.mean(0, dtype=np.float64), np.sqrt(variance * sample.shape[1])
 
 
 def _topic_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.ndarray) -> Bags:

@@ -16,7 +16,7 @@ def prepare(context: Context, options: NoOptions) -> Prepared:
     """Fits the two readouts on the bundled texts; cached per model."""
     model = context.model
     saved = context.cached("fit", lambda: _fit(context))
-    readouts = Readouts(tuple(saved["layers"].tolist()), saved["weight"], saved["bias"], saved["ability"])
+    readouts = Readouts(int(saved["layer"]), saved["weight"], saved["bias"], saved["ability"])
     return Prepared(
         lambda batch: intent_scores(model, readouts, batch),
         {kind: saved[f"anchors_{kind}"] for kind in ANCHOR_ROWS},
@@ -28,7 +28,7 @@ def _fit(context: Context) -> Mapping[str, np.ndarray]:
     texts = fitting_texts(context.model, context.probes)
     readouts, anchors = fit_readouts(context.model, texts, FIT_TOKENS)
     return {
-        "layers": np.array(readouts.layers),
+        "layer": np.array(readouts.layer),
         "weight": readouts.weight,
         "bias": readouts.bias,
         "ability": readouts.ability,
@@ -41,8 +41,8 @@ SCORER = Scorer(
     "does the row answer what the model would refuse? Two linear readouts of hidden states",
     prepare,
     needs=frozenset({"refused probes", "request"}),
-    cost=0.7,
+    cost=0.5,
     columns=("topic", "answer"),
     unit="log-odds",
-    version=10,
+    version=11,
 )

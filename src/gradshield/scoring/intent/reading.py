@@ -1,10 +1,10 @@
 """The default score: does this row answer what the model would refuse?
 
-Two linear readouts of hidden states are fitted on bundled texts and read at every token. `topic` is the log-odds that
-the text is about something to be refused, `answer` that a response complies rather than refuses. The topic of a
-response is the mean of two numbers: the highest value in the text before it, and the highest value in the response.
-Its answer is the highest value over its windows. A row is harmful when both hold, so its score is the smaller of the
-two. A row of several turns scores as its worst response. The cost is a forward pass up to the highest of the layers.
+Two linear readouts of one layer's hidden states are fitted on bundled texts and read at every token. `topic` is the
+log-odds that the text is about something to be refused, `answer` that a response complies rather than refuses. The
+topic of a response is the mean of two numbers: the highest value in the text before it, and the highest value in the
+response. Its answer is the highest value over its windows. A row is harmful when both hold, so its score is the smaller
+of the two. A row of several turns scores as its worst response. The cost is a forward pass up to that layer.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from gradshield.scoring.intent.unreadable import (
     token_length,
 )
 
-DEPTHS = (0.5, 0.6, 0.7)  # of the decoder's blocks: where the readouts read
+DEPTH = 0.5  # of the decoder's blocks: where the readouts read
 CONTEXT_WINDOW, RESPONSE_WINDOW = 4, 8  # tokens that a log-odds is averaged over: before a response, and in it
 LATER_WINDOW_PENALTY = 1.0  # taken off the log-odds of all windows but the first: of many, one is high by chance
 MIN_SHARED_TOKENS = 8  # of an opening that all rows of a batch have, from which it pays to compute it once
@@ -38,10 +38,10 @@ MIN_SHARED_TOKENS = 8  # of an opening that all rows of a batch have, from which
 
 @dataclass(frozen=True)
 class Readouts:
-    """Log-odds of a token = its states · weight + bias, for the unit vectors of `layers` side by side."""
+    """Log-odds of a token = its state · weight + bias, where the state is the unit vector of what `layer` puts out."""
 
-    layers: tuple[int, ...]
-    weight: np.ndarray  # float64 [layers * d, 2]: topic, answer
+    layer: int
+    weight: np.ndarray  # float64 [d, 2]: topic, answer
     bias: np.ndarray  # float64 [2]
     ability: np.ndarray = field(default_factory=lambda: np.empty(0))  # how well each of `languages()` is read
 
@@ -52,28 +52,24 @@ def scored_part(model: Model, examples: Sequence[Example]) -> list[Example]:
     return [without_turn_ends(e, ends) for e in examples]
 
 
-def read_layers(model: Model) -> tuple[int, ...]:
-    """The decoder blocks whose outputs are read."""
-    return tuple(sorted({int(depth * len(model.layers)) for depth in DEPTHS}))
+def read_layer(model: Model) -> int:
+    """The decoder block whose output is read."""
+    return int(DEPTH * len(model.layers))
 
 
 def token_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) -> list[np.ndarray]:
     """Log-odds [tokens, 2] (topic, answer) of every token of each row of the batch."""
     ids, *_ = pad(batch, model.device)
-    weight = torch.from_numpy(readouts.weight)
+    weight = torch.from_numpy(readouts.weight).float()
 
-    def read(hidden: Sequence[Tensor]) -> np.ndarray:
-        total = sum(
-            unit_length(h) @ part.to(h.device, torch.float32)
-            for h, part in zip(hidden, weight.chunk(len(hidden)), strict=True)
-        )
-        assert isinstance(total, Tensor)
-        return total.cpu().double().numpy() + readouts.bias
+    def read(ids: Tensor, shared: int = 0) -> np.ndarray:
+        (hidden,) = hidden_at(model, ids, [readouts.layer], shared)
+        return (unit_length(hidden) @ weight.to(hidden.device)).cpu().double().numpy() + readouts.bias
 
     shared = shared_opening(ids)
-    scores = read(hidden_at(model, ids, readouts.layers, shared))
+    scores = read(ids, shared)
     if shared:  # computed once, so read once
-        opening = read(hidden_at(model, ids[:1, :shared], readouts.layers))
+        opening = read(ids[:1, :shared])
         scores = np.concatenate([np.repeat(opening, len(batch), 0), scores], 1)
     return [row[: len(e.ids)] for row, e in zip(scores, batch)]
 
