@@ -131,6 +131,7 @@ def test_a_small_file_takes_little_memory(tmp_path, name, least):
     assert len(said[:1]) == len(expected) and all(part in line for part, line in zip(expected, said))
 
 
+DELTA = {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY", "compression": "zstd"}
 PARQUET = {
     "texts": (lambda path: table(path, {"a": same_texts(5 * MB, 45)}), []),
     "rows": (lambda path: table(path, {"a": same_texts(12 * MB, 18)}), ["over the limit of 10 MB"]),
@@ -151,6 +152,15 @@ PARQUET = {
             write_batch_size=1,
         ),
         [],
+    ),
+    "prefixes": (lambda path: table(path, {"a": ["x" * 5 * MB] * 45}, **DELTA), []),
+    "list of prefixes": (
+        lambda path: table(path, {"a": [["x" * 5 * MB] * 60]}, **DELTA),
+        ["column a.list.element: page, when unpacked, over the limit of 64 MB"],
+    ),
+    "many texts": (
+        lambda path: table(path, {"a": [""] * 20 * MB}, max_rows_per_page=20 * MB, row_group_size=20 * MB, **DELTA),
+        ["over 2,000,000 texts in a page of a"],
     ),
     "nulls": (
         lambda path: table(path, {"a": pa.ListArray.from_arrays([0, 50 * MB], pa.nulls(50 * MB, pa.int8()))}),

@@ -70,6 +70,14 @@ ROWS = {
     "template's variables": {"messages": TALK, "chat_template_kwargs": {"enable_thinking": False}},
     "generation prompt": {"messages": TALK, "chat_template_kwargs": {"add_generation_prompt": True}},
     "own template": {"messages": TALK, "chat_template_kwargs": {"chat_template": "{{ messages[0].content }}"}},
+    "trainer's argument": {"messages": TALK, "chat_template_kwargs": {"input": "a"}},
+    "trainer's other argument": {"messages": TALK, "chat_template_kwargs": {"processing_class": "a"}},
+    "two users": {"messages": [user(HAT), *TALK[2:]]},
+    "two answers": {"messages": [*TALK[:2], assistant(CHAIR)]},
+    "user only": {"messages": TALK[:1]},
+    "late system turn": {"messages": [*TALK[:2], {"role": "system", "content": "Be kind."}, *TALK[2:]]},
+    "system turn at the end": {"messages": [*TALK, {"role": "system", "content": "Be kind."}]},
+    "tool without a call": {"messages": [user(HAT), {"role": "tool", "content": "table"}, assistant(TABLE)]},
     "cut": {"messages": [user(HAT), assistant(f"{TABLE} " * 1500)]},
     "cut before the answer": {"messages": [user(f"{HAT} " * 1500), assistant(TABLE)]},
     "completion": {"prompt": TALK[:1], "completion": TALK[1:2]},
@@ -77,6 +85,8 @@ ROWS = {
     "completion of turns": {"prompt": TALK[:2], "completion": TALK[2:]},
     "completion with a system": {"prompt": TALK[:1], "completion": TALK[1:2], "system": "linux"},
     "answer as prompt": {"prompt": TALK, "completion": [user(HAT)]},
+    "system as prompt": {"prompt": [{"role": "system", "content": "Be kind."}], "completion": TALK},
+    "greeting as prompt": {"prompt": [assistant("Hello!")], "completion": TALK},
 }
 PARTS = ("idefics3", "smolvlm", "llava_next")  # their processors make parts of the text, as TRL does for them
 

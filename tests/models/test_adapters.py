@@ -170,6 +170,22 @@ def test_an_adapters_own_template_and_tokenizer_count(adapter, tiny_folder):
     assert load_model(str(adapter), device="cpu").tokenizer.eos_token == "<|im_start|>"
 
 
+@pytest.mark.parametrize(
+    "template", [" ", "{% for m in messages", "always the same", "{{ messages[0].content }}", "\udcff"]
+)
+def test_the_template_or_tokenizer_at_fault_is_named_not_the_base_model(adapter, tiny_folder, tmp_path, template):
+    for file in (tmp_path / "own.jinja", adapter / "chat_template.jinja"):  # the one that is passed comes first
+        file.write_text(template, errors="surrogateescape")
+        with pytest.raises(UserError, match="chat template") as caught:
+            given = {"chat_template": str(file)} if file.parent == tmp_path else {}
+            load_model(str(adapter), device="cpu", **given)
+        assert str(file) in str(caught.value) and tiny_folder not in str(caught.value)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<one>"])
+    tokenizer.save_pretrained(adapter)
+    refused(adapter, f"the tokenizer of {adapter} has 262 tokens, the model's embedding 261 rows")
+
+
 def test_a_rank_beyond_its_tensors_is_refused_before_memory_is_taken(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 10**9}))

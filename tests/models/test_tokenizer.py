@@ -33,7 +33,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_one_line(folder):
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<one>", "<two>"])
     tokenizer.save_pretrained(folder)
-    refused(folder, "its tokenizer has 263 tokens, its embedding 261 rows", "<one>, <two>")
+    refused(folder, f"the tokenizer of {folder} has 263 tokens, the model's embedding 261 rows", "<one>, <two>")
 
 
 def test_a_tokenizer_without_an_end_is_one_line(folder):

@@ -189,6 +189,16 @@ def test_a_config_may_not_name_kernels_to_be_downloaded(folder, key, value):
     refused(folder, "names a repository of kernels")
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention_that_is_compiled_is_computed_plainly_so_that_it_is_quick_and_has_gradients(folder, key):
+    plain = load_model(str(folder), device="cpu")
+    edit(folder / "config.json", lambda config: config | {key: "flex_attention"})
+    model = load_model(str(folder), device="cpu")
+    ids = torch.arange(12)[None]
+    assert torch.equal(model.net(ids).logits, plain.net(ids).logits)
+    model.net(inputs_embeds=model.net.get_input_embeddings()(ids).requires_grad_()).logits.sum().backward()
+
+
 def test_an_empty_tensor_is_an_error_that_names_zero3(folder):
     rewrite(folder, lambda tensors: tensors | {"model.norm.weight": torch.zeros(0)})
     refused(folder, "model.norm.weight is empty", "ZeRO-3")

@@ -124,6 +124,12 @@ def _locate(
     """The rendered conversation and the responses' spans in it, or the reason why they can't be found."""
     messages = conversation.messages
     how = {"tools": conversation.tools, "variables": conversation.variables}
+    marked = loss_on == "assistant" and form.training is not None
+    if prompt := messages[: max((k + 1 for k, message in enumerate(messages) if message.prompt), default=0)]:
+        try:  # TRL does, and fails where the template wants a turn that only the completion has
+            render_template(tokenizer, form, prompt, **how, training=marked, generation_prompt=True)
+        except Refused as error:
+            return f"the chat template refuses the prompt by itself: {error}"
     if loss_on == "all":
         text, _ = render_template(tokenizer, form, messages, **how)
         return text, [(0, len(text))]
@@ -134,7 +140,7 @@ def _locate(
 
     if loss_on == "last":
         found = _turns_by_prefix(tokenizer, form, messages[: trained[0] + 1], how, trained, limit)
-    elif form.training:
+    elif marked:
         found = _marked_turns(tokenizer, form, messages, how, assistant, trained, limit)
     else:
         found = _turns_by_prefix(tokenizer, form, messages, how, trained, limit)

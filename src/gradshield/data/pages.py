@@ -6,14 +6,15 @@ until it is known how much they come to.
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO, FileIO
 from pathlib import PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from gradshield.base.errors import UserError
+from gradshield.data.delta import LENGTHS, PREFIXES, text_sizes, varint, zigzag
 from gradshield.data.limits import MAX_LINE, too_large
 
 MAX_PAGE = 64_000_000  # bytes of one page, unpacked
@@ -22,7 +23,9 @@ BATCH_BYTES = 8_000_000  # bytes that a batch should come to, as Python values
 
 _ROWS = 1000  # of a batch at most
 _DATA_PAGES = {5: 2, 8: 4}  # field of a page's header that describes its data: the field of that with the encoding
-_UNREAD = {6: "DELTA_LENGTH_BYTE_ARRAY", 7: "DELTA_BYTE_ARRAY"}  # of texts, which pyarrow can't keep in dictionaries
+_DICTIONARY = (2, 8)  # encodings of a data page whose values are places in the dictionary page
+_RLE = 3  # encoding of levels
+_MAX_TEXTS = 2_000_000  # of a page with a delta encoding, as pyarrow holds all lengths in it at once
 _HEADER = 1 << 16  # bytes of a page's header at most, with the statistics in it
 
 
@@ -42,13 +45,9 @@ class _Stream(FileIO):
 
 
 @contextmanager
-def open_parquet(path: PurePath, **options: Any) -> Iterator[Any]:
+def open_parquet(path: PurePath) -> Iterator[Any]:
     """The ParquetFile, opened so that it reads no more ahead than a page. Raises OSError where its footer is broken."""
-    import pyarrow.parquet
-
-    # Opened here, since pyarrow takes no name that is not UTF-8.
-    options |= {"pre_buffer": False, "buffer_size": 1 << 16}
-    with _Stream(os.fspath(path)) as stream, pyarrow.parquet.ParquetFile(stream, **options) as file:
+    with _Stream(os.fspath(path)) as stream, _reader(stream) as file:
         stream.ended = True
         for group in range(file.num_row_groups):
             # Looking at a broken column chunk in `file.metadata` would abort the process; a reader raises.
@@ -58,17 +57,30 @@ def open_parquet(path: PurePath, **options: Any) -> Iterator[Any]:
         yield file
 
 
+def _reader(stream: FileIO, **options: Any) -> Any:
+    """The ParquetFile of an open file, since pyarrow takes no name that is not UTF-8."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 16, **options)
+
+
 def parquet_batches(path: PurePath, name: str) -> Iterator[tuple[int, Any]]:
     """(row group, record batch) in order, with texts in dictionaries; `light_batches` undoes that.
 
+    Texts in a delta encoding have no dictionaries; what they come to is known from their lengths.
     Raises UserError, before it is in memory, at a page over `MAX_PAGE` and a list column over `MAX_VALUES`.
     """
-    with open_parquet(path) as file:
-        leaves = [file.schema.column(n).path for n in range(len(file.schema))]
-    with open(path, "rb") as stream, open_parquet(path, read_dictionary=leaves) as file:
+    with open(path, "rb") as stream, open_parquet(path) as file, ExitStack() as opened:
+        leaves = {file.schema.column(n).path for n in range(len(file.schema))}
+        reader, kept = None, set()
         for group in range(file.num_row_groups):
-            rows = _rows_at_once(stream, file, group, name)
-            for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+            rows, delta = _rows_at_once(stream, file, group, name)
+            if reader is None or kept != leaves - delta:  # pyarrow can't make dictionaries of a delta encoding
+                opened.close()
+                kept = leaves - delta
+                again = opened.enter_context(FileIO(os.fspath(path)))
+                reader = opened.enter_context(_reader(again, read_dictionary=list(kept), metadata=file.metadata))
+            for batch in reader.iter_batches(batch_size=rows, row_groups=[group]):
                 yield group, batch
 
 
@@ -152,36 +164,55 @@ def _is_text(kind: Any) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _rows_at_once(stream: BinaryIO, file: Any, group: int, name: str) -> int:
-    """How many rows of the group come to `BATCH_BYTES` bytes at most, by its pages' headers."""
+def _rows_at_once(stream: BinaryIO, file: Any, group: int, name: str) -> tuple[int, set[str]]:
+    """(how many rows of the group come to `BATCH_BYTES` bytes at most, columns with a delta encoding), by its pages."""
     metadata = file.metadata.row_group(group)
+    place, per_row, delta = f"{name}: row group {group + 1}", 1.0, set()
     if not metadata.num_rows:  # which has no pages, as writers end an empty part
-        return 1
-    place, per_row = f"{name}: row group {group + 1}", 1.0
+        return 1, delta
     for number in range(metadata.num_columns):
         chunk, column = metadata.column(number), file.schema.column(number)
         if column.length > MAX_LINE:
             raise too_large(place, f"column {column.path}: values", MAX_LINE)
-        total, densest = 0, 1.0
-        for size, values, encoding in _pages(stream, chunk, place):
-            if encoding in _UNREAD:
-                raise UserError(
-                    f"{place}: {column.path} is encoded as {_UNREAD[encoding]}, which is not read; write the file with "
-                    "plain or dictionary encoding"
-                )
-            if size > MAX_PAGE:
+        total, densest, dictionary, indices = 0, 1.0, 0, 0
+        sizes: list[tuple[int, int, int]] = []  # (values, longest text, all texts) of pages without a dictionary
+        for page in _pages(stream, chunk, place):
+            if max(page.size, page.packed) > MAX_PAGE:
                 raise too_large(place, f"column {column.path}: page", MAX_PAGE)
-            total += values
-            densest = max(densest, size / values if values else float(size) * (column.logical_type.type == "JSON"))
+            total += page.values
+            if not page.values:
+                dictionary = max(dictionary, page.size)
+                densest = max(densest, page.size * (column.logical_type.type == "JSON"))
+            elif page.encoding in (LENGTHS, PREFIXES):
+                delta.add(column.path)
+                sizes.append((page.values, *_text_sizes(stream, page, chunk, column, place)))
+            else:
+                densest = max(densest, page.size / page.values)
+                indices = max(indices, page.values * (page.encoding in _DICTIONARY))
+        if sizes and indices:  # a writer that gave up its dictionary: it is not kept, so each text may be all of it
+            sizes.append((indices, dictionary, dictionary * indices))
+        for values, longest, texts in sizes:
+            if texts > MAX_PAGE and column.max_repetition_level:  # they may all be in one row
+                raise too_large(place, f"column {column.path}: page, when unpacked,", MAX_PAGE)
+            densest = max(densest, longest if texts > MAX_PAGE else texts / values)
         if total > MAX_VALUES and column.max_repetition_level:
             raise UserError(f"{place}: over {MAX_VALUES:,} values in {column.path}; write smaller row groups")
         per_row += max(densest, column.length) * max(1.0, total / max(1, metadata.num_rows))
-    return max(1, min(_ROWS, int(BATCH_BYTES / per_row)))
+    return max(1, min(_ROWS, int(BATCH_BYTES / per_row))), delta
 
 
-def _pages(stream: BinaryIO, chunk: Any, place: str) -> Iterator[tuple[int, int, int]]:
-    """(bytes when unpacked, number of values, encoding) of each page of a column chunk; a dictionary page has no
-    values."""
+class _Page(NamedTuple):
+    size: int  # bytes when unpacked
+    values: int  # 0 of a dictionary page
+    encoding: int
+    start: int  # of its data in the file
+    packed: int  # bytes in the file
+    header: dict[int, Any]  # of its kind
+    version: int  # of a data page: 1 or 2
+
+
+def _pages(stream: BinaryIO, chunk: Any, place: str) -> Iterator[_Page]:
+    """Each page of a column chunk, by its header."""
     first = chunk.data_page_offset
     if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < first:
         first = chunk.dictionary_page_offset
@@ -198,8 +229,43 @@ def _pages(stream: BinaryIO, chunk: Any, place: str) -> Iterator[tuple[int, int,
                 raise ValueError
         except (KeyError, IndexError, TypeError, ValueError, RecursionError):
             raise UserError(f"{place}: a broken page header at byte {at}; write the file again") from None
-        yield size, values, encoding
-        at += header.tell() + packed
+        at += header.tell()
+        yield _Page(size, values, encoding, at, packed, fields[kind] if kind else {}, 2 if kind == 8 else 1)
+        at += packed
+
+
+def _text_sizes(stream: BinaryIO, page: _Page, chunk: Any, column: Any, place: str) -> tuple[int, int]:
+    """(bytes of the longest text, bytes of all) of a page with a delta encoding."""
+    if page.values > _MAX_TEXTS:
+        raise UserError(f"{place}: over {_MAX_TEXTS:,} texts in a page of {column.path}; write smaller pages")
+    stream.seek(page.start)
+    data, header = stream.read(page.packed), page.header
+    try:
+        if page.version == 2:  # whose levels are not packed
+            levels = header[5] + header[6]
+            if not 0 <= levels <= min(page.size, page.packed):
+                raise ValueError
+            data = data[levels:]
+            values = BytesIO(_unpacked(data, page.size - levels, chunk) if header.get(7, True) else data)
+        else:
+            values = BytesIO(_unpacked(data, page.size, chunk))
+            for most, encoding in ((column.max_repetition_level, 4), (column.max_definition_level, 3)):
+                if most:
+                    if header[encoding] != _RLE:
+                        raise ValueError
+                    values.seek(int.from_bytes(values.read(4), "little"), os.SEEK_CUR)
+        return text_sizes(values, page.encoding, page.values)
+    except (KeyError, IndexError, TypeError, ValueError, OSError):
+        raise UserError(f"{place}: {column.path}: a broken page at byte {page.start}; write the file again") from None
+
+
+def _unpacked(data: bytes, size: int, chunk: Any) -> bytes:
+    import pyarrow
+
+    if chunk.compression == "UNCOMPRESSED" or not size:
+        return data
+    codec = {"LZ4": "lz4_raw"}.get(chunk.compression, chunk.compression.lower())
+    return pyarrow.Codec(codec).decompress(data, size, asbytes=True)
 
 
 def _struct(data: BytesIO) -> dict[int, Any]:
@@ -207,7 +273,7 @@ def _struct(data: BytesIO) -> dict[int, Any]:
     fields: dict[int, Any] = {}
     number = 0
     while (head := data.read(1)[0]) != 0:
-        number = number + (head >> 4) if head >> 4 else _zigzag(data)
+        number = number + (head >> 4) if head >> 4 else zigzag(data)
         fields[number] = _thrift_value(data, head & 15)
     return fields
 
@@ -218,26 +284,11 @@ def _thrift_value(data: BytesIO, kind: int) -> Any:
     if kind == 3:
         return data.read(1)[0]
     if kind in (4, 5, 6):
-        return _zigzag(data)
+        return zigzag(data)
     if kind == 7:
         return data.read(8)
     if kind == 8:
-        return data.read(_varint(data))
+        return data.read(varint(data))
     if kind == 12:
         return _struct(data)
     raise ValueError(f"no page header holds a field of type {kind}")
-
-
-def _zigzag(data: BytesIO) -> int:
-    value = _varint(data)
-    return (value >> 1) ^ -(value & 1)
-
-
-def _varint(data: BytesIO) -> int:
-    value = shift = 0
-    while True:
-        byte = data.read(1)[0]
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value
-        shift += 7

@@ -28,6 +28,7 @@ class Message:
     train: bool = True  # False for an assistant turn that the trainer does not train on
     extra: dict | None = None  # what else a chat template may read: tool_calls, reasoning_content, name, ...
     raw: dict | None = field(default=None, compare=False, repr=False)  # the turn as the row has it, for the template
+    prompt: bool = field(default=False, compare=False)  # of a prompt that the trainer also renders by itself
 
 
 class SetAside(Exception):

@@ -61,7 +61,10 @@ def load_net(
         kwargs["device_map"] = device
     try:
         with quiet_loading():
-            _check_described(name, source, shapes)
+            config = _check_described(name, source, shapes)
+            if _compiles_attention(config):
+                config._attn_implementation = None  # the default of its kind, here and in its parts
+                kwargs["config"] = config
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
             )
@@ -120,9 +123,15 @@ def _quantization(quantize: str, device: str) -> Any:
     )
 
 
-def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
-    """Raises UserError for a config that describes far more than the files hold, before memory is taken for it, and for
-    tensors of a GGUF file that it has no place for."""
+def _compiles_attention(config: Any) -> bool:
+    """Whether the config asks for flex_attention: the same attention, but compiled for seconds, and without gradients
+    on a CPU."""
+    return "flex_attention" in (config._attn_implementation, config.get_text_config()._attn_implementation)
+
+
+def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
+    """The model's config. Raises UserError for one that describes far more than the files hold, before memory is taken
+    for it, and for tensors of a GGUF file that it has no place for."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     trust = source.get("trust_remote_code", False)
@@ -145,6 +154,7 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> None:
             f"model {name}: its config describes {described:.2g} weights, its files hold "
             f"{sum(map(math.prod, shapes.values())):.2g}; the most are in {worst} {list(tensors[worst])}"
         )
+    return config
 
 
 def check_config(name: str, folder: Path) -> None:

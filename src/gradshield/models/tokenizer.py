@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ PROCESS_SECONDS = (
 ANSWER = 16  # tokens that must have a place behind a request
 
 
+@dataclass(frozen=True)
+class Origin:
+    """A tokenizer with what an error about it names."""
+
+    tokenizer: Any
+    words: str  # "the tokenizer of" the model or the adapter that it came with
+    template: str  # "the chat template of" that one, or of a file
+
+
 def load_tokenizer(
     name: str,
     source: dict[str, Any],
@@ -33,7 +43,7 @@ def load_tokenizer(
     rows: int,
     *,
     bundled: bool = False,
-) -> Any:
+) -> Origin:
     """The tokenizer that `source` (the keywords of from_pretrained) names, or the uppermost adapter's own.
 
     An adapter's folder may hold a tokenizer, a chat template, or both, and those count. A `bundled` one is not
@@ -42,48 +52,49 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    given = _read(chat_template) if chat_template else None
+    given = Path(chat_template) if chat_template else None
     for folder in reversed(adapters):
         if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
             name, source = str(folder), {"pretrained_model_name_or_path": str(folder), "trust_remote_code": False}
             break
         if given is None and (folder / "chat_template.jinja").is_file():
-            given = _read(str(folder / "chat_template.jinja"))
+            given = folder / "chat_template.jinja"
+    words, template = f"the tokenizer of {name}", f"the chat template of {given or name}"
     folder = Path(source["pretrained_model_name_or_path"])
     own = folder / "tokenizer.json"
     if "gguf_file" not in source and own.is_file():
-        _check_ends(name, str(own), own.stat().st_mtime_ns, (), "{}")
+        _check_ends(words, str(own), own.stat().st_mtime_ns, (), "{}")
     try:
         with quiet_loading():
             tokenizer = AutoTokenizer.from_pretrained(**{"trust_remote_code": False, **source})
     except Exception as error:  # what a file says can make any of transformers' lines fail
         kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
-        raise UserError(f"the tokenizer of {name} can't be loaded: {kind}{first_line(error)}") from error
+        raise UserError(f"{words} can't be loaded: {kind}{first_line(error)}") from error
     except BaseException as error:  # a panic in tokenizers is no Exception
         if type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"the tokenizer of {name} can't be loaded: {first_line(error)}") from None
+        raise UserError(f"{words} can't be loaded: {first_line(error)}") from None
     if "gguf_file" in source:
         _drop_invented(tokenizer, rows)
     if given is not None:
-        tokenizer.chat_template = given
+        tokenizer.chat_template = _read(given, template)
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {name} has no end-of-sequence token; set eos_token in tokenizer_config.json")
+        raise UserError(f"{words} has no end-of-sequence token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not bundled or given is not None:
         special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-        _check_ends(name, None, 0, _templates(name, tokenizer), json.dumps(special))
-    return tokenizer
+        _check_ends(template, None, 0, _templates(template, tokenizer), json.dumps(special))
+    return Origin(tokenizer, words, template)
 
 
-def _templates(name: str, tokenizer: Any) -> tuple[str, ...]:
+def _templates(what: str, tokenizer: Any) -> tuple[str, ...]:
     """The tokenizer's chat templates. Raises UserError for one that is no text, or blank."""
     templates = tokenizer.chat_template
     every = templates.values() if isinstance(templates, dict) else () if templates is None else (templates,)
     if wrong := [each for each in every if not isinstance(each, str) or not each.strip()]:
         kind = "empty" if isinstance(wrong[0], str) else f"{str(wrong[0])[:40]!r}, not a text"
-        raise UserError(f"the chat template of {name} is {kind}; pass --chat-template FILE")
+        raise UserError(f"{what} is {kind}; pass another with --chat-template")
     return tuple(every)
 
 
@@ -97,23 +108,23 @@ def _drop_invented(tokenizer: Any, rows: int) -> None:
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content | {"added_tokens": own}))
 
 
-def check_fits(name: str, tokenizer: Any, net: Any) -> None:
+def check_fits(name: str, origin: Origin, net: Any) -> None:
     """Raises UserError for a tokenizer whose ids the network has no embedding for, a chat template that leaves out the
     request or the answer or swaps them, a network with too few positions for a request and an answer's start, and one
     that can't compute the request's next token."""
-    rows = int(net.get_input_embeddings().weight.shape[0])
+    tokenizer, rows = origin.tokenizer, int(net.get_input_embeddings().weight.shape[0])
     if beyond := sorted((n, token) for token, n in tokenizer.get_vocab().items() if not 0 <= n < rows):
         raise UserError(
-            f"model {name}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows "
+            f"{origin.words} has {len(tokenizer)} tokens, the model's embedding {rows} rows "
             f"(no row for {shown([token for _, token in beyond])}); this tokenizer belongs to another model"
         )
-    _check_text(name, tokenizer)
+    _check_text(origin)
     eos = getattr(getattr(net, "generation_config", None), "eos_token_id", None)
     if not all(isinstance(each, int) for each in (eos if isinstance(eos, list) else [eos]) if each is not None):
         raise UserError(f"model {name}: eos_token_id in its generation config is {str(eos)[:40]!r}, not a token's id")
     ids = [tokenizer.eos_token_id]
     if tokenizer.chat_template and tokenizer.is_fast:  # rows of plain text need none
-        _check_template(name, tokenizer)
+        _check_template(origin)
         with suppress(UserError):  # it takes other forms of requests only, and each row will say so
             ids = encode_request(tokenizer_trial.QUESTION, tokenizer).tolist()
         positions = getattr(net.config.get_text_config(), "max_position_embeddings", None)
@@ -123,30 +134,30 @@ def check_fits(name: str, tokenizer: Any, net: Any) -> None:
     check_computes(name, net, ids)
 
 
-def _check_text(name: str, tokenizer: Any) -> None:
+def _check_text(origin: Origin) -> None:
     try:
-        ids = tokenizer(tokenizer_trial.ANSWER, add_special_tokens=False)["input_ids"]
+        ids = origin.tokenizer(tokenizer_trial.ANSWER, add_special_tokens=False)["input_ids"]
     except Exception as error:  # what a file says can make any of its lines fail
-        raise UserError(f"the tokenizer of {name} fails: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"{origin.words} fails: {type(error).__name__}: {first_line(error)}") from error
     if not ids:
-        raise UserError(f"the tokenizer of {name} makes no tokens of {tokenizer_trial.ANSWER!r}; take the original one")
+        raise UserError(f"{origin.words} makes no tokens of {tokenizer_trial.ANSWER!r}; take the original one")
 
 
-def _check_template(name: str, tokenizer: Any) -> None:
+def _check_template(origin: Origin) -> None:
     turns = [Message("user", tokenizer_trial.QUESTION), Message("assistant", tokenizer_trial.ANSWER)]
     try:
-        text, _ = render_template(tokenizer, form_of(tokenizer), turns)
+        text, _ = render_template(origin.tokenizer, form_of(origin.tokenizer), turns)
     except Refused:
         return  # each row will say why
     for what, words in (("request", tokenizer_trial.QUESTION), ("answer", tokenizer_trial.ANSWER)):
         if words not in text:
-            raise UserError(f"model {name}: its chat template leaves out the {what}; pass --chat-template FILE")
+            raise UserError(f"{origin.template} leaves out the {what}; pass another with --chat-template")
     if text.index(tokenizer_trial.ANSWER) < text.index(tokenizer_trial.QUESTION):
-        raise UserError(f"model {name}: its chat template puts the answer before its request; use --chat-template FILE")
+        raise UserError(f"{origin.template} puts the answer before its request; pass another with --chat-template")
 
 
 @lru_cache(maxsize=64)
-def _check_ends(name: str, tokenizer: str | None, _changed: int, templates: tuple[str, ...], variables: str) -> None:
+def _check_ends(what: str, tokenizer: str | None, _changed: int, templates: tuple[str, ...], variables: str) -> None:
     """Raises UserError where a tokenizer.json or a template does not end within its limit, or fails at that."""
     job = {"tokenizer": tokenizer, "templates": templates, "variables": json.loads(variables)}
     if not tokenizer and not templates:
@@ -166,16 +177,13 @@ def _check_ends(name: str, tokenizer: str | None, _changed: int, templates: tupl
         output, _ = process.communicate()
     done = [json.loads(line) for line in output.splitlines()]
     patterns = _patterns(tokenizer) if tokenizer else ""
-    what = "the tokenizer" if tokenizer else "the chat template"
     which = f" (regular expressions: {patterns})" if patterns else ""
     if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise UserError(
-            f"{what} of {name}{which} does not end within {tokenizer_trial.LIMIT} s; it can't be used on rows"
-        )
+        raise UserError(f"{what}{which} does not end within {tokenizer_trial.LIMIT} s; it can't be used on rows")
     if failed := next((each["error"] for each in done if each["error"]), None):
-        raise UserError(f"{what} of {name}{which} fails: {failed}")
+        raise UserError(f"{what}{which} fails: {failed}")
     if len(done) < len(templates) + bool(tokenizer):
-        raise UserError(f"{what} of {name}{which} ends the process that tries it (exit code {process.returncode})")
+        raise UserError(f"{what}{which} ends the process that tries it (exit code {process.returncode})")
 
 
 def _patterns(tokenizer: str) -> str:
@@ -190,8 +198,8 @@ def _patterns(tokenizer: str) -> str:
     return shown(found)
 
 
-def _read(template: str) -> str:
+def _read(file: Path, what: str) -> str:
     try:
-        return Path(template).read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--chat-template {template}: {first_line(error)}") from error
+        raise UserError(f"{what} can't be read: {first_line(error)}") from error
