@@ -52,7 +52,7 @@ def tune(
 
     Takes rows and settings as `screen` does; the settings are those of FilterSettings, FinetuneSettings, TuneSettings
     and EvaluationSettings. `train_with(examples, folder)` replaces the fine-tuning; `on_trial` gets each trial as it
-    ends. The run's `summary["accepted"]` is the trial whose model is in `paths["model"]`, or None: rejected.
+    ends. The run's `summary.accepted` is the trial whose model is in `paths["model"]`, or None: rejected.
     """
     from gradshield.tune.command import run_tune
     from gradshield.tune.tune_once import tune_file

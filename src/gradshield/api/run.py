@@ -10,6 +10,7 @@ from gradshield.base.errors import UserError
 from gradshield.base.storage import read_yaml, refuse_links
 from gradshield.data import open_source, read_rows
 from gradshield.data.run_folder import read_table
+from gradshield.data.summaries import FilterSummary, TuneSummary, read_summary
 from gradshield.report.text import number, visible
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ _FILES = {"scores": "scores.parquet", "report": "report.html", "train": "train.p
 class Run:
     """A finished run of `screen` or `tune`, as its folder holds it.
 
-    `summary` is what the command found; after a review was applied, its counts are the review's. `kept` and
+    `summary` is what the command found, with attributes such as `.threshold.value` or `.accepted`; after a review was
+    applied, its counts are the review's. `kept` and
     `quarantined` are the rows as dicts, `set_aside` dicts of source, line, reason and raw row, `scores` a table with a
     line for each row of the input. All are read from the folder on first use.
     """
@@ -34,20 +36,20 @@ class Run:
             raise UserError(f"{self.folder}: no run.yaml in it, so not a run folder")
         refuse_links(self.folder)
         self.saved = read_yaml(self.folder / "run.yaml")
-        if not isinstance(self.saved.get("summary"), dict):
+        found = self.saved.get("summary")
+        if not isinstance(found, dict):
             raise UserError(f"{self.folder}: the run is not finished; start it again to resume it")
-
-    @property
-    def summary(self) -> dict[str, Any]:
+        kind = TuneSummary if "accepted" in found else FilterSummary
         review = self.saved.get("review", {})
-        return {**self.saved["summary"], **{name: review[name] for name in VERDICTS if name in review}}
+        counts = {name: review[name] for name in VERDICTS if name in review}
+        self.summary = read_summary(kind, found | counts, self.folder / "run.yaml", "summary")
 
     @cached_property
     def paths(self) -> dict[str, Path]:
         """The files that are there: kept, quarantined, set_aside, scores, report, train (a script) and model (tune)."""
         found = {name: self._rows_file(name) for name in VERDICTS}
         found |= {name: self.folder / file for name, file in _FILES.items()}
-        if "accepted" in self.summary:  # a search, whose scores are those of its screening
+        if isinstance(self.summary, TuneSummary):  # a search, whose scores are those of its screening
             found["scores"] = self.folder / "screen" / _FILES["scores"]
         return {name: path for name, path in found.items() if path and path.exists()}
 
@@ -86,12 +88,13 @@ class Run:
         summary, lines = self.summary, [f"Run({str(self.folder)!r})"]
         for name in ("rows", *VERDICTS):
             path = f"  {self.paths[name]}" if name in self.paths else ""
-            lines.append(f"  {name.replace('_', ' '):<12}{number(summary.get(name, 'none')):>9}{path}")
-        if "accepted" in summary:
-            verdict = "rejected" if summary["accepted"] is None else f"trial {summary['accepted']} accepted"
-            lines.append(f"  {'search':<12}{verdict}: {summary['reason']}")
+            count = number(getattr(summary, name)) if name in summary.model_fields_set else "none"
+            lines.append(f"  {name.replace('_', ' '):<12}{count:>9}{path}")
+        if isinstance(summary, TuneSummary):
+            verdict = "rejected" if summary.accepted is None else f"trial {summary.accepted} accepted"
+            lines.append(f"  {'search':<12}{verdict}: {summary.reason}")
         else:
-            value, rule = summary["threshold"]["value"], summary["threshold"]["rule"]
+            value, rule = summary.threshold.value, summary.threshold.rule
             lines.append(f"  {'threshold':<12}{number(value) if value is not None else 'none':>9}  {rule}")
         lines += [f"  {name:<12}{'':>9}  {self.paths[name]}" for name in _FILES if name in self.paths]
         return visible("\n".join(lines))
