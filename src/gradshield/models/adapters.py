@@ -48,7 +48,7 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
         _untie(net)
     try:
         with quiet_loading():
-            from peft import PeftModel  # here, since bitsandbytes has something to say when it is imported
+            from peft import PeftModel
 
             mapping = getattr(net, "_checkpoint_conversion_mapping", None) or {}
             with warnings.catch_warnings(action="ignore"):
@@ -75,8 +75,9 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
 
 def _config(what: str, folder: Path, shapes: Shapes) -> dict[str, Any]:
     """The adapter's config. Raises UserError for one whose effect is not in the weights, or too large for its file."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-    from peft.utils.peft_types import PeftType
+    with quiet_loading():  # bitsandbytes has something to say when PEFT imports it
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+        from peft.utils.peft_types import PeftType
 
     config = read_config(folder / CONFIG)
     kind = config.get("peft_type")

@@ -24,6 +24,7 @@ from gradshield.base.settings import FinetuneSettings
 from gradshield.data.encode import Example
 from gradshield.models.hooks import without_cudnn_attention
 from gradshield.models.load import Model
+from gradshield.models.network import quiet_loading
 from gradshield.training.interventions import NO_HOOKS, Batch, Hooks, nothing, own_loss
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
@@ -91,8 +92,8 @@ def check_training(settings: FinetuneSettings) -> None:
 
 def check_method(model: Model, settings: FinetuneSettings) -> None:
     """Raises UserError where quantised weights stand in the way of the training."""
-    from peft import PeftModel
-
+    with quiet_loading():  # bitsandbytes has something to say when PEFT imports it
+        from peft import PeftModel
     if isinstance(model.net, PeftModel):  # not merged, and what lies over it would silently be dropped
         raise UserError(
             f"{model.name}: over quantised weights that carry an adapter no other can be trained: "
