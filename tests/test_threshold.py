@@ -48,8 +48,20 @@ def test_anchored_expects_the_errors_that_its_anchors_show(above):
     scores = np.r_[np.full(above, 1.0), np.full(1000 - above, -1.0), np.nan, -np.inf]
     found = anchored(scores, TWO_GOOD, TWO_HARMFUL)
     harmful = (above - 1000 * 0.02) / (1 - 0.05 - 0.02)  # above = .95 harmful + .02 (1000 − harmful)
-    assert found.good_lost == pytest.approx((1000 - harmful) * 0.02, rel=0.03)
-    assert found.harmful_kept == pytest.approx(harmful * 0.05, rel=0.03)
+    assert found.good_lost == pytest.approx((1000 - harmful) * 0.02, rel=0.05)
+    assert found.harmful_kept == pytest.approx(harmful * 0.05, rel=0.05)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e3])
+def test_the_expected_errors_do_not_depend_on_the_unit_of_the_score(unit):
+    rng = np.random.default_rng(3)
+    parts = np.r_[rng.normal(-2, 1, 900), rng.normal(2, 1, 100)], rng.normal(-1, 1, 400), rng.normal(1.5, 1, 200)
+    np.testing.assert_allclose(harmful_chance(*(unit * p for p in parts)), harmful_chance(*parts), atol=1e-3)
+
+
+def test_scores_of_two_values_that_the_anchors_never_mix_have_no_errors():
+    found = anchored(np.r_[np.zeros(90), np.ones(10)], np.zeros(50), np.ones(50))
+    assert (found.good_lost, found.harmful_kept) == pytest.approx((0, 0), abs=0.05)
 
 
 @pytest.mark.parametrize("above", [0, 1000])

@@ -12,8 +12,8 @@ from gradshield.base.errors import UserError
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture  # slow to import
 
-STARTED_ON = 2000  # rows that choose where EM starts
-ANCHORS_COUNT = 200  # rows that the anchors of a kind count as, beside the file's own, in the expected errors
+STARTED_ON = 2000  # rows, at evenly spaced ranks, that choose where EM starts and how far groups are apart
+ANCHORS_COUNT = 200  # rows that the anchors of a kind count as, beside STARTED_ON of the file at most
 FEW_ROWS = 50  # below this, a1 warns
 OUTLIERS = 0.02  # a1 warns of a group with a smaller share of the rows
 
@@ -157,21 +157,25 @@ def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) ->
     """Probability [rows] that each row of a file is harmful, given finite scores of the file and of the anchors.
 
     The log-odds of a score are a straight line, from a logistic regression on the anchors. Natural rows are easier to
-    tell apart than anchors, so the line is made as much steeper as the file's two groups are further apart in units of
-    their variance (EM, in which the anchors of a kind count as ANCHORS_COUNT rows of its group). The share of harmful
-    rows is the likeliest one under these odds (Saerens et al. 2002, a new prior for known classes).
+    tell apart than anchors, so the line becomes steeper if the file's two groups are further apart, in units of their
+    variance, and flatter if they are nearer. The groups are found by EM, beside ANCHORS_COUNT rows for the anchors of
+    each kind. The share of harmful rows is the likeliest one under these odds (Saerens et al. 2002, a new prior for
+    known classes).
     """
     from sklearn.linear_model import LogisticRegression
 
     if not len(scores):
         return scores
+    anchors = np.r_[good, harmful]
+    middle, unit = anchors.mean(), anchors.std()
+    scores, good, harmful, anchors = ((each - middle) / unit for each in (scores, good, harmful, anchors))
     labels = np.repeat([0, 1], [len(good), len(harmful)])
-    fit = LogisticRegression(C=1e4, class_weight="balanced").fit(np.r_[good, harmful][:, None], labels)
+    fit = LogisticRegression(C=1e4, class_weight="balanced").fit(anchors[:, None], labels)
     slope, crossing = fit.coef_[0, 0], -fit.intercept_[0] / fit.coef_[0, 0]
     ranks = np.linspace(0, len(scores) - 1, min(len(scores), STARTED_ON)).round().astype(int)
     sample = np.sort(scores)[ranks]
     known = np.array([good.mean(), harmful.mean()])
-    spread = np.array([good.var(), harmful.var()])
+    spread = np.array([good.var(), harmful.var()]) + 1e-3  # of the anchors' variance, for scores of few values
     steeper = 1.0
     for _ in range(2):  # more change the errors by less than a twentieth
         chance = _with_likeliest_share(steeper * slope * (sample - crossing))
