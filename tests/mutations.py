@@ -21,6 +21,7 @@ SIGN = ["tests/scoring/test_safety_score.py"]
 REFUSAL = ["tests/models/test_refusal.py"]
 ASR = ["tests/evaluation/test_evaluate.py", "-k", "asr_is_the_share"]
 INTENT = ["tests/scoring/test_intent.py", "-k", "surer or worst or wherever or since_the_one or running_means"]
+FITTED = ["tests/scoring/test_intent.py", "-k", "raw_states"]
 LAYERS = ["tests/scoring/test_intent.py", "-k", "middle"]
 MASK = ["tests/data/test_encode.py", "-k", "cut_is_on_the_right or loss_on_and_weight or special_tokens_once"]
 WRITE = ["tests/data/test_write.py", "-k", "partition or too_few or set_aside_rows"]
@@ -80,6 +81,8 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("evaluation/safety.py", "z2 / (4 * total * total)", "0", ASR),
     ("evaluation/evaluate.py", "over_refusal=sum(refused) / len(scary)", "over_refusal=1 - sum(refused) / len(scary)", ASR),
     ("scoring/intent/reading.py", "LATER_WINDOW_PENALTY = 1.0", "LATER_WINDOW_PENALTY = 0.0", INTENT),
+    ("scoring/intent/fit.py", "mean[-1] - middle @ weight", "mean[-1]", FITTED),
+    ("scoring/intent/fit.py", "mean[:-1] / scale[:, None]", "mean[:-1]", FITTED),
     ("scoring/intent/reading.py", "DEPTH = 0.5", "DEPTH = 0.4", LAYERS),
     ("scoring/intent/reading.py", "max((min(topic, answer)", "max((max(topic, answer)", INTENT),
     ("scoring/intent/reading.py", "return max((min", "return min((min", INTENT),

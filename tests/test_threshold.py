@@ -48,8 +48,8 @@ def test_anchored_expects_the_errors_that_its_anchors_show(above):
     scores = np.r_[np.full(above, 1.0), np.full(1000 - above, -1.0), np.nan, -np.inf]
     found = anchored(scores, TWO_GOOD, TWO_HARMFUL)
     harmful = (above - 1000 * 0.02) / (1 - 0.05 - 0.02)  # above = .95 harmful + .02 (1000 − harmful)
-    assert found.good_lost == pytest.approx((1000 - harmful) * 0.02, rel=0.05)
-    assert found.harmful_kept == pytest.approx(harmful * 0.05, rel=0.05)
+    assert found.good_lost == pytest.approx((1000 - harmful) * 0.02, rel=0.1)
+    assert found.harmful_kept == pytest.approx(harmful * 0.05, rel=0.1)
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e3])

@@ -1,7 +1,9 @@
 """Explanations are computed once, on the worker's thread, and kept; and `filter`, review and `apply` fit together."""
 
 import shutil
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 import yaml
@@ -69,6 +71,13 @@ def test_a_row_is_explained_once_and_shown(run, monkeypatch):
     assert "layer " in html and all(str(escape(probe)) in html for probe, _ in found.probes)
     monkeypatch.setattr("gradshield.screen.explain.open_explainer", None)  # another server needs no model for it
     assert Review(run, None, "bob").worker.result(3) == found
+
+
+def test_what_another_version_saved_is_no_explanation(run):
+    review = Review(run, None, "ann")
+    with closing(sqlite3.connect(run / "review-texts.sqlite")) as db, db:
+        db.execute("INSERT INTO explanations VALUES (2, ?, ?)", (review.worker.key, '{"row": 2}'))
+    assert review.worker.result(2) is None and review.worker.state(2) == ("none", "")
 
 
 def test_what_fails_is_said_and_the_next_row_is_still_explained(run, monkeypatch):

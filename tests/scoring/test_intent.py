@@ -8,6 +8,7 @@ from conftest import freeze, random_examples, random_readouts, tiny_tokenizer
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.hooks import hidden_at
+from gradshield.scoring.intent import fit
 from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.fit import fit_readouts
 from gradshield.scoring.intent.reading import (
@@ -48,6 +49,16 @@ def texts(tiny, count: int = 12) -> list[Text]:
 @pytest.fixture(scope="module")
 def fitted(tiny):
     return fit_readouts(tiny, texts(tiny), 512)
+
+
+def test_the_readouts_of_raw_states_say_what_the_fits_on_standardised_ones_said(tiny, monkeypatch):
+    spread = fit._spread
+    away = np.random.default_rng(0).normal(size=tiny.net.config.hidden_size)
+    monkeypatch.setattr(fit, "_spread", lambda states: (spread(states)[0] + away, spread(states)[1] / 5))
+    readouts, out_of_fold = fit_readouts(tiny, texts(tiny), 512)
+    for kind, expected in out_of_fold.items():
+        found = intent_scores(tiny, readouts, [text.example for text in texts(tiny) if text.kind == kind])["score"]
+        assert abs(np.median(found) - np.median(expected)) < 1
 
 
 def test_a_language_that_is_not_read_teaches_nothing(tiny, monkeypatch):

@@ -12,7 +12,7 @@ from gradshield.api.given import Rows, path_of
 from gradshield.api.run import Run
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
-from gradshield.data.summaries import EvaluationSummary, TrialSummary
+from gradshield.data.summaries import EvaluationSummary, FilterSummary, TrialSummary, TuneSummary
 from gradshield.evaluation.config import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
-def screen(rows: Rows, *settings: FilterSettings | PathLike, out: PathLike = "run", **named: Any) -> Run:
+def screen(rows: Rows, *settings: FilterSettings | PathLike, out: PathLike = "run", **named: Any) -> Run[FilterSummary]:
     """Keeps the rows that are safe to train on and quarantines the rest, in the run folder `out`.
 
     `rows` is a path, a Hub dataset id, a `datasets.Dataset`, a pandas DataFrame or a list of dicts. Settings are given
@@ -47,7 +47,7 @@ def tune(
     train_with: "Finetune | None" = None,
     on_trial: Callable[[TrialSummary], None] = lambda trial: None,
     **named: Any,
-) -> Run:
+) -> Run[TuneSummary]:
     """Fine-tunes on the rows that leave the model safe and useful, in the run folder `out` (algorithm 1).
 
     Takes rows and settings as `screen` does; the settings are those of FilterSettings, FinetuneSettings, TuneSettings

@@ -4,7 +4,7 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from gradshield.base.errors import UserError
 from gradshield.base.storage import read_yaml, refuse_links
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 VERDICTS = ("kept", "quarantined", "set_aside")
+S = TypeVar("S", FilterSummary, TuneSummary)
 _FILES = {"scores": "scores.parquet", "report": "report.html", "train": "train.py", "model": "model"}
 
 
-class Run:
+class Run(Generic[S]):
     """A finished run of `screen` or `tune`, as its folder holds it.
 
     `summary` is what the command found, with attributes such as `.threshold.value` or `.accepted`; after a review was
-    applied, its counts are the review's. `kept` and
-    `quarantined` are the rows as dicts, `set_aside` dicts of source, line, reason and raw row, `scores` a table with a
-    line for each row of the input. All are read from the folder on first use.
+    applied, its counts are the review's. Read from the folder on first use are `kept` and `quarantined`, the rows as
+    dicts; `set_aside`, dicts of source, line, reason and raw row; and `scores`, a table with a line for each row of the
+    input.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -42,7 +43,7 @@ class Run:
         kind = TuneSummary if "accepted" in found else FilterSummary
         review = self.saved.get("review", {})
         counts = {name: review[name] for name in VERDICTS if name in review}
-        self.summary = read_summary(kind, found | counts, self.folder / "run.yaml", "summary")
+        self.summary = cast(S, read_summary(kind, found | counts, self.folder / "run.yaml", "summary"))
 
     @cached_property
     def paths(self) -> dict[str, Path]:

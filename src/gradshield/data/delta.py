@@ -10,7 +10,7 @@ import numpy as np
 
 LENGTHS, PREFIXES = 6, 7  # Parquet's numbers of DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY
 
-_MAX_BLOCK = 1 << 16  # values of a block; writers make 128 or 256
+_MAX_BLOCK = 1 << 16  # values of a block; writers make 128 to 2,048
 _MAX_NUMBER = 2**31 - 1  # no text is longer
 _WEIGHTS = 1 << np.arange(32, dtype=np.int64)  # of the bits in a number, lowest first
 
@@ -43,7 +43,7 @@ def _numbers(data: BytesIO, most: int) -> np.ndarray:
         widths = data.read(parts)
         if abs(least) > 2 * _MAX_NUMBER or len(widths) < parts:
             raise ValueError("a broken block of lengths")
-        for width in widths[: -(-(count - at) // size)]:  # the last block ends with the last number
+        for width in widths[: -(-(count - at) // size)]:  # unused parts of the last block have no data
             packed = np.frombuffer(data.read(size * width // 8), np.uint8)
             part = values[at : at + size]
             bits = np.unpackbits(packed, count=len(part) * width, bitorder="little").reshape(len(part), width)

@@ -46,7 +46,7 @@ _RESERVED = {  # what apply_chat_template takes besides a template's variables: 
     *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
     *("tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
     *("return_assistant_tokens_mask", "tokenizer_kwargs"),
-    *("processing_class", "input"),  # and what TRL's own function around it takes, at which it fails
+    *("processing_class", "input"),  # and what TRL passes itself, so that a row that names it fails
 }
 
 
@@ -123,7 +123,7 @@ def from_pair(
 def _as_prompt(messages: list[Message], rules: Rules) -> list[Message]:
     if rules.prompt:
         return messages
-    # Of texts we make turns ourselves; turns go to TRL, which renders them without the completion, too.
+    # TRL also renders the turns of a prompt alone. Of a plain text we make the turns ourselves.
     return [replace(each, train=each.role != "assistant", prompt=each.raw is not None) for each in messages]
 
 

@@ -193,6 +193,11 @@ def _rows_at_once(stream: BinaryIO, file: Any, group: int, name: str) -> tuple[i
             sizes.append((indices, dictionary, dictionary * indices))
         for values, longest, texts in sizes:
             if texts > MAX_PAGE and column.max_repetition_level:  # they may all be in one row
+                if indices:
+                    raise UserError(
+                        f"{place}: column {column.path} gives its dictionary up halfway; write the file with plain or "
+                        "dictionary encoding"
+                    )
                 raise too_large(place, f"column {column.path}: page, when unpacked,", MAX_PAGE)
             densest = max(densest, longest if texts > MAX_PAGE else texts / values)
         if total > MAX_VALUES and column.max_repetition_level:

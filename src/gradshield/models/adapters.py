@@ -75,7 +75,7 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
 
 def _config(what: str, folder: Path, shapes: Shapes) -> dict[str, Any]:
     """The adapter's config. Raises UserError for one whose effect is not in the weights, or too large for its file."""
-    with quiet_loading():  # bitsandbytes has something to say when PEFT imports it
+    with quiet_loading():  # bitsandbytes prints a notice when PEFT imports it
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
         from peft.utils.peft_types import PeftType
 

@@ -183,14 +183,14 @@ def load_model(
     with shared_reader() if "gguf_file" in source else nullcontext():
         net = load_net(name, source, shapes, quantize, device, dtype)
         rows = int(net.get_input_embeddings().weight.shape[0])
-        origin = load_tokenizer(name, source, folders, chat_template, rows, bundled=bundled)
+        found = load_tokenizer(name, source, folders, chat_template, rows, bundled=bundled)
     for folder in folders:
         net = with_adapter(net, folder, merge=quantize is None)
         files += [folder / WEIGHTS, *text_files(folder)]
     net.eval()
     net.requires_grad_(False)
-    check_fits(name, origin, net)
-    tokenizer = origin.tokenizer
+    check_fits(name, found, net)
+    tokenizer = found.tokenizer
     model = Model(name, net, tokenizer, fingerprint_of(files, quantize, net, tokenizer), named)
     if model.device.type == "cpu":
         keep_memory()

@@ -124,8 +124,8 @@ def _quantization(quantize: str, device: str) -> Any:
 
 
 def _compiles_attention(config: Any) -> bool:
-    """Whether the config asks for flex_attention: the same attention, but compiled for seconds, and without gradients
-    on a CPU."""
+    """Whether the config asks for flex_attention, which gives the same result, but compiles for seconds and has no
+    gradients on a CPU."""
     return "flex_attention" in (config._attn_implementation, config.get_text_config()._attn_implementation)
 
 

@@ -27,12 +27,12 @@ ANSWER = 16  # tokens that must have a place behind a request
 
 
 @dataclass(frozen=True)
-class Origin:
-    """A tokenizer with what an error about it names."""
+class NamedTokenizer:
+    """A tokenizer, and how errors name it and its chat template."""
 
     tokenizer: Any
-    words: str  # "the tokenizer of" the model or the adapter that it came with
-    template: str  # "the chat template of" that one, or of a file
+    name: str
+    template_name: str
 
 
 def load_tokenizer(
@@ -43,7 +43,7 @@ def load_tokenizer(
     rows: int,
     *,
     bundled: bool = False,
-) -> Origin:
+) -> NamedTokenizer:
     """The tokenizer that `source` (the keywords of from_pretrained) names, or the uppermost adapter's own.
 
     An adapter's folder may hold a tokenizer, a chat template, or both, and those count. A `bundled` one is not
@@ -85,7 +85,7 @@ def load_tokenizer(
     if not bundled or given is not None:
         special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
         _check_ends(template, None, 0, _templates(template, tokenizer), json.dumps(special))
-    return Origin(tokenizer, words, template)
+    return NamedTokenizer(tokenizer, words, template)
 
 
 def _templates(what: str, tokenizer: Any) -> tuple[str, ...]:
@@ -108,23 +108,23 @@ def _drop_invented(tokenizer: Any, rows: int) -> None:
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content | {"added_tokens": own}))
 
 
-def check_fits(name: str, origin: Origin, net: Any) -> None:
+def check_fits(name: str, named: NamedTokenizer, net: Any) -> None:
     """Raises UserError for a tokenizer whose ids the network has no embedding for, a chat template that leaves out the
     request or the answer or swaps them, a network with too few positions for a request and an answer's start, and one
     that can't compute the request's next token."""
-    tokenizer, rows = origin.tokenizer, int(net.get_input_embeddings().weight.shape[0])
+    tokenizer, rows = named.tokenizer, int(net.get_input_embeddings().weight.shape[0])
     if beyond := sorted((n, token) for token, n in tokenizer.get_vocab().items() if not 0 <= n < rows):
         raise UserError(
-            f"{origin.words} has {len(tokenizer)} tokens, the model's embedding {rows} rows "
+            f"{named.name} has {len(tokenizer)} tokens, the model's embedding {rows} rows "
             f"(no row for {shown([token for _, token in beyond])}); this tokenizer belongs to another model"
         )
-    _check_text(origin)
+    _check_text(named)
     eos = getattr(getattr(net, "generation_config", None), "eos_token_id", None)
     if not all(isinstance(each, int) for each in (eos if isinstance(eos, list) else [eos]) if each is not None):
         raise UserError(f"model {name}: eos_token_id in its generation config is {str(eos)[:40]!r}, not a token's id")
     ids = [tokenizer.eos_token_id]
     if tokenizer.chat_template and tokenizer.is_fast:  # rows of plain text need none
-        _check_template(origin)
+        _check_template(named)
         with suppress(UserError):  # it takes other forms of requests only, and each row will say so
             ids = encode_request(tokenizer_trial.QUESTION, tokenizer).tolist()
         positions = getattr(net.config.get_text_config(), "max_position_embeddings", None)
@@ -134,26 +134,26 @@ def check_fits(name: str, origin: Origin, net: Any) -> None:
     check_computes(name, net, ids)
 
 
-def _check_text(origin: Origin) -> None:
+def _check_text(named: NamedTokenizer) -> None:
     try:
-        ids = origin.tokenizer(tokenizer_trial.ANSWER, add_special_tokens=False)["input_ids"]
+        ids = named.tokenizer(tokenizer_trial.ANSWER, add_special_tokens=False)["input_ids"]
     except Exception as error:  # what a file says can make any of its lines fail
-        raise UserError(f"{origin.words} fails: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"{named.name} fails: {type(error).__name__}: {first_line(error)}") from error
     if not ids:
-        raise UserError(f"{origin.words} makes no tokens of {tokenizer_trial.ANSWER!r}; take the original one")
+        raise UserError(f"{named.name} makes no tokens of {tokenizer_trial.ANSWER!r}; take the original one")
 
 
-def _check_template(origin: Origin) -> None:
+def _check_template(named: NamedTokenizer) -> None:
     turns = [Message("user", tokenizer_trial.QUESTION), Message("assistant", tokenizer_trial.ANSWER)]
     try:
-        text, _ = render_template(origin.tokenizer, form_of(origin.tokenizer), turns)
+        text, _ = render_template(named.tokenizer, form_of(named.tokenizer), turns)
     except Refused:
         return  # each row will say why
     for what, words in (("request", tokenizer_trial.QUESTION), ("answer", tokenizer_trial.ANSWER)):
         if words not in text:
-            raise UserError(f"{origin.template} leaves out the {what}; pass another with --chat-template")
+            raise UserError(f"{named.template_name} leaves out the {what}; pass another with --chat-template")
     if text.index(tokenizer_trial.ANSWER) < text.index(tokenizer_trial.QUESTION):
-        raise UserError(f"{origin.template} puts the answer before its request; pass another with --chat-template")
+        raise UserError(f"{named.template_name} puts the answer before its request; pass another with --chat-template")
 
 
 @lru_cache(maxsize=64)
@@ -202,4 +202,4 @@ def _read(file: Path, what: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} can't be read: {first_line(error)}") from error
+        raise UserError(f"{what} can't be read: {first_line(error)}; pass another with --chat-template") from error

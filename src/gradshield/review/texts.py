@@ -24,6 +24,7 @@ from gradshield.screen.explanation import Explanation
 FILE = "review-texts.sqlite"
 OPENING = 240  # characters of a request and of its answer that the table shows
 _FORMAT = "2"
+_EXPLANATION = TypeAdapter(Explanation)
 _SCHEMA = """
 CREATE TABLE about (input TEXT, format TEXT);
 CREATE TABLE texts (
@@ -98,7 +99,7 @@ def saved_explanation(out: Path, row: int, key: str) -> Explanation | None:
     with _open(out) as db:
         found = db.execute("SELECT json FROM explanations WHERE row = ? AND key = ?", (row, key)).fetchone()
     try:
-        return TypeAdapter(Explanation).validate_python(json.loads(found[0])) if found else None
+        return _EXPLANATION.validate_python(json.loads(found[0])) if found else None
     except ValidationError:
         return None
 

@@ -1,4 +1,4 @@
-"""A user's mistakes that are found before torch is imported, so that they are said at once."""
+"""A user's mistakes that are found before a model is loaded, most of them before torch is imported."""
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, ModelSettings, RowSettings

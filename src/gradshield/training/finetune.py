@@ -92,7 +92,7 @@ def check_training(settings: FinetuneSettings) -> None:
 
 def check_method(model: Model, settings: FinetuneSettings) -> None:
     """Raises UserError where quantised weights stand in the way of the training."""
-    with quiet_loading():  # bitsandbytes has something to say when PEFT imports it
+    with quiet_loading():  # bitsandbytes prints a notice when PEFT imports it
         from peft import PeftModel
     if isinstance(model.net, PeftModel):  # not merged, and what lies over it would silently be dropped
         raise UserError(

@@ -47,6 +47,13 @@ class Bags:
     fold: Tensor  # int64 [bags]
 
 
+@dataclass(frozen=True)
+class _Row:
+    text: Text
+    example: Example
+    response: Response
+
+
 def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tuple[Readouts, dict[str, np.ndarray]]:
     """The readouts, each the mean of one fit per fold, and the scores of the rows among the texts by kind.
 
@@ -64,7 +71,7 @@ def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tupl
         states[n] = ((each - middle) / scale).astype(np.float16)
     fold = _folds([text.words for text in texts])
     topic = _fits(_topic_bags(rows, states, fold), soft=True)
-    ability = reading_ability(_asked(rows, states, topic[fold]))
+    ability = reading_ability(_asked(rows, states, fold, topic))
     unread = unread_languages(ability)
     if unread:
         kept = [n for n, row in enumerate(rows) if row.text.language not in unread]
@@ -73,36 +80,33 @@ def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tupl
     answer = _fits(_answer_bags(rows, states, fold), soft=False)
     fits = np.stack([topic, answer], 2)
     scores: dict[str, list[float]] = {"good": [], "refusal": [], "harmful": []}
-    for row, held, own in zip(rows, states, fits[fold]):
+    for row, held, n in zip(rows, states, fold):
         if row.text.kind in scores and not row.text.language:
-            scores[row.text.kind].append(row_scores(held @ own[:-1] + own[-1], [_place(row, held)])[0])
+            tokens = held @ fits[n, :-1] + fits[n, -1]
+            scores[row.text.kind].append(row_scores(tokens, [_place(row, held)])[0])
     mean = fits.mean(0)
     weight = mean[:-1] / scale[:, None]  # of states that are not standardised
     readouts = Readouts(layer, weight, mean[-1] - middle @ weight, ability)
     return readouts, {kind: np.array(values) for kind, values in scores.items()}
 
 
-def _asked(rows: Sequence["_Row"], states: Sequence[np.ndarray], topic: np.ndarray) -> list[tuple[str, bool, float]]:
-    """(language, is it harmful, topic) of each request in a known language, from the topic's fits [rows, d + 1]."""
-    return [
-        (row.text.language, row.text.harmful, asked_topic((held @ own[:-1] + own[-1])[:, None], _place(row, held)))
-        for row, held, own in zip(rows, states, topic)
-        if row.text.language
-    ]
+def _asked(
+    rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.ndarray, topic: np.ndarray
+) -> list[tuple[str, bool, float]]:
+    """(language, is it harmful, topic) of each request in a known language, from the topic's fits [folds, d + 1]."""
+    found = []
+    for row, held, n in zip(rows, states, fold):
+        if row.text.language:
+            tokens = (held @ topic[n, :-1] + topic[n, -1])[:, None]
+            found.append((row.text.language, row.text.harmful, asked_topic(tokens, _place(row, held))))
+    return found
 
 
-def _place(row: "_Row", held: np.ndarray) -> Response:
+def _place(row: _Row, held: np.ndarray) -> Response:
     """Where the row's response is in its states, which begin behind what all texts open with."""
     before = len(row.example.ids) - len(held)
     context = row.response.context - before
     return Response(context[context >= 0], row.response.start - before, len(held))
-
-
-@dataclass(frozen=True)
-class _Row:
-    text: Text
-    example: Example
-    response: Response
 
 
 def _scored_parts(model: Model, texts: Sequence[Text]) -> list[Example]:

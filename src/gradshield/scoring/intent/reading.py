@@ -38,7 +38,7 @@ MIN_SHARED_TOKENS = 8  # of an opening that all rows of a batch have, from which
 
 @dataclass(frozen=True)
 class Readouts:
-    """Log-odds of a token = its state · weight + bias, where the state is the unit vector of what `layer` puts out."""
+    """Log-odds of a token = state · weight + bias, where the state is the output of block `layer`, at length 1."""
 
     layer: int
     weight: np.ndarray  # float64 [d, 2]: topic, answer
