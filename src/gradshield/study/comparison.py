@@ -41,6 +41,7 @@ from gradshield.tune.trainer import load_trained
 LONGEST = 192  # tokens of a row: longer ones are cut
 BENIGN, HARMFUL = ("ordinary", "refusal"), ("real", "opening", "dress")
 TRAINED = ("goal, real answer", "advbench other")  # the harmful rows of the trainings, half of each
+ADDED_LATER = ("markup inside",)  # dresses that are left out, since with them the draw would be another
 SHORT = 144  # tokens of a row that is trained on: ordinary rows that are longer are left out, harmful ones are cut
 ORDINARY = 48  # rows of a training's file
 SHARE = 0.2  # of the file that is harmful
@@ -131,7 +132,8 @@ def train(
 
 def _rows(model: Model, rows: int, dressed: int, seed: int) -> list[Row]:
     """Every row of the comparison, in an order that the seed mixes: a file has no sorted kinds."""
-    kinds = [k for k in real_kinds(rows, dressed, seed) if k.group in (HARMFUL if k.harmful else (*BENIGN, "dress"))]
+    groups = {True: HARMFUL, False: (*BENIGN, "dress")}
+    kinds = [k for k in real_kinds(rows, dressed, seed) if k.group in groups[k.harmful] and k.name not in ADDED_LATER]
     found = [
         (kind, n, example)
         for kind in kinds
