@@ -169,8 +169,8 @@ TAIL = f"""## How it is measured
 - **Rows**: AG News with one-word labels, Alpaca, GSM8K, DialogSum, refusals, AdvBench requests with openings, and long
   chats (Alpaca's pairs one after the other). They are read from the folder that `GRADSHIELD_DATA` names.
 - **Score**: one probe (the first bundled one), S of eq. 5, the Linears of the decoder.
-- **Default score**: measured when it read up to 70 % of the layers. Reading half of them, it took .53 of a forward pass on
-  the embedded model ([log](log.md)).
+- **Default score**: measured when it read up to 70 % of the layers. Reading half of them, it took .53 of a forward pass
+  on the embedded model ([log](log.md)).
 - **Batches**: filled by a token budget, which is the same for every method that has one. LoRA takes 8 rows per step,
   kronfluence 4 (8 on a GPU).
 - **LoRA**: trained with `gradshield tune`'s settings, so without gradient checkpointing. TRL's own default is with it,
