@@ -162,6 +162,7 @@ def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) ->
     each kind. The share of harmful rows is the likeliest one under these odds (Saerens et al. 2002, a new prior for
     known classes).
     """
+    from scipy.special import expit, logit
     from sklearn.linear_model import LogisticRegression
 
     if not len(scores):
@@ -170,26 +171,31 @@ def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) ->
     middle, unit = anchors.mean(), anchors.std()
     scores, good, harmful, anchors = ((each - middle) / unit for each in (scores, good, harmful, anchors))
     labels = np.repeat([0, 1], [len(good), len(harmful)])
-    fit = LogisticRegression(C=1e4, class_weight="balanced").fit(anchors[:, None], labels)
+    fit = LogisticRegression(C=1e6, tol=1e-8, class_weight="balanced").fit(anchors[:, None], labels)
     slope, crossing = fit.coef_[0, 0], -fit.intercept_[0] / fit.coef_[0, 0]
     ranks = np.linspace(0, len(scores) - 1, min(len(scores), STARTED_ON)).round().astype(int)
     sample = np.sort(scores)[ranks]
     known = np.array([good.mean(), harmful.mean()])
-    spread = np.array([good.var(), harmful.var()]) + 1e-3  # of the anchors' variance, for scores of few values
+    spread = np.array([good.var(), harmful.var()])
     steeper = 1.0
     for _ in range(2):  # more change the errors by less than a twentieth
-        chance = _with_likeliest_share(steeper * slope * (sample - crossing))
+        share = _likeliest_share(steeper * slope * (sample - crossing))
+        if share in (0, 1):
+            break  # one group says nothing of how far two are apart
+        chance = expit(steeper * slope * (sample - crossing) + logit(share))
         weight = np.stack([1 - chance, chance])
         rows = ANCHORS_COUNT + weight.sum(1)
         means = (ANCHORS_COUNT * known + weight @ sample) / rows
         apart = (weight * (sample - means[:, None]) ** 2).sum(1)
         variances = (ANCHORS_COUNT * (spread + (known - means) ** 2) + apart) / rows
-        steeper = np.diff(means)[0] / np.diff(known)[0] * spread.sum() / variances.sum()
-    return _with_likeliest_share(steeper * slope * (scores - crossing))
+        # One thousandth of the anchors' variance is added, for scores of few values.
+        steeper = np.diff(means)[0] / np.diff(known)[0] * (spread.sum() + 1e-3) / (variances.sum() + 1e-3)
+    log_odds = steeper * slope * (scores - crossing)
+    return expit(log_odds + logit(_likeliest_share(log_odds)))
 
 
-def _with_likeliest_share(log_odds: np.ndarray) -> np.ndarray:
-    """Probability [rows] that each row is harmful, given its log-odds at even shares: with the file's likeliest one."""
+def _likeliest_share(log_odds: np.ndarray) -> float:
+    """The likeliest share of harmful rows, 0 to 1, given each row's log-odds at even shares."""
     from scipy.optimize import root_scalar
 
     ratio = np.exp(np.clip(log_odds, -30, 30))
@@ -198,6 +204,5 @@ def _with_likeliest_share(log_odds: np.ndarray) -> np.ndarray:
         return float(((ratio - 1) / (1 + share * (ratio - 1))).sum())
 
     if rise(0) <= 0:
-        return np.zeros_like(ratio)
-    share = 1.0 if rise(1) >= 0 else root_scalar(rise, bracket=(0, 1)).root
-    return share * ratio / (1 + share * (ratio - 1))
+        return 0.0
+    return 1.0 if rise(1) >= 0 else root_scalar(rise, bracket=(0, 1)).root

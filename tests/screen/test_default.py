@@ -33,12 +33,12 @@ def rows(kind: str, numbers: range) -> list[dict[str, str]]:
 
 @pytest.fixture
 def few_anchors(monkeypatch, tmp_path):
-    """The readouts are fitted on a dozen rows of each kind, as the bundled texts take minutes with a tiny model too."""
+    """The readouts are fitted on twenty rows of each kind, as the bundled texts take minutes with a tiny model too."""
 
     def texts(model: Model, probes: tuple[str, ...]) -> list[Text]:
         found = []
         for kind in CASES:
-            for row in rows(kind, range(12)):
+            for row in rows(kind, range(20)):
                 turns = (Message("user", row["prompt"]), Message("assistant", row["response"]))
                 example = encode(Conversation(turns), 0, model.tokenizer)
                 assert isinstance(example, Example)
@@ -85,10 +85,9 @@ def test_the_default_command_quarantines_harm_by_the_anchors_and_known_good_rows
     assert summary["threshold"]["rule"] == "anchored"
     assert summary["threshold"]["value"] == pytest.approx(middle(known, scored["harmful"]))
     np.testing.assert_array_equal(verdicts == "quarantined", scores >= summary["threshold"]["value"])
-    found = verdicts[15:23] == "quarantined"
-    assert found.sum() >= 7 and (verdicts[:15] == "kept").all()  # the weights are drawn at random
+    assert (verdicts[15:23] == "quarantined").all() and (verdicts[:15] == "kept").all()
     quarantined = (tmp_path / "run" / "quarantined.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in quarantined[: found.sum()]] == [row for row, n in zip(harmful, found) if n]
+    assert [json.loads(line) for line in quarantined[:8]] == harmful
 
     own = written(tmp_path / "known.jsonl", good)
     again, _ = filtered(monkeypatch, tmp_path / "sharper", file, "--model", tiny_folder, "--reference", own)

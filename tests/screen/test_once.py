@@ -100,6 +100,19 @@ def test_help_and_mistakes_are_said_before_torch_is_imported(done, tmp_path, wor
     assert said in error and error.count("\n") <= 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("filter {file} --scorer fihs:bad=1", "--scorer fihs: no option 'bad'; it has normalise"),
+        ("filter {file} --scorer fihs:probes=x", "--scorer fihs: probes=x: "),
+        ("tune {file} --defense lisa:bad=1", "--defense lisa: no option 'bad'; it has safe, count"),
+    ],
+)
+def test_a_wrong_option_is_said_in_one_line(done, tmp_path, words, said):
+    code, _, _, error = called(*words.format(file=done[0]).split(), cwd=tmp_path)
+    assert code == 2 and said in error and error.count("\n") <= 1
+
+
 @pytest.mark.parametrize("what", ["row", "weights", "template", "setting", "version", "summary"])
 def test_a_run_of_other_rows_model_settings_or_versions_is_looked_at_with_the_model(done, folder, monkeypatch, what):
     file, run, settings = done
