@@ -44,8 +44,8 @@ def test_undo_takes_nothing_back_in_another_run(page, serve, run, tmp_path):
     first = serve(run)
     page.open(first)
     page.keys("a")
-    page.until(lambda: len(decided(run)) == 1)
-    mine = page.script("return sessionStorage.getItem('mine')")
+    mine = page.until(lambda: page.script("return sessionStorage.getItem('mine')"))  # once the page has the answer
+    assert len(decided(run)) == 1
     second = make_run(tmp_path / "second", tmp_path / "train.jsonl", list(np.arange(-60.0, 60.0)))
     store.decide(second, 3, "quarantined", "", "bob")
     page.open(serve(second))
