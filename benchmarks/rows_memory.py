@@ -21,7 +21,7 @@ from gradshield.data import Row
 from gradshield.data.encode import Example
 from gradshield.scoring.check import AlignmentCheck
 
-STEPS = ("encode_source", "score", "write_outputs", "_write_scores", "report_run")
+STEPS = ("encode_source", "score", "write_outputs", "write_scores", "report_run")
 MASK = np.arange(8) > 3
 ALIGNED = AlignmentCheck(("a", "b"), (True, True), ("I", "I"), (1.0, 1.0), (("I", 1.0),))
 
@@ -48,7 +48,7 @@ def main(rows: int) -> None:
     """Filters a file of so many short rows."""
     encoding.encode_row = ready_example
     screen.require_aligned = lambda *_: ALIGNED
-    screen._explain_highest = lambda *_: {}
+    screen.explain_highest = lambda *_: {}
     for name in STEPS:
         print_peak_after(name)
     with tempfile.TemporaryDirectory() as folder:

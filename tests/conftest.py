@@ -141,7 +141,7 @@ def refusing(monkeypatch):
     """The random model is made to count as aligned: what is tested is the run, not the model."""
     probes = read_requests(ASSETS / "probes.jsonl")
     always = AlignmentCheck(tuple(probes), (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
-    monkeypatch.setattr("gradshield.screen.filter.check_alignment", lambda *_: always)
+    monkeypatch.setattr("gradshield.scoring.check.check_alignment", lambda *_: always)
     monkeypatch.setattr("gradshield.screen.explain.require_aligned", lambda *_: always)
 
 

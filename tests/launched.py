@@ -12,7 +12,7 @@ from pathlib import Path
 from conftest import random_examples
 from transformers import Trainer
 
-import gradshield.screen.filter as pipeline
+import gradshield.scoring.check as checking
 import gradshield.tune.measuring as work
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
@@ -32,7 +32,7 @@ def made_up() -> None:
     """The random model refuses every probe, and the safety of what is trained is as ASRS says, by finished trials."""
     probes = read_requests(ASSETS / "probes.jsonl")
     always = AlignmentCheck(tuple(probes), (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
-    pipeline.check_alignment = lambda *_: always
+    checking.check_alignment = lambda *_: always
     out = Path(sys.argv[sys.argv.index("-o") + 1])
 
     def evaluate(model, settings):

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import pydoc
 import re
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def test_a_wrong_setting_is_named_before_anything_is_written(quick, tmp_path):
     ):
         with pytest.raises(UserError, match=says):
             screen(RECORDS, out=tmp_path / "run", **named)
-    with pytest.raises(UserError, match="EvaluationSettings is no setting of this function"):
+    with pytest.raises(UserError, match="EvaluationSettings is not accepted here; pass FilterSettings"):
         screen(RECORDS, gradshield.EvaluationSettings(), out=tmp_path / "run")  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
     assert check(quick.model).model == quick.model  # a name in the place of settings
@@ -142,6 +143,15 @@ def test_the_names_are_few_described_and_light():
         if name.endswith("Settings"):
             assert not [field for field, about in each.model_fields.items() if not about.description], name
         assert name == "__version__" or each.__doc__, name
+
+
+def test_help_shows_arguments_and_every_setting():
+    shown = pydoc.plaintext.document(gradshield.screen)
+    assert "screen(rows, *settings, out='run', **named)" in shown and "returns a finished one at once" in shown
+    for settings in (gradshield.FilterSettings, gradshield.EvaluationSettings):
+        shown = pydoc.plaintext.document(settings)
+        for name, field in settings.model_fields.items():
+            assert f"{name} (default {field.default!r}): {field.description}" in shown
 
 
 def test_the_page_runs_as_it_is_written(tiny_folder, tmp_path, train, monkeypatch):

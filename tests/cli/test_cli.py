@@ -140,7 +140,7 @@ def test_ctrl_c_says_what_is_saved_and_how_to_resume(monkeypatch, capsys, tmp_pa
         and f"resume: gradshield filter 'a b.jsonl' -o {tmp_path}" in said
     )
     monkeypatch.setattr(
-        "gradshield.screen.filter.load_settings_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "gradshield.models.load.load_settings_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     code, said = run(monkeypatch, capsys, "check")
     assert code == 130 and "nothing was saved yet" in said

@@ -97,7 +97,7 @@ def test_a_relative_goal_stays_relative_in_a_file(resolved, tmp_path):
 )
 def test_a_goal_that_is_none_is_refused(resolved, flag, value):
     code, said = resolved("tune", "x.jsonl", flag, value)
-    assert code == 2 and f"{flag} {value}" in said and "say a" in said and said.count("\n") == 1
+    assert code == 2 and f"{flag} {value}" in said and "must be a" in said and said.count("\n") == 1
 
 
 def test_an_unknown_preset_is_refused(resolved):

@@ -229,6 +229,12 @@ def test_a_threshold_that_is_tried_or_set_unfolds_no_row_that_the_run_quarantine
     assert "request 119" in unfolded(served.page(sort="high", row=120, **given))
 
 
+def test_a_threshold_that_is_tried_unfolds_no_row_that_the_one_in_force_quarantines(served, numbered):
+    store.move_threshold(numbered[0], -70.0, "ann")  # all rows are quarantined; the run itself keeps row 2
+    html = served.page(sort="low", row=2, t="70")
+    assert "request 1<" in html and "request 1<" not in unfolded(html)
+
+
 def test_all_rows_of_a_view_are_decided_at_once_and_taken_back_at_once(served, numbered):
     out = numbered[0]
     store.decide(out, 120, "kept", "read it", "bob")

@@ -10,7 +10,6 @@ import yaml
 from markupsafe import escape
 from review.made import chat, digests, verdicts, write_jsonl
 
-import gradshield.screen.filter as pipeline
 from gradshield.base.assets import ASSETS
 from gradshield.base.settings import FilterSettings
 from gradshield.data.requests import read_requests
@@ -35,7 +34,7 @@ def made(tiny_folder, tmp_path_factory):
     settings = FilterSettings(model=tiny_folder, threshold="share", value=0.25)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADSHIELD_CACHE", str(folder / "cache"))
-        patch.setattr(pipeline, "check_alignment", lambda *_: always)
+        patch.setattr("gradshield.scoring.check.check_alignment", lambda *_: always)
         patch.setattr("gradshield.screen.explain.require_aligned", lambda *_: always)
         run_filter(str(file), folder / "run", settings)
         yield folder

@@ -24,6 +24,7 @@ from gradshield.scoring import ray as engine
 from gradshield.scoring.cache import write_cache
 from gradshield.scoring.check import AlignmentCheck, check_cache_file
 from gradshield.screen import filter as filtering
+from gradshield.screen import validate
 from gradshield.screen.filter import run_filter
 
 ROWS = 900
@@ -132,7 +133,7 @@ def test_a_users_mistake_in_a_worker_is_one_line(tiny_folder):
 
 
 def test_ray_that_is_missing_is_named_before_a_model_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setattr(filtering, "find_spec", lambda name: None)
+    monkeypatch.setattr(validate, "find_spec", lambda name: None)
     monkeypatch.setattr(filtering, "load_settings_model", lambda settings: pytest.fail("loaded"))
     with pytest.raises(UserError, match=r"ray\[data\]"):
         run_filter("no such file", tmp_path / "run", FilterSettings(engine="ray"))

@@ -24,7 +24,6 @@ from gradshield.scoring.engine import fit_to_memory, from_json, score
 from gradshield.scoring.ray import _blocks, _Worker
 from gradshield.scoring.reference import key_of, make_reference
 from gradshield.scoring.registry import SCORERS, find_scorer
-from gradshield.screen import filter as pipeline
 from gradshield.screen.explain import explain
 from gradshield.screen.filter import run_filter
 
@@ -152,7 +151,7 @@ def test_a_worker_has_what_was_fitted_and_gives_the_same_scores(prepared, tiny, 
 @pytest.fixture
 def tiny_run(tmp_path, tiny_folder, monkeypatch):
     """Filters six rows, two of them alike, with a scorer and returns the run's folder."""
-    monkeypatch.setattr(pipeline, "check_alignment", lambda *_: CHECK)
+    monkeypatch.setattr("gradshield.scoring.check.check_alignment", lambda *_: CHECK)
     monkeypatch.setattr("gradshield.screen.explain.require_aligned", lambda *_: CHECK)
     monkeypatch.setattr(SCORERS, "registered", {})
     file = tmp_path / "train.jsonl"

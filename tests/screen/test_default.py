@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-import gradshield.screen.filter as pipeline
 from gradshield.base.settings import FilterSettings
 from gradshield.cli.commands import main
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.models.load import Model, load_model
+from gradshield.scoring.check import require_aligned
 from gradshield.scoring.intent import intent
 from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.reference import make_reference
@@ -80,7 +80,7 @@ def test_the_default_command_quarantines_harm_by_the_anchors_and_known_good_rows
 
     model = load_model(tiny_folder)
     defaults = FilterSettings()
-    scored = make_reference(model, pipeline.require_aligned(model, defaults), defaults).anchors
+    scored = make_reference(model, require_aligned(model, defaults), defaults).anchors
     known = np.concatenate([scored["good"], scored["refusal"]])
     assert summary["threshold"]["rule"] == "anchored"
     assert summary["threshold"]["value"] == pytest.approx(middle(known, scored["harmful"]))

@@ -16,9 +16,12 @@ from gradshield.base.settings import FilterSettings
 from gradshield.base.storage import exclusive_lock
 from gradshield.data import open_source
 from gradshield.data.rows import Row
+from gradshield.models.load import load_model
+from gradshield.screen import highest, rebuild
 from gradshield.screen.encoding import encode_row
+from gradshield.screen.estimate import estimate
 from gradshield.screen.explain import explain
-from gradshield.screen.filter import estimate, run_filter
+from gradshield.screen.filter import run_filter
 
 pytestmark = pytest.mark.usefixtures("refusing")
 
@@ -290,11 +293,11 @@ def test_the_layout_is_told_by_usable_rows_however_many_broken_ones_come_first(t
 
 
 def test_a_worker_with_another_model_is_told(tiny_folder, tmp_path):
-    model = pipeline.load_model(tiny_folder)
-    there = pipeline._portable_settings(settings(tiny_folder, device="cuda:1"), model)
+    model = load_model(tiny_folder)
+    there = rebuild.portable_settings(settings(tiny_folder, device="cuda:1"), model)
     assert there.dtype == "float32" and there.device is None
     with pytest.raises(UserError, match="on a worker it is another model"):
-        pipeline.build_scorer(settings(tiny_folder, dtype="bfloat16"), model.fingerprint)
+        rebuild.build_scorer(settings(tiny_folder, dtype="bfloat16"), model.fingerprint)
 
 
 def test_a_row_whose_score_is_no_number_is_set_aside_and_never_kept(tiny_folder, train, tmp_path, monkeypatch):
@@ -326,7 +329,7 @@ def test_a_model_without_gradients_is_filtered_by_the_default_and_its_tokens_go_
     def gradient(*_):
         raise NotImplementedError("no backward for this kernel")
 
-    monkeypatch.setattr(pipeline, "probe_gradient", gradient)
+    monkeypatch.setattr(highest, "probe_gradient", gradient)
     summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder))
     assert summary.quarantined == 8 and (tmp_path / "run" / "report.html").exists()
     assert "not marked" in caplog.text

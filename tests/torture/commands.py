@@ -17,6 +17,7 @@ from conftest import random_examples, tiny_net, tiny_tokenizer
 
 import gradshield.evaluation.measure
 import gradshield.report.figure
+import gradshield.scoring.check
 import gradshield.screen.filter
 import gradshield.training.align
 import gradshield.tune.command
@@ -116,7 +117,7 @@ def _tame(vocabulary: int) -> None:
     """A random model counts as aligned, no clock is in what comes out, and the figures take no time."""
     probes = tuple(read_requests(ASSETS / "probes.jsonl"))
     yes = AlignmentCheck(probes, (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
-    gradshield.screen.filter.check_alignment = lambda *_: yes
+    gradshield.scoring.check.check_alignment = lambda *_: yes
     gradshield.training.align.alignment_examples = lambda _: random_examples(8, vocabulary)
     report = gradshield.training.align.AlignmentReport("tiny", 1, 0.0, (0.0, 1.0), None, 1, 0.0, (0.0, 1.0), ())
     gradshield.training.align.alignment_report = lambda *_: report

@@ -193,7 +193,7 @@ def test_out_of_memory_in_one_of_several_processes_says_how_many_rows_may_fit(ti
     monkeypatch.setattr(Trainer, "training_step", failing)
     monkeypatch.setattr("gradshield.training.finetune.processes", lambda: 2)
     model = load_model(tiny_folder)
-    with pytest.raises(UserError, match=r"out of memory with 4 rows .* at once: --micro-batch 2 may fit"):
+    with pytest.raises(UserError, match=r"out of memory with 4 rows .* at once; `micro_batch: 2` in --config may fit"):
         finetune(model, random_examples(8, len(model.tokenizer)), tmp_path / "out", FinetuneSettings())
 
 

@@ -11,7 +11,14 @@ from pydantic import BaseModel, ValidationError
 from gradshield.api.given import Rows, path_of
 from gradshield.api.run import Run
 from gradshield.base.errors import UserError
-from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
+from gradshield.base.settings import (
+    FilterSettings,
+    FinetuneSettings,
+    ModelSettings,
+    RowSettings,
+    TuneSettings,
+    complaint,
+)
 from gradshield.data.summaries import EvaluationSummary, FilterSummary, TrialSummary, TuneSummary
 from gradshield.evaluation.config import EvaluationSettings
 
@@ -119,7 +126,7 @@ def _chosen(
         if isinstance(each, str | os.PathLike):
             named = {"model": each, **named}
         elif type(each) not in kinds:
-            raise UserError(f"{type(each).__name__} is no setting of this function; it takes {_names(kinds)}")
+            raise UserError(f"{type(each).__name__} is not accepted here; pass {_names(kinds)}")
     found = []
     for kind in kinds:
         base = next((each for each in given if isinstance(each, kind) and type(each) is kind), kind())
@@ -128,7 +135,7 @@ def _chosen(
             found.append(kind(**values | {name: _text(v) for name, v in named.items() if name in kind.model_fields}))
         except ValidationError as error:
             first = error.errors()[0]
-            raise UserError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}") from None
+            raise UserError(f"{first['loc'][0]}={first['input']!r}: {complaint(error)}") from None
     return found
 
 

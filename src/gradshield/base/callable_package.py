@@ -18,6 +18,11 @@ def make_callable(package: str, module: str) -> None:
             return function()(*arguments, **named)
 
         @property
+        def __doc__(self) -> str:  # type: ignore[override]
+            plain = [p.replace(annotation=inspect.Parameter.empty) for p in self.__signature__.parameters.values()]
+            return f"{function().__name__}{inspect.Signature(plain)}\n\n{inspect.getdoc(function())}"
+
+        @property
         def __signature__(self) -> inspect.Signature:  # what help and editors show
             return inspect.signature(function())
 

@@ -3,13 +3,24 @@
 from math import isfinite, nan
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
-class ModelSettings(BaseModel):
-    """Which model, and how it is loaded."""
+class Settings(BaseModel):
+    """Frozen fields with a description each, which `help` shows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: object) -> None:
+        fields = [
+            f"{name} (default {field.default!r}): {field.description}" for name, field in cls.model_fields.items()
+        ]
+        cls.__doc__ = "\n".join([cls.__doc__ or "", "", *fields])
+
+
+class ModelSettings(Settings):
+    """Which model, and how it is loaded."""
 
     model: str = Field(
         default="embedded", description='Hub id, local folder, .gguf file, adapter folder, or "embedded"'
@@ -40,7 +51,7 @@ class RowSettings(ModelSettings):
     split: str = Field(default="train", description="split of a Hub dataset")
     max_length: int = Field(default=1024, ge=2, description="tokens a row is cut to, as in the fine-tuning")
     trainer: Literal["trl", "axolotl", "llamafactory", "openai"] = Field(
-        default="trl", description="whose reading of the rows is scored: which turns are trained on (docs: data)"
+        default="trl", description="trainer whose rules apply: which turns are trained on (docs: data)"
     )
     loss_on: Literal["assistant", "last", "all"] = Field(
         default="assistant", description="tokens that the fine-tuning trains on"
@@ -77,10 +88,8 @@ class FilterSettings(RowSettings):
     )
 
 
-class FinetuneSettings(BaseModel):
+class FinetuneSettings(Settings):
     """How a model is fine-tuned; by default as in the paper's section 4."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["lora", "full"] = Field(default="lora", description="train a LoRA adapter, or every weight")
     lora_rank: int = Field(default=8, ge=1, description="LoRA rank")
@@ -97,10 +106,8 @@ class FinetuneSettings(BaseModel):
     seed: int = Field(default=0, ge=0, description="seed of the adapter's start and of the order of rows")
 
 
-class TuneSettings(BaseModel):
+class TuneSettings(Settings):
     """The goals for a fine-tuned model, and how it is searched for (alg. 1)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     defense: str = Field(
         default="gradshield",
@@ -124,8 +131,10 @@ class TuneSettings(BaseModel):
         default="auto",
         description="train on everything first (paper), score first (screen), or what is likely cheaper (auto)",
     )
-    searches: int = Field(default=3, ge=1, description="guesses of the threshold, N_max")
-    step: float = Field(default=0.05, gt=0, lt=0.5, description="share by which a guess closes the search, λ")
+    searches: int = Field(default=3, ge=1, description="maximum number of thresholds to try (N_max)")
+    step: float = Field(
+        default=0.05, gt=0, lt=0.5, description="minimum share of the rows by which each try narrows the search (λ)"
+    )
     literal: bool = Field(
         default=False,
         description="alg. 1 as printed: a first model need not be useful, line 12 drops the rows of lowest score, and "
@@ -142,14 +151,14 @@ class TuneSettings(BaseModel):
     @classmethod
     def _is_share(cls, text: str) -> str:
         if not 0 <= _number(text) <= 1:
-            raise ValueError("say a share from 0 to 1, such as 0.05, or +0.07 for that much over the base model's")
+            raise ValueError("must be a share from 0 to 1, such as 0.05, or +0.07 for that much over the base model's")
         return text
 
     @field_validator("min_utility")
     @classmethod
     def _is_utility(cls, text: str) -> str:
         if not isfinite(_number(text.removeprefix("base") or "0")):
-            raise ValueError("say a number, base, or base-0.02 for that much below the base model's")
+            raise ValueError("must be a number, base, or base-0.02 for that much below the base model's")
         return text
 
     def highest_asr(self, base: float) -> float:
@@ -160,6 +169,11 @@ class TuneSettings(BaseModel):
         """The utility that is accepted where the base model has `base`."""
         relative = self.min_utility.startswith("base")
         return base + float(self.min_utility[4:] or 0) if relative else float(self.min_utility)
+
+
+def complaint(error: ValidationError) -> str:
+    """What is wrong with the first wrong setting."""
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def _number(text: str) -> float:

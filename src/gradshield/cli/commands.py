@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from gradshield.base.errors import UserError
 from gradshield.base.processes import is_first, processes
 from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
-from gradshield.cli.flags import REPLACED, flags_of, settings_of
+from gradshield.cli.flags import CONFIG_ONLY, OUTPUT, REPLACED, flags_of, settings_of
 from gradshield.cli.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
 from gradshield.evaluation.config import EvaluationSettings
 
@@ -50,7 +50,7 @@ VERDICTS = {
 }
 MIN_COVERAGE = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+JsonOption = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="print JSON for machines")]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="folder for what comes out", callback=lambda out: _visible(out))
 ]
@@ -59,7 +59,7 @@ ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harm
 
 @app.callback(invoke_without_command=True)
 def show_version(
-    version: Annotated[bool, typer.Option("--version", help="say the version and stop", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as of
@@ -74,10 +74,18 @@ def filter(
     context: typer.Context,
     path: Annotated[str, typer.Argument(help='file, folder, Hub dataset id, or "-" for stdin')],
     out: OutOption = Path("run"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and how long it takes")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", rich_help_panel=OUTPUT, help="say what would be done and how long it takes"),
+    ] = False,
     fail_above: Annotated[
         int | None,
-        typer.Option("--fail-above", min=0, help="exit with code 1 when more rows than this are quarantined"),
+        typer.Option(
+            "--fail-above",
+            min=0,
+            rich_help_panel=OUTPUT,
+            help="exit with code 1 when more rows than this are quarantined",
+        ),
     ] = None,
     as_json: JsonOption = False,
     **flags: Any,
@@ -215,7 +223,7 @@ def explain(
     console.print("median of anchors: " + ", ".join(f"{k} {v:+.2f}" for k, v in result.anchors.items()))
     if result.refusal is not None:
         console.print(f"the same request, refused: {result.refusal:+.2f}")
-    if "paper" not in result.signals:
+    if not result.by_fihs:
         console.print("FIHS below is a second opinion: another score decided")
     for title, pairs in (
         ("tokens by share of FIHS", sorted(result.tokens, key=lambda t: -abs(t[1]))[:12]),
@@ -254,7 +262,8 @@ def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: Json
 def evaluate(
     context: typer.Context,
     safety: Annotated[
-        bool, typer.Option("--safety", help="attack success on harmful requests, over-refusal on ones that look so")
+        bool,
+        typer.Option("--safety", help="attack success on harmful requests, over-refusal on scary but harmless ones"),
     ] = False,
     task: Annotated[
         str | None,
@@ -325,8 +334,12 @@ def main() -> None:
         message, code = str(error), 2
     except _USAGE_ERROR as error:  # what typer would draw a box around; without arguments, the help
         message, code = error.format_message(), 2
-        if new := REPLACED.get(str(getattr(error, "option_name", "")).strip("-").replace("-", "_")):
-            message = f"{error.option_name}: no longer there; use {new}"  # pyright: ignore[reportAttributeAccessIssue]
+        option = str(getattr(error, "option_name", ""))
+        name = option.strip("-").replace("-", "_")
+        if name in REPLACED:
+            message = f"{option}: no longer there; use {REPLACED[name]}"
+        elif name in CONFIG_ONLY:
+            message = f"{option}: has no flag; write `{name}: …` into a YAML file and name that with --config"
         if len(sys.argv) < 2:
             sys.exit(message)
     except _Stopped as stop:

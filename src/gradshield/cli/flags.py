@@ -11,13 +11,22 @@ from pydantic import BaseModel, ValidationError
 
 from gradshield.base.errors import UserError
 from gradshield.base.presets import PRESETS
-from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
+from gradshield.base.settings import (
+    FilterSettings,
+    FinetuneSettings,
+    ModelSettings,
+    RowSettings,
+    TuneSettings,
+    complaint,
+)
 from gradshield.evaluation.config import EvaluationSettings
 
 S = TypeVar("S", bound=BaseModel)
 SHOWN_FIRST = {"model", "scorer", "threshold", "defense", "task", "max_asr"}  # shown first in --help
-HIDDEN = {"batch_tokens", "micro_batch", "alpha", "lora_dropout", "warmup", "schedule", "step", "literal"}
-HIDDEN |= {"judge_tokens", "case_seed", "metric", "split"}  # set in --config; as flags, not in --help
+# Settings that hardly anyone changes: they have no flag.
+CONFIG_ONLY = {"micro_batch", "alpha", "lora_dropout", "warmup", "schedule", "step", "literal"}
+CONFIG_ONLY |= {"judge_tokens", "case_seed", "metric"}
+OUTPUT = "Output and settings"  # a panel of --help
 REPLACED = {
     "max_asr_rise": "--max-asr +0.07",
     "utility_drop": "--min-utility base-0.02",
@@ -31,13 +40,15 @@ PANELS = {
     TuneSettings: "Goal and search",
     EvaluationSettings: "Evaluation",
 }
-_CONFIG = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, named like the flags")]
-_PRESET = Annotated[str | None, typer.Option("--preset", help="settings by one word: paper")]
+_CONFIG = Annotated[
+    Path | None, typer.Option("--config", rich_help_panel=OUTPUT, help="YAML file of settings, named as in run.yaml")
+]
+_PRESET = Annotated[str | None, typer.Option("--preset", rich_help_panel=OUTPUT, help="named group of settings: paper")]
 
 
 def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command that takes **flags a flag for each field of the settings (`columns` is --map, repeatable), and
-    --config; --preset where rows are scored."""
+    """Gives a command that takes **flags a flag for each field of the settings but CONFIG_ONLY (`columns` is --map,
+    repeatable), and --config; --preset where rows are scored."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -45,7 +56,9 @@ def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
         keyword = inspect.Parameter.KEYWORD_ONLY
         more = [inspect.Parameter(n, keyword, default=None, annotation=k) for n, k in files.items()]
         for name, field in {n: f for model in models for n, f in model.model_fields.items()}.items():
-            how: dict[str, Any] = {"hidden": name in HIDDEN, "help": field.description}
+            if name in CONFIG_ONLY:
+                continue
+            how: dict[str, Any] = {"help": field.description}
             if name not in SHOWN_FIRST:
                 how["rich_help_panel"] = _panel(name, models)
             if name == "columns":
@@ -86,7 +99,7 @@ def _make(kind: type[S], values: dict[str, Any], given: dict[str, Any], config: 
         first = error.errors()[0]
         name = str(first["loc"][0])
         where = f"--{name.replace('_', '-')}" if name in given or config is None else f"{config}: {name}"
-        raise UserError(f"{where} {first['input']}: {first['msg']}") from None
+        raise UserError(f"{where} {first['input']}: {complaint(error)}") from None
 
 
 def _read(config: Path) -> dict[str, Any]:

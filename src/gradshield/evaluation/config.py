@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gradshield.base.settings import Settings
 
 
-class EvaluationSettings(BaseModel):
+class EvaluationSettings(Settings):
     """How safety and utility are measured. Defaults: the paper's section 4, where it says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests: str = Field(
         default="bundled",

@@ -15,7 +15,7 @@ from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.tasks import find_task
 from gradshield.models.on_disk import disk_fingerprint
-from gradshield.screen.early import check_input, check_places
+from gradshield.screen.validate import check_input, check_places
 
 SUMMARY = "eval.yaml"
 

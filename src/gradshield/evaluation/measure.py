@@ -18,10 +18,9 @@ from gradshield.evaluation.eval_once import SUMMARY, asked_of_eval, check_eval
 from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety, write_safety, write_utility
 from gradshield.evaluation.safety import SafetyReport
 from gradshield.evaluation.utility import UtilityReport, evaluate_utility
-from gradshield.models.load import Model
+from gradshield.models.load import Model, load_settings_model
 from gradshield.models.on_disk import disk_fingerprint
 from gradshield.screen.encoding import encode_source, find_layout
-from gradshield.screen.filter import load_settings_model
 
 
 def run_evaluation(

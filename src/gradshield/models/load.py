@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from gradshield.base.errors import UserError, first_line
+from gradshield.base.settings import ModelSettings
 from gradshield.models.adapters import CONFIG, WEIGHTS, base_of, with_adapter
 from gradshield.models.experts import Expert, experts_of
 from gradshield.models.files import Shapes, local_folder, text_files, weight_files
@@ -241,3 +242,17 @@ def _check_device(device: str) -> None:
         torch.empty(1, device=device).item()  # fails on "meta", which computes nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {device}: not available here ({first_line(error, 100)})") from None
+
+
+def load_settings_model(settings: ModelSettings, over: str | None = None) -> Model:
+    """The model that the settings name, with the adapter `over` it, if there is one."""
+    return load_model(
+        settings.model,
+        adapter=[a for a in (settings.adapter, over) if a],
+        quantize=settings.quantize,
+        device=settings.device,
+        dtype=settings.dtype,
+        chat_template=settings.chat_template,
+        trust_remote_code=settings.trust_remote_code,
+        batch_tokens=settings.batch_tokens,
+    )

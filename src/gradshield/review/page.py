@@ -35,6 +35,7 @@ from gradshield.review.verdicts import (
     threshold_in_force,
 )
 from gradshield.screen.explanation import Explanation
+from gradshield.threshold import is_kept
 
 _TEXT = 20_000  # characters of a turn that are shown unless all are asked for
 _TURNS = 60  # turns of a row that are shown unless all are asked for
@@ -180,6 +181,7 @@ def _lines(
 ) -> list[dict[str, Any]]:
     """The lines of the table."""
     scores, other = review.scores, review.other
+    lowest = min(review.own, threshold_in_force(review.saved, decisions))  # at it and above, a row stays folded
     said = openings(review.out, [n + 1 for n in shown])
     lines = []
     for n in shown:
@@ -194,7 +196,7 @@ def _lines(
                 "verdict": VERDICTS[judged.verdict[n]],
                 "decision": decisions.get(n + 1),
                 "reason": scores.reasons[scores.reason[n]] if scores.reason[n] >= 0 else "",
-                "fold": judged.verdict[n] != KEPT or (review.by_run[n] != KEPT and not judged.decided[n]),
+                "fold": judged.verdict[n] != KEPT or not (judged.decided[n] or is_kept(scores.score[n], lowest)),
                 "request": request,
                 "answer": answer,
                 "length": length,

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gradshield.base.assets import ASSETS
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings
 from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
 from gradshield.models.refusal import refused
@@ -60,3 +62,14 @@ def check_alignment(model: Model, probes: str | None = None) -> AlignmentCheck:
 def check_cache_file(model: Model, probes: str | None = None) -> Path:
     """The cache file of this model's check."""
     return cache_file("check", model, [read_requests(probes or ASSETS / "probes.jsonl"), CACHE_VERSION])
+
+
+def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
+    """The alignment check of the model. Raises UserError when it is not aligned, unless forced (appendix A.6)."""
+    check = check_alignment(model, settings.probes)
+    if check.grade == "not aligned" and not settings.force:
+        raise UserError(
+            f"{model.name} refuses only {sum(check.refused)} of {len(check.refused)} probes, so it can't tell what "
+            "breaks alignment: use an aligned model (gradshield check shows more; --force continues anyway)"
+        )
+    return check

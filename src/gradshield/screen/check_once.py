@@ -9,7 +9,7 @@ from gradshield.base.storage import cache_folder, write_cache
 from gradshield.data.run_folder import checksums, versions
 from gradshield.data.summaries import Saved
 from gradshield.models.on_disk import disk_fingerprint
-from gradshield.screen.early import check_places
+from gradshield.screen.validate import check_places
 
 CACHE_VERSION = 2  # bump when the summary changes
 
@@ -60,8 +60,8 @@ def check_model(settings: ModelSettings, probes: str | None) -> CheckSummary:
 
 def _check(settings: ModelSettings, probes: str | None) -> CheckSummary:
     from gradshield.data.encode import request_form
+    from gradshield.models.load import load_settings_model
     from gradshield.scoring.check import check_alignment
-    from gradshield.screen.filter import load_settings_model
     from gradshield.screen.train_script import trl_trains
 
     model = load_settings_model(settings)

@@ -17,7 +17,8 @@ from gradshield.base.settings import FilterSettings
 from gradshield.data import Conversation, Row, to_conversation
 from gradshield.data.encode import encode
 from gradshield.data.run_folder import SavedRun, read_table, row_of_run
-from gradshield.models.load import Model
+from gradshield.models.load import Model, load_settings_model
+from gradshield.scoring.check import require_aligned
 from gradshield.scoring.engine import fit_to_memory
 from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
 from gradshield.scoring.fihs.parts import fihs_parts, shares, words
@@ -26,7 +27,6 @@ from gradshield.scoring.reference import Reference, make_reference
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.encoding import encode_row, known_good
 from gradshield.screen.explanation import Explanation
-from gradshield.screen.filter import load_settings_model, require_aligned
 from gradshield.threshold import is_kept
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -111,6 +111,7 @@ def explain_row(explainer: Explainer, row: Row) -> Explanation:
         score,
         explainer.threshold,
         "kept" if is_kept(np.array(score), explainer.threshold) else "quarantined",
+        find_scorer(settings.scorer)[0].name == "fihs",
         signals,
         {kind: float(np.median(values)) for kind, values in explainer.reference.anchors.items()},
         _refused(explainer, row),

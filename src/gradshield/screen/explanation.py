@@ -12,6 +12,7 @@ class Explanation:
     score: float
     threshold: float
     verdict: str
+    by_fihs: bool  # FIHS decided; else its parts below are a second opinion
     signals: Mapping[str, float]
     anchors: Mapping[str, float]  # median score of each kind of anchor
     refusal: float | None  # score of the same request with a refusal as its answer; None for plain text

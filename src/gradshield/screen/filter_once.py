@@ -8,10 +8,10 @@ from gradshield.base.settings import FilterSettings
 from gradshield.data.run_folder import checksums, finished_run
 from gradshield.data.summaries import FilterSummary
 from gradshield.models.on_disk import disk_fingerprint
-from gradshield.screen.early import check_settings, open_input
+from gradshield.screen.validate import check_settings, open_input
 
 if TYPE_CHECKING:
-    from gradshield.screen.filter import Estimate
+    from gradshield.screen.estimate import Estimate
 
 
 def filter_file(path: str, out: Path, settings: FilterSettings) -> FilterSummary:
@@ -31,6 +31,6 @@ def estimate_file(path: str, settings: FilterSettings) -> "Estimate":
     """`estimate`, which is imported when the call is no mistake."""
     check_settings(settings)
     source = open_input(path, settings)
-    from gradshield.screen.filter import estimate
+    from gradshield.screen.estimate import estimate
 
     return estimate(source, settings)

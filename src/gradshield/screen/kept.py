@@ -9,9 +9,8 @@ import yaml
 from gradshield.base.errors import UserError
 from gradshield.base.settings import RowSettings
 from gradshield.data import open_source
-from gradshield.models.load import Model
+from gradshield.models.load import Model, load_settings_model
 from gradshield.screen.encoding import encode_source
-from gradshield.screen.filter import load_settings_model
 
 
 def kept_rows(run: Path) -> tuple[Model, list[dict[str, Any]]]:

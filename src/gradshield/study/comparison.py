@@ -25,12 +25,11 @@ from gradshield.data.encode import Example, encode
 from gradshield.defenses.train import defended_rows, train_defended, with_prompt
 from gradshield.evaluation.safety import attack_success, wilson
 from gradshield.evaluation.utility import held_out_loss
-from gradshield.models.load import Model
+from gradshield.models.load import Model, load_settings_model
 from gradshield.scoring.check import check_alignment
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
 from gradshield.scoring.registry import find_scorer
-from gradshield.screen.filter import load_settings_model
 from gradshield.study.kinds import held_out_requests
 from gradshield.study.real import read_scored, score_values, scored_line, write_scored
 from gradshield.study.real_kinds import Kind, real_kinds

@@ -17,10 +17,10 @@ import typer
 from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import Example, encode
 from gradshield.evaluation.safety import wilson
+from gradshield.models.load import load_settings_model
 from gradshield.scoring.check import check_alignment
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
-from gradshield.screen.filter import load_settings_model
 from gradshield.study.real_kinds import Kind, real_kinds
 from gradshield.study.separation import auroc
 from gradshield.threshold import Threshold, anchored, is_kept

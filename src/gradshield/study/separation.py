@@ -17,12 +17,11 @@ import typer
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data.encode import Example, encode
-from gradshield.models.load import Model
+from gradshield.models.load import Model, load_settings_model
 from gradshield.scoring.anchors import anchor_examples
 from gradshield.scoring.check import check_alignment
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
-from gradshield.screen.filter import load_settings_model
 from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, kinds
 from gradshield.threshold import a1, anchored
 

@@ -12,10 +12,10 @@ from dataclasses import asdict, replace
 
 from gradshield.base.assets import ASSETS
 from gradshield.base.settings import FilterSettings
+from gradshield.models.load import load_settings_model
 from gradshield.scoring.cache import shipped_file
 from gradshield.scoring.check import check_alignment, check_cache_file
 from gradshield.scoring.reference import make_reference
-from gradshield.screen.filter import load_settings_model
 
 SHOWN = 12  # characters of an answer that complies
 

@@ -22,9 +22,8 @@ from gradshield.base.storage import read_jsonl
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation
 from gradshield.evaluation.safety import attack_success, opening_log_probability
-from gradshield.models.load import load_model
+from gradshield.models.load import load_model, load_settings_model
 from gradshield.models.refusal import has_refusal_phrase
-from gradshield.screen.filter import load_settings_model
 from gradshield.study.kinds import BENIGN, HARMFUL, OPENINGS, SCARY, SHIFT, TAKEN_BACK, held_out_requests, kinds
 from gradshield.study.real import read_scored, score_values
 from gradshield.study.real_kinds import real_kinds

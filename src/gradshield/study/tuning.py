@@ -23,7 +23,7 @@ from gradshield.data.formats import Conversation
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.evaluate import evaluate_safety
 from gradshield.evaluation.utility import evaluate_utility
-from gradshield.screen.filter import load_settings_model as load_model
+from gradshield.models.load import load_settings_model as load_model
 from gradshield.study.kinds import held_out_requests, kinds, load_public, news, pair
 from gradshield.training.finetune import finetune
 from gradshield.tune.command import run_tune

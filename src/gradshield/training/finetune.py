@@ -70,12 +70,13 @@ def finetune(
             fits = _divisor(share, micro // 2)
             if count > 1:  # the others are in the midst of a step, so it can't be done again with fewer
                 raise UserError(
-                    f"out of memory with {micro} rows of up to {longest} tokens at once: --micro-batch {fits} may fit"
+                    f"out of memory with {micro} rows of up to {longest} tokens at once; "
+                    f"`micro_batch: {fits}` in --config may fit"
                 ) from error
         micro = fits
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        logging.getLogger("gradshield").warning("out of memory: going on with %d rows at once", micro)
+        logging.getLogger("gradshield").warning("out of memory: trying again with %d rows at once", micro)
 
 
 def check_training(settings: FinetuneSettings) -> None:

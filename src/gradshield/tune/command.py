@@ -24,10 +24,11 @@ from gradshield.defenses.train import train_defended
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.sources import harmful_requests, scary_requests
 from gradshield.evaluation.tasks import find_task
+from gradshield.models.load import load_settings_model
 from gradshield.models.on_disk import EMBEDDED, EMBEDDED_BASE, disk_fingerprint
 from gradshield.report.tune_page import report_trials
 from gradshield.screen.encoding import find_layout
-from gradshield.screen.filter import find_checked, load_settings_model
+from gradshield.screen.validate import find_checked
 from gradshield.training.external import FIELDS, fill_fields
 from gradshield.training.finetune import check_device, check_method, check_training
 from gradshield.tune.measuring import Measuring

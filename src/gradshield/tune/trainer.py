@@ -17,8 +17,7 @@ from gradshield.base.storage import read_json, write_text
 from gradshield.data.encode import Example
 from gradshield.data.run_folder import catch_write_errors
 from gradshield.defenses.train import with_prompt
-from gradshield.models.load import Model, parked_on_cpu
-from gradshield.screen.filter import load_settings_model
+from gradshield.models.load import Model, load_settings_model, parked_on_cpu
 from gradshield.training.external import check_trained, run_trainer
 from gradshield.tune.pool import Pool
 

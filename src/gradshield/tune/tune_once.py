@@ -13,7 +13,7 @@ from gradshield.data.summaries import TrialSummary, TuneSummary
 from gradshield.defenses.registry import DEFENSES
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.models.on_disk import disk_fingerprint
-from gradshield.screen.early import check_input, check_settings
+from gradshield.screen.validate import check_input, check_settings
 
 Parts = tuple[FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings]
 

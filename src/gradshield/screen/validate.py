@@ -1,12 +1,16 @@
 """A user's mistakes that are found before a model is loaded, most of them before torch is imported."""
 
+from importlib.util import find_spec
+from typing import Any
+
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings, ModelSettings, RowSettings
 from gradshield.data import Source, open_source
 from gradshield.data.rows import expanded
 from gradshield.models.files import check_local
-from gradshield.scoring.registry import SCORERS
-from gradshield.screen.encoding import find_layout
+from gradshield.scoring.base import Scorer
+from gradshield.scoring.registry import SCORERS, find_scorer
+from gradshield.screen.encoding import WITHOUT_REQUEST, find_layout
 
 
 def check_settings(settings: FilterSettings) -> None:
@@ -50,3 +54,14 @@ def check_input(path: str, settings: RowSettings) -> None:
     place = expanded(path)
     if path != "-" and (place.is_file() or place.is_dir() or not place.exists()):
         find_layout(open_source(path, settings.format, settings.split), settings)
+
+
+def find_checked(settings: FilterSettings) -> tuple[Scorer, Any]:
+    """The scorer and its options. Raises UserError for settings that contradict each other, or would do nothing."""
+    check_settings(settings)
+    scorer, options = find_scorer(settings.scorer)
+    if "request" in scorer.needs and settings.loss_on == "all":
+        raise UserError(f"--loss-on all leaves no request apart from its response; {WITHOUT_REQUEST}")
+    if settings.engine == "ray" and find_spec("ray") is None:
+        raise UserError("--engine ray needs Ray: pip install 'ray[data]'")
+    return scorer, options

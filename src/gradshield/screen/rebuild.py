@@ -1,0 +1,34 @@
+"""The scorer of a run, built again where a worker has no more than its settings."""
+
+from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings
+from gradshield.data.rows import expanded
+from gradshield.models.load import Model, load_settings_model
+from gradshield.scoring.base import ScoreFunction
+from gradshield.scoring.check import require_aligned
+from gradshield.scoring.reference import make_reference
+from gradshield.scoring.registry import find_scorer
+from gradshield.screen.encoding import known_good
+
+
+def build_scorer(settings: FilterSettings, fingerprint: str, rows_key: str = "") -> ScoreFunction:
+    """The scorer that the settings name, from nothing: what a worker begins with. Raises UserError where the model
+    there is not the one with this fingerprint, since its scores would not go with the others."""
+    model = load_settings_model(settings)
+    if model.fingerprint != fingerprint:
+        raise UserError(f"{model.name}: on a worker it is another model than here: its files or its template differ")
+    own_safe = known_good(model, settings, find_scorer(settings.scorer)[0].needs)
+    settings = settings.model_copy(update={"threshold": "fixed"})  # its anchors are not needed here
+    return make_reference(model, require_aligned(model, settings), settings, None, rows_key, own_safe).scorer
+
+
+def portable_settings(settings: FilterSettings, model: Model) -> FilterSettings:
+    """The settings with paths that hold in another working directory, too, no GPU's number, and the dtype that the
+    model has here, whatever a worker's device would choose."""
+    named = {name: getattr(settings, name) for name in ("model", "adapter", "chat_template", "probes", "reference")}
+    paths = {name: expanded(value) for name, value in named.items() if value}
+    found: dict[str, str | None] = {name: str(p.resolve()) for name, p in paths.items() if p.exists()}
+    found["dtype"] = str(model.net.dtype).removeprefix("torch.")
+    if (settings.device or "").startswith("cuda"):
+        found["device"] = None  # an actor sees but its own
+    return settings.model_copy(update=found)
