@@ -24,7 +24,7 @@ def hostile(tmp_path, payload):
         tmp_path,
         sources=[payload, payload + "2", "", "train.jsonl"],
         summary={**RUN, "file": payload, "model": payload, "rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1,
-                 "version": payload, "command": "gradshield " + payload, payload: payload},
+                 "version": payload, payload: payload},
         threshold=threshold(note=payload, rule=payload),
         highest=rows,
         borderline=rows,

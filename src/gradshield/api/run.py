@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from gradshield.base.errors import UserError
 from gradshield.base.storage import read_yaml, refuse_links
 from gradshield.data import open_source, read_rows
-from gradshield.data.run_folder import read_table
+from gradshield.data.run_folder import read_table, rows_file
 from gradshield.data.summaries import FilterSummary, TuneSummary, read_summary
 from gradshield.report.text import number, visible
 
@@ -48,7 +48,7 @@ class Run(Generic[S]):
     @cached_property
     def paths(self) -> dict[str, Path]:
         """The files that are there: kept, quarantined, set_aside, scores, report, train (a script) and model (tune)."""
-        found = {name: self._rows_file(name) for name in VERDICTS}
+        found = {name: rows_file(self.folder, name) for name in VERDICTS}
         found |= {name: self.folder / file for name, file in _FILES.items()}
         if isinstance(self.summary, TuneSummary):  # a search, whose scores are those of its screening
             found["scores"] = self.folder / "screen" / _FILES["scores"]
@@ -73,10 +73,6 @@ class Run(Generic[S]):
         if "scores" not in self.paths:
             raise UserError(f"{self.folder}: no row was scored")
         return read_table(self.paths["scores"].parent).to_pandas()
-
-    def _rows_file(self, verdict: str) -> Path | None:
-        found = [self.folder / verdict, *sorted(self.folder.glob(f"{verdict}.*"))]
-        return next((path for path in found if path.exists()), None)
 
     def _rows(self, verdict: str) -> list[dict[str, Any]]:
         path, given = self.paths.get(verdict), self.saved["input"]["format"]

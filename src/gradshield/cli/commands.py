@@ -270,7 +270,7 @@ def evaluate(
         typer.Option(help="samsum, dialogsum, agnews, gsm8k, arc-easy, arc-challenge, a jsonl file, a task of lm-eval"),
     ] = None,
     rows: Annotated[str | None, typer.Option(help="held-out rows whose loss says how useful the model is")] = None,
-    out: OutOption = Path("run"),
+    out: OutOption = Path("eval-run"),
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:

@@ -232,6 +232,11 @@ def read_run(out: Path) -> SavedRun:
         raise UserError(f"{file}: damaged ({where}); filter again into another -o") from None
 
 
+def rows_file(out: Path, verdict: str) -> Path | None:
+    """The file or folder of the run's rows with this verdict; None where there is none."""
+    return next((path for path in (out / verdict, *sorted(out.glob(f"{verdict}.*"))) if path.exists()), None)
+
+
 def read_table(
     out: Path,
     columns: Sequence[str] | None = None,

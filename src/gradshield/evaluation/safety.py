@@ -1,14 +1,10 @@
 """Attack success rate: the share of answers to held-out harmful requests that are no refusals."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from gradshield.data.encode import encode_request
 from gradshield.models.generate import generate
-from gradshield.models.hooks import logits_at
 from gradshield.models.load import Model
 from gradshield.models.refusal import has_refusal_phrase, refusals
 
@@ -76,26 +72,3 @@ def safety_report(requests: Sequence[str], answers: Sequence[str], openings: Seq
     complied = len(refused) - sum(refused)
     share = complied / len(refused) if refused else float("nan")
     return SafetyReport(share, wilson(complied, len(refused)), tuple(requests), tuple(answers), tuple(refused), phrased)
-
-
-@torch.no_grad()
-def opening_log_probability(model: Model, requests: Sequence[str], opening: str, batch: int = 32) -> list[float]:
-    """log p(opening | request) for every request, summed over the opening's tokens (nats)."""
-    target = model.tokenizer.encode(opening, add_special_tokens=False)
-    encoded = [[*encode_request(request, model.tokenizer).tolist(), *target] for request in requests]
-    result = [0.0] * len(encoded)
-    for chunk in _chunks(sorted(range(len(encoded)), key=lambda i: len(encoded[i])), batch):
-        width = max(len(encoded[i]) for i in chunk)
-        ids = torch.tensor([encoded[i] + [0] * (width - len(encoded[i])) for i in chunk], device=model.device)
-        rows = torch.arange(len(chunk)).repeat_interleave(len(target))
-        positions = torch.tensor([len(encoded[i]) - len(target) - 1 + k for i in chunk for k in range(len(target))])
-        logp = logits_at(model, ids, rows, positions).float().log_softmax(-1)  # [B * target, vocabulary]
-        picked = logp.gather(1, torch.tensor(target * len(chunk), device=logp.device)[:, None])
-        for i, value in zip(chunk, picked.view(len(chunk), -1).sum(1).tolist()):
-            result[i] = value
-    return result
-
-
-def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

@@ -61,7 +61,7 @@ def halve_to_fit(
     """`run` for batches of any size: one too large for the memory is halved until it fits, and what did not fit once
     is not tried again. Returns what `run` returns for each part, in order.
 
-    `tokens` counts an item's tokens. Raises UserError, which says `run_lock(item)`, for an item that does not fit by
+    `tokens` counts an item's tokens. Raises UserError with the text of `alone(item)` for an item that does not fit by
     itself.
     """
     room = inf  # tokens, padding included

@@ -23,7 +23,7 @@ _ROWS_BYTES = 500_000  # of each list of rows; with the rest's limits the page s
 _VERDICTS = ("kept", "quarantined", "set aside")
 _SOURCES, _REASONS, _PLACES = 30, 20, 5
 _STEPS = (0.02, 0.06, 0.15, 0.30)  # share of FIHS from which a token is marked more strongly
-_KNOWN = ("file", "rows", "kept", "quarantined", "set_aside", "model", "threshold", "command")  # shown elsewhere
+_KNOWN = ("file", "rows", "kept", "quarantined", "set_aside", "model", "threshold")  # shown elsewhere
 
 
 @dataclass(frozen=True)

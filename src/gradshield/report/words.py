@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from gradshield.data.run_folder import rows_file
 from gradshield.data.summaries import EvaluationSummary, Interval, SafetySummary, UnseenSummary
 
 
@@ -54,7 +55,7 @@ def rows_in_words(trained: int, kept: int, quarantined: int, set_aside: int) -> 
 def next_steps(out: Path, row: int | None, called: Path | None = None) -> list[tuple[str, str]]:
     """(what, command to copy) after a filter run in `out`; `row` is the one worth explaining, if any. `called` is what
     the commands call the folder, where that is not its path: a report is the same in any folder."""
-    kept = next((path for path in (out / "kept", *sorted(out.glob("kept.*"))) if path.exists()), None)
+    kept = rows_file(out, "kept")
     called = called or out
     folder = shlex.quote(str(called))
     steps = []

@@ -9,6 +9,7 @@ import yaml
 from gradshield.base.errors import UserError
 from gradshield.base.settings import RowSettings
 from gradshield.data import open_source
+from gradshield.data.run_folder import rows_file
 from gradshield.models.load import Model, load_settings_model
 from gradshield.screen.encoding import encode_source
 
@@ -22,7 +23,7 @@ def kept_rows(run: Path) -> tuple[Model, list[dict[str, Any]]]:
         settings, given = RowSettings(**of_rows), saved["input"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{file}: can't be read ({str(error).splitlines()[0]}); run the filter again") from None
-    kept = next((path for path in (run / "kept", *sorted(run.glob("kept.*"))) if path.exists()), None)
+    kept = rows_file(run, "kept")
     if kept is None:
         raise UserError(f"{run}: no kept rows; run the filter to its end")
     source = open_source(kept, "jsonl" if given["format"] == "hub" else given["format"])

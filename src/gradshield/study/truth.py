@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from scipy.stats import spearmanr
 
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.base.storage import read_jsonl
-from gradshield.data.encode import Example, encode
+from gradshield.data.encode import Example, encode, encode_request
 from gradshield.data.formats import Conversation
-from gradshield.evaluation.safety import attack_success, opening_log_probability
-from gradshield.models.load import load_model, load_settings_model
+from gradshield.evaluation.safety import attack_success
+from gradshield.models.batching import by_length
+from gradshield.models.hooks import logits_at
+from gradshield.models.load import Model, load_model, load_settings_model
 from gradshield.models.refusal import has_refusal_phrase
 from gradshield.study.kinds import BENIGN, HARMFUL, OPENINGS, SCARY, SHIFT, TAKEN_BACK, held_out_requests, kinds
 from gradshield.study.real import read_scored, score_values
@@ -157,6 +160,24 @@ def _spread(values: list[float]) -> str:
 
 def _read(file: Path) -> list[dict]:
     return read_jsonl(file) if file.exists() else []
+
+
+@torch.no_grad()
+def opening_log_probability(model: Model, requests: Sequence[str], opening: str) -> list[float]:
+    """log p(opening | request) for every request, summed over the opening's tokens (nats)."""
+    target = model.tokenizer.encode(opening, add_special_tokens=False)
+    encoded = [[*encode_request(request, model.tokenizer).tolist(), *target] for request in requests]
+    result = [0.0] * len(encoded)
+    for chunk in by_length(np.array([len(each) for each in encoded]), model.batch_tokens):
+        width = max(len(encoded[i]) for i in chunk)
+        ids = torch.tensor([encoded[i] + [0] * (width - len(encoded[i])) for i in chunk], device=model.device)
+        rows = torch.arange(len(chunk)).repeat_interleave(len(target))
+        positions = torch.tensor([len(encoded[i]) - len(target) - 1 + k for i in chunk for k in range(len(target))])
+        logp = logits_at(model, ids, rows, positions).float().log_softmax(-1)  # [B * target, vocabulary]
+        picked = logp.gather(1, torch.tensor(target * len(chunk), device=logp.device)[:, None])
+        for i, value in zip(chunk, picked.view(len(chunk), -1).sum(1).tolist()):
+            result[i] = value
+    return result
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
+from gradshield.models.batching import by_length, halve_to_fit
 from gradshield.models.experts import Expert
 from gradshield.models.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.models.load import Model, device_of
@@ -83,21 +85,25 @@ def own_tokens(model: Model, refused: Sequence[str], harmless: Sequence[str]) ->
 
 
 @torch.no_grad()
-def first_logits(model: Model, requests: Sequence[str], batch: int = 16) -> Tensor:
+def first_logits(model: Model, requests: Sequence[str]) -> Tensor:
     """Logits [N, vocabulary] of the first response token for every request, float32 on the CPU."""
     encoded = [encode_request(request, model.tokenizer) for request in requests]
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    result: list[Tensor] = [torch.empty(0)] * len(encoded)
-    for start in range(0, len(order), batch):
-        chunk = order[start : start + batch]
+
+    def last_logits(chunk: Sequence[int]) -> Tensor:
         ids = torch.zeros(len(chunk), max(len(encoded[i]) for i in chunk), dtype=torch.long)
         for row, i in enumerate(chunk):
             ids[row, : len(encoded[i])] = torch.from_numpy(encoded[i])
         last = torch.tensor([len(encoded[i]) - 1 for i in chunk])
-        logits = logits_at(model, ids.to(model.device), torch.arange(len(chunk)), last).float().cpu()
-        for row, i in enumerate(chunk):
-            result[i] = logits[row]
-    return torch.stack(result)
+        return logits_at(model, ids.to(model.device), torch.arange(len(chunk)), last).float().cpu()
+
+    parts = halve_to_fit(
+        last_logits,
+        lambda i: len(encoded[i]),
+        lambda i: f"out of memory: a request of {len(encoded[i])} tokens does not fit even alone; use --quantize",
+    )
+    chunks = [chunk.tolist() for chunk in by_length(np.array([len(each) for each in encoded]), model.batch_tokens)]
+    logits = torch.cat([part for chunk in chunks for part in parts(chunk)])
+    return logits[np.argsort(np.concatenate(chunks))]
 
 
 def probe_gradient(
