@@ -6,8 +6,8 @@ and their code.
     v = (mean of r over compliant rows − mean of r over refusing rows), of unit length
     score(z) = ⟨r(z) − p(z), v⟩
 
-r is the mean state of the answer's tokens, p the state of the last prompt token. The end of the turn, and white space in
-front of it, are no part of the answer. The layer is the one of the highest Compliance-Aware Score (CAS),
+r is the mean state of the answer's tokens, p the state of the last prompt token. The end of the turn, and white space
+in front of it, are no part of the answer. The layer is the one of the highest Compliance-Aware Score (CAS),
 uᵀ S_b u / uᵀ S_t u: the between-class share of the scatter along u, over states of unit variance. As in their code
 (ZJunBo/DataShield, get_vec.py and get_score.py), the CAS reads the state of a row's last token, and u is the direction
 between the kinds in these states.
