@@ -387,6 +387,14 @@ def test_the_adapter_starts_at_the_weight_s_first_directions_within_the_task_s()
     assert torch.allclose(4 * b @ a, task @ task.T @ weight, atol=1e-4)
 
 
+def test_salora_reads_128_safe_rows_and_as_many_of_the_user_s(context, monkeypatch):
+    read = []
+    monkeypatch.setattr(salora, "lora_layers", lambda net: [])
+    monkeypatch.setattr(salora, "read_inputs_of", lambda context, layers, rows: read.append(len(rows)) or [])
+    salora.hooks(replace(context, examples=random_examples(300, 200)), salora.Options()).adapt(torch.nn.Linear(1, 1))
+    assert read == [128, 128]
+
+
 def test_salora_starts_as_the_model_and_adds_nothing_along_the_directions_of_safety(model, examples, context, tmp_path):
     options = salora.Options(count=4, safety_rank=6)
     hooks, batch, said = salora.hooks(context, options), collate(examples, model.device), {}
