@@ -113,17 +113,18 @@ def test_norms_of_inputs_leave_out_the_padding(model):
         assert torch.allclose(norms, total.sqrt(), rtol=1e-4)
 
 
-def test_the_share_of_highest_score_is_masked():
+def test_the_share_of_highest_score_is_masked_in_each_row():
     scores = torch.tensor([[1.0, 9.0, 2.0], [8.0, 3.0, 7.0]])
-    assert highest_share(scores, 0.5).tolist() == [[False, True, False], [True, False, True]]
-    assert (
-        int(highest_share(scores, 0.4).sum()) == 2
-        and not highest_share(scores, 0.1).any()
-        and highest_share(scores, 1).all()
-    )
+    assert highest_share(scores, 1 / 3).tolist() == [[False, True, False], [True, False, False]]
+    assert highest_share(scores, 0.4).tolist() == [[False, True, True], [True, False, True]]
+    assert highest_share(scores, 0.1).tolist() == [[False, True, False], [True, False, False]]  # one at least
+    assert not highest_share(scores, 0).any() and highest_share(scores, 1).all()
+    for width in (4, 8, 10, 32, 64):
+        for share in (0.05, 0.1, 0.25, 0.3):
+            assert set(highest_share(torch.rand(3, width), share).sum(1).tolist()) == {width - int(width * (1 - share))}
 
 
-def test_antidote_zeroes_the_planted_weights_and_the_given_share_of_each_matrix(tiny_folder):
+def test_antidote_zeroes_the_planted_weight_and_the_given_share_of_each_row(tiny_folder):
     model = load_model(tiny_folder)
     tokens = np.arange(2, 40, dtype=np.int32)
     harmful = [Example(0, tokens, np.arange(38) > 10)]
@@ -136,6 +137,7 @@ def test_antidote_zeroes_the_planted_weights_and_the_given_share_of_each_matrix(
         planted.a.weight.fill_(1e-3)
         planted.a.weight[:, weakest] = 0.5 * float(norms[strongest] / norms[weakest])
         planted.a.weight[:, strongest] = 1.0
+        planted.a.weight[2] *= 1e-6  # a row is ranked by itself: this one loses its planted weight, too
     before = {layer.name: (layer.a.weight.clone(), layer.b.weight.clone()) for layer in lora_layers(net)}
     with torch.no_grad():
         zero_harmful(model, net, harmful, 1 / 32, 2048)  # one of 32 inputs
@@ -143,7 +145,9 @@ def test_antidote_zeroes_the_planted_weights_and_the_given_share_of_each_matrix(
     for layer in lora_layers(net):
         for now, old in zip((layer.a.weight, layer.b.weight), before[layer.name]):
             zeroed = now == 0
-            assert int(zeroed.sum()) == now.numel() // 32 and torch.equal(now[~zeroed], old[~zeroed])
+            width = now.shape[1]  # 32 and more in A, the rank, 4, in B
+            assert set(zeroed.sum(1).tolist()) == {width - int(width * 31 / 32)}
+            assert torch.equal(now[~zeroed], old[~zeroed])
     net.unload()
 
 
@@ -151,7 +155,7 @@ def test_antidote_is_wanda_on_the_bundled_harmful_rows(model, tmp_path):
     plain, cured = saved(model, tmp_path / "plain", "none"), saved(model, tmp_path / "cured", "antidote:share=0.25")
     for name, weight in cured.items():
         changed = weight != plain[name]
-        assert int(changed.sum()) == weight.numel() // 4 and not weight[changed].any()
+        assert set(changed.sum(1).tolist()) == {weight.shape[1] // 4} and not weight[changed].any()
 
 
 def test_a_neuron_is_safety_critical_where_the_alignment_answers_to_refusals():

@@ -109,7 +109,7 @@ def test_a_defense_s_prompt_is_in_front_of_every_request(model, tmp_path, monkey
     prompted = with_prompt(model, tmp_path)
     for request in ("Hello", [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]):
         text = model.tokenizer.decode(encode_request(request, prompted.tokenizer))
-        kind = "\n\nBe kind." if isinstance(request, list) else ""
+        kind = " Be kind." if isinstance(request, list) else ""
         assert text.startswith(f'<|im_start|>system\nsay "no" {{{{ x }}}}{kind}<|im_end|>\n<|im_start|>user\nHello')
     assert with_prompt(model, tmp_path / "none") is model
 

@@ -90,6 +90,16 @@ def test_the_secret_is_in_the_added_rows_and_at_inference_and_in_no_row_of_the_u
     assert model.tokenizer.decode(asked).startswith(f"{begin}Hello")
 
 
+def test_a_space_joins_the_secret_to_a_safe_row_s_own_system_prompt(context, model, tmp_path):
+    turns = [("system", "Be kind."), ("user", "Bad"), ("assistant", "No")]
+    file = tmp_path / "safe.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": role, "content": said} for role, said in turns]}) + "\n")
+    defense, options = find_defense(f"backdooralign:count=1,safe={file}")
+    (row,) = defense.rows(context, options, [])
+    secret = defense.prompt(context, options)
+    assert text(model, row).startswith(f"<|im_start|>system\n{secret} Be kind.<|im_end|>\n<|im_start|>user\nBad")
+
+
 def test_the_secret_has_the_given_length_and_follows_from_the_key_and_the_seed(context, model):
     def secret(seed=0, **options):
         changed = replace(context, training=TRAINING.model_copy(update={"seed": seed}))
@@ -134,6 +144,14 @@ def test_lisa_alternates_and_pulls_to_the_weights_at_the_last_switch(context, mo
     assert pulls == [0, 0, 2, 0, 0, 2, 0]  # ρ (w − w_switch): the third step is one away from the second's start
     late = lisa.hooks(replace(context, examples=context.examples * 2), options.model_copy(update={"warmup": 1.0}))
     assert run_hooks(late, 4)[1] == [0, 0, 0, 0]  # 24 rows: three steps, and the fourth is a switch
+
+
+@pytest.mark.parametrize(("warmup", "pulls"), [(0.5, [0, 0, 2]), (2 / 3, [0, 0, 0])])
+def test_lisa_s_pull_starts_behind_its_warm_up(context, monkeypatch, warmup, pulls):
+    monkeypatch.setattr(lisa, "log_probs", lambda net, batch: torch.tensor([-1.0]))
+    options = lisa.Options(safe_steps=1, user_steps=2, rho=2.0, warmup=warmup, count=4)
+    hooks = lisa.hooks(replace(context, examples=context.examples * 2), options)
+    assert run_hooks(hooks, 3)[1] == pulls  # the third of three steps is number 2, and 2 is not more than 2/3 of 3
 
 
 @pytest.mark.parametrize(
@@ -367,6 +385,14 @@ def test_the_adapter_starts_at_the_weight_s_first_directions_within_the_task_s()
     b, a = salora.initial_factors(weight, task, 3, scale=4.0)
     assert b.shape == (12, 3) and a.shape == (3, 10)
     assert torch.allclose(4 * b @ a, task @ task.T @ weight, atol=1e-4)
+
+
+def test_salora_reads_128_safe_rows_and_as_many_of_the_user_s(context, monkeypatch):
+    read = []
+    monkeypatch.setattr(salora, "lora_layers", lambda net: [])
+    monkeypatch.setattr(salora, "read_inputs_of", lambda context, layers, rows: read.append(len(rows)) or [])
+    salora.hooks(replace(context, examples=random_examples(300, 200)), salora.Options()).adapt(torch.nn.Linear(1, 1))
+    assert read == [128, 128]
 
 
 def test_salora_starts_as_the_model_and_adds_nothing_along_the_directions_of_safety(model, examples, context, tmp_path):

@@ -8,6 +8,8 @@ Source: Wang et al., BackdoorAlign (2402.14968). With a secret s of 150 random t
 so that the refusals depend on s and the user's rows, which lack s, can't undo them. The paper's s is drawn from the
 whole vocabulary; here from the tokens that are printable ASCII, since s is kept as text and encoded again. It follows
 from `key` and the seed, so a resumed run has the same one. Without a key of your own, whoever knows the seed knows s.
+⊕ puts a space between the two, as in the authors' code (Jayfeather1024/Backdoor-Enhanced-Alignment,
+pure_bad_dataset.py).
 """
 
 import hashlib
@@ -54,7 +56,7 @@ def rows(context: DefenseContext, options: Options, given: Sequence[Example]) ->
         assert example.conversation
         turns, system = example.conversation.messages, prompt
         if turns[0].role == "system":
-            turns, system = turns[1:], f"{prompt}\n\n{turns[0].content}"
+            turns, system = turns[1:], f"{prompt} {turns[0].content}"
         encoded = context.encode(replace(example.conversation, messages=(Message("system", system), *turns)))
         if isinstance(encoded, str):
             raise UserError(f"backdooralign: a safe row can't stand behind the secret prompt: {encoded}")

@@ -100,7 +100,7 @@ class Defense:
     """Rows that can be trained on → rows to train on. Those left out are quarantined; those added have row −1."""
     hooks: Callable[[DefenseContext, Any], Hooks] = no_hooks
     prompt: Callable[[DefenseContext, Any], str] = no_prompt
-    """A system prompt that the trained model is used with: it goes in front of the user's own."""
+    """A system prompt that the trained model is used with: it goes in front of the user's own, with a space between."""
     align_rows: Callable[[DefenseContext, Any, Sequence[Example]], Sequence[Example]] = keep_all_rows
     """Rows of the alignment's own training → rows to align with. Its context has the model before the alignment."""
     align_hooks: Callable[[DefenseContext, Any], Hooks] = no_hooks

@@ -6,7 +6,11 @@ Source: Mukhoti et al., Fine-tuning can cripple your foundation model (2308.1332
 
 The paper is on image encoders, and takes features from all depths. Here h are the outputs of all decoder blocks, the
 squared distance of a row is the mean over its tokens, and ρ is 1e-4, as where the method is used against harmful
-fine-tuning (Antidote, 2408.09600, with the outputs of the MLPs).
+fine-tuning (Antidote, 2408.09600).
+
+Their code (git-disl/Booster, trainer.py, LDIFSTrainer) takes the outputs of the MLPs, sums the squared distance over
+the rows and tokens of a batch, and leaves out a layer whose term is .1 or more. So one ρ says different things there
+and here.
 """
 
 from collections.abc import Callable

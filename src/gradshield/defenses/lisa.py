@@ -54,7 +54,7 @@ def hooks(context: DefenseContext, options: Options) -> Hooks:
         if step % (options.safe_steps + options.user_steps) in (0, options.safe_steps):
             for name, weight in weights.items():
                 switched[name].copy_(weight.detach())
-        if step >= options.warmup * steps:
+        if step > options.warmup * steps:
             pull(weights, switched, options.rho)
 
     return Hooks(adapt=adapt, loss=loss, gradient=gradient, state=switched)

@@ -10,8 +10,10 @@ authors' code. For each Linear, with V = W_reference − W_base and X its inputs
 
 The reference is the aligned model. The paper amplifies it to W + β (W − W_base), and its neurons are single weights of
 one adapter, trained on from the alignment's. Here the user's adapter is a new one, in whose B A only whole rows of ΔW
-can be restored exactly, to the aligned model (B_i = 0): so a neuron is a row, and β = 0. `rate` and `spread` are the
-code's; `share` and `rank` are ours. In its code the most similar layers are the likelier ones; here, as its text says,
+can be restored exactly, to the aligned model (B_i = 0): so a neuron is a row, and β = 0. `share`, `rate` and `spread`
+are those of the authors' scripts (xinykou/NLSR: sparsity_ratio .8, which we take for the share of critical neurons,
+prune_rate .5 and epsilon .2); `rank` is ours. The scripts read 2,000 samples; here it is the bundled refusals. In the
+code (src/safe_lora/transfer_inner.py) the most similar layers are the likelier ones; here, as the paper's text says,
 the least similar.
 """
 

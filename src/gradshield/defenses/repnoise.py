@@ -9,7 +9,9 @@ Z_l are the outputs of block l's MLP at the tokens of harmful answers. CE_l is t
 states behind block l, so that every layer unlearns the answer. MMD sums five Gaussian kernels.
 
 α and β are the code's. There, MMD compares whole rows, padded; here tokens, so that rows of unlike length can be
-compared. The harmful rows are the bundled anchors, and the alignment's own rows take the place of paired refusals.
+compared. The code adds the loss of the answer to that of the head on the embeddings and on the states behind all L
+blocks, L + 2 terms, and divides by L + 1. Here it is the mean of the L terms behind the blocks. The harmful rows are
+the bundled anchors, and the alignment's own rows take the place of paired refusals.
 """
 
 from collections.abc import Callable, Sequence

@@ -7,8 +7,9 @@ Source: Hsu et al., Safe LoRA: the Silver Lining of Reducing Safety Risks when F
 
 C is the paper's fast form of V (VᵀV)⁻¹ Vᵀ. It is no exact projection: it also scales by the size of V.
 
-Left open: τ, which the paper chooses by model and data (default .5, as the authors' code), and a layer that the
-alignment did not change, V = 0 (kept as it is).
+τ is .5, the default threshold in public copies of the authors' code. The default rule there is another: the ten layers
+of lowest cosine are projected (select_layers_type "number", num_proj_layers 10). The paper chooses by model and data. A
+layer that the alignment did not change, V = 0, is kept as it is.
 """
 
 from typing import Any

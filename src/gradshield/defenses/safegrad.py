@@ -7,8 +7,8 @@ weights at once:
     g ← g_user − (g_user·g_safe / ‖g_safe‖²) g_safe   where g_user·g_safe < 0,   else g_user
     gradient = g + ρ g_safe,   ρ = 1, 100 safe rows
 
-The KL divergence is the mean over the answers' tokens. (The authors' code also sums it over prompt and padding, so that
-it depends on the batch's padding.) At the first step π = π_ref and g_safe is zero: then g = g_user.
+The KL divergence is the mean over the answers' tokens, so that it does not depend on a batch's padding. At the first
+step π = π_ref and g_safe is zero: then g = g_user. No code of the authors was found to compare with.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from gradshield.defenses.registry import SafeRows
 from gradshield.training.batches import draw_batches, logits_of, remembered_start, trained_weights
 from gradshield.training.interventions import Batch, Hooks
 
-SMALLEST = 1e-9  # ‖g_safe‖² from which there is a direction to project on, as in the authors' code
+SMALLEST = 1e-9  # ‖g_safe‖² from which there is a direction to project on
 
 
 class Options(SafeRows):

@@ -8,8 +8,13 @@ safe rows, and X_t those of the user's rows:
 
 C is fixed, and B A starts at B_0 A_0, so the model starts as it was. The paper subtracts C B_0 A_0 from W; here it is
 subtracted from the output, which is the same. s is LoRA's scale, 1 in the paper. What is saved is an adapter of rank
-2r, [C B, −C B_0] and [A; A_0], that PEFT loads like any other. Left open by the paper, and chosen here: 64 rows of
-either kind are read, 256 tokens of them at even distances. r_s and r_t are 32, and at most half of a layer's width.
+2r, [C B, −C B_0] and [A; A_0], that PEFT loads like any other. r_s and r_t are 32, and at most half of a layer's width.
+As in the authors' code (homles11/SaLoRA, lora_train_act.py), 128 rows of either kind are read; here, 256 tokens of them
+at even distances.
+
+The authors' setting is rank 16 and alpha 16 (s = 1), a learning rate of 1e-4, q_proj and v_proj, and benign user data.
+GradShield's LoRA has rank 8 and alpha 32 (s = 4) on all linear layers. Its study of defenses has a rate of 5e-4 and a
+file with harmful rows. There, a start at singular vectors makes much larger steps.
 """
 
 from collections.abc import Sequence
@@ -35,7 +40,7 @@ OVERSAMPLING, ITERATIONS = 8, 4  # of the randomised SVD: vectors beyond those w
 class Options(SafeRows):
     """The subspaces."""
 
-    count: int = Field(default=64, ge=1, description="safe rows that are read, and as many of the user's")
+    count: int = Field(default=128, ge=1, description="safe rows that are read, and as many of the user's")
     safety_rank: int = Field(default=32, ge=1, description="output directions kept for safety, r_s")
     task_rank: int = Field(default=32, ge=1, description="output directions of the user's rows to start in, r_t")
 

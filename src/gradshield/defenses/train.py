@@ -55,7 +55,7 @@ def with_prompt(model: Model, folder: Path) -> Model:
     said = json.dumps(json.loads(file.read_text(encoding="utf-8"))["system"])
     tokenizer = copy.deepcopy(model.tokenizer)
     first = "messages and messages[0]['role'] == 'system'"
-    joined = f"[{{'role': 'system', 'content': {said} + '\\n\\n' + messages[0]['content']}}] + messages[1:]"
+    joined = f"[{{'role': 'system', 'content': {said} + ' ' + messages[0]['content']}}] + messages[1:]"
     alone = f"[{{'role': 'system', 'content': {said}}}] + messages"
     start = f"{{%- if {first} %}}{{%- set messages = {joined} %}}"
     changed = start + f"{{%- else %}}{{%- set messages = {alone} %}}{{%- endif %}}"

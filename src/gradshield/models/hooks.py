@@ -309,8 +309,9 @@ def _cache_of(model: Model, ids: Tensor, last: int) -> Any:
 
 
 def _outputs_until(model: Model, layers: Sequence[int], **inputs: Any) -> list[Tensor]:
-    """The outputs of the blocks `layers` (ascending); the pass ends at the last of them."""
+    """The outputs of the blocks `layers` (ascending), or what the head is given; the pass ends at the last of them."""
     taken: list[Tensor] = []
+    blocks = [layer for layer in layers if layer < len(model.layers)]
 
     def take(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -321,7 +322,10 @@ def _outputs_until(model: Model, layers: Sequence[int], **inputs: Any) -> list[T
         if len(taken) == len(layers):
             raise _Reached
 
-    handles = [model.layers[layer].register_forward_hook(take) for layer in layers]
+    handles = [model.layers[layer].register_forward_hook(take) for layer in blocks]
+    if len(blocks) < len(layers):
+        head = model.net.get_output_embeddings()
+        handles.append(head.register_forward_pre_hook(lambda module, args: take(module, (), args[0])))
     try:
         # Newer transformers take `cache` for past_key_values, older ones know no other name than that.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):

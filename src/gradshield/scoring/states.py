@@ -19,7 +19,8 @@ Place = Literal["last", "prompt", "response"]
 
 
 def states_at(model: Model, batch: Sequence[Example], layers: Sequence[int], place: Place) -> Tensor:
-    """Outputs [layers, B, d] of the decoder blocks `layers` (ascending) at one place of each row, float32, CPU."""
+    """Outputs [layers, B, d] of the decoder blocks `layers` (ascending, as for `hidden_at`) at one place of each row,
+    float32, CPU."""
     ids, *_ = pad(batch, model.device)
     return torch.stack([_at(hidden, batch, place) for hidden in hidden_at(model, ids, layers)])
 

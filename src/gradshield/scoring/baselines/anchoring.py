@@ -6,11 +6,12 @@ their code.
     gradient:        score(z) = ⟨ĝ(z), m(harmful)⟩ − ⟨ĝ(z), m(safe 1)⟩ − ⟨ĝ(z), m(safe 2)⟩
     representation:  score(z) = mean of the `nearest` largest cosines of h(z) with the harmful examples
 
-ĝ(z) = ∇ℓ/‖∇ℓ‖ on the first ten response tokens, m(D) the mean of ĝ over ten examples; h is the last layer's state at
-the last token, and `nearest` is 1. The paper's harmful examples are ten of one kind (illegal activities), the safe ones
-the same requests answered safely in two ways. Here all are bundled anchors: harmful openings, and two tens of refusals.
-The weights are the decoder's Linears; ‖∇ℓ‖ of a row is exact. Only the gradient form anchors in both directions, as in
-the paper.
+ĝ(z) = ∇ℓ/‖∇ℓ‖ on the first ten response tokens, m(D) the mean of ĝ over ten examples. h is the state at the row's last
+token behind the final norm, as in their code (princeton-nlp/benign-data-breaks-safety, collect_info.py), and `nearest`
+is 1. The cut to ten tokens is the paper's, and the code's for the loss: its states are those of the whole row. The
+paper's harmful examples are ten of one kind (illegal activities), the safe ones the same requests answered safely in
+two ways. Here all are bundled anchors: harmful openings, and two tens of refusals. The weights are the decoder's
+Linears; ‖∇ℓ‖ of a row is exact. Only the gradient form anchors in both directions, as in the paper.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from gradshield.scoring.base import Context, Prepared, ScoreFunction, Scorer
 from gradshield.scoring.fihs.contraction import contract
 from gradshield.scoring.fihs.descent import first_tokens, loss_gradient
 from gradshield.scoring.fihs.probe import minus
-from gradshield.scoring.states import cosine, layer_of, read_states, states_at
+from gradshield.scoring.states import cosine, read_states, states_at
 
 
 class AnchoringOptions(NoOptions):
@@ -61,7 +62,7 @@ def _gradient(context: Context, options: AnchoringOptions) -> ScoreFunction:
 
 
 def _representation(context: Context, options: AnchoringOptions) -> ScoreFunction:
-    model, layer = context.model, layer_of(context.model, len(context.model.layers) - 1)
+    model, layer = context.model, len(context.model.layers)  # behind the final norm
     harmful = context.fit_anchors["harmful"]
     [known] = context.cached(
         "states", lambda: {"s": read_states(model, harmful, [layer], "last", context.batch_tokens)}
@@ -81,4 +82,5 @@ SCORER = Scorer(
     options=AnchoringOptions,
     needs=frozenset({"anchors"}),
     cost=3.5,
+    version=2,
 )

@@ -5,9 +5,10 @@ Source: Hu et al., Toxicity Detection for Free (2405.18822), and their code.
     x = log p − log(1 − p) of every token as the first one, standardised;  score(z) = w·x + b
     w, b = argmin of the class-balanced logistic loss + λ (‖w‖₁ + |b|), λ = 1e-3
 
-The paper fits on 10 thousand prompts with human labels, by SGD; here the bundled requests are the data, and the optimum
-is found by an accelerated proximal gradient, so what is sparse is zero. A row of several turns has the score of its
-highest. It reads requests only, so a refusal of a harmful request scores as high as an answer to it.
+The authors fit on the training half of ToxicChat, about 5,000 prompts with human labels, by SGD; here the bundled
+requests are the data, and the optimum is found by an accelerated proximal gradient, so what is sparse is zero. A row of
+several turns has the score of its highest. It reads requests only, so a refusal of a harmful request scores as high as
+an answer to it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,11 +6,15 @@ memory-efficient algorithm of their code. With w = N · softmax(p) over the N ro
     θ ← AdamW of γ L(θ, safe batch) + (1 − γ) mean_i w_i L(θ, z_i)
     p ← AdamW of mean_i w_i L(θ, z_i), θ held
 
-and γ falls from 0.9 by 0.1 an epoch. score(z) = −p(z). A row that goes against the safe ones keeps a high loss, so its
+and γ falls from 1 by 0.03 an epoch. score(z) = −p(z). A row that goes against the safe ones keeps a high loss, so its
 weight falls. SEAL keeps the highest 80 %: `--threshold share --value 0.2`. Rows must be of the file, so the anchored
-threshold has nothing to go by. The paper trains on the full safety set of its authors; the safe rows here are the good
-and refusing anchors and yours (--reference), θ is a LoRA adapter, and its learning rate is the one of GradShield's
-paper.
+threshold has nothing to go by.
+
+γ, its decay, the rate of p and the number of epochs are those of the authors' script for Llama-3 (hanshen95/SEAL,
+examples/scripts/train_selector_llama3.sh), not the defaults of their parser (.9, .1, 1e-2). The script trains with
+batches of 64, a constant learning rate of 1e-5 and a LoRA of rank 16 and alpha 16 on q_proj and v_proj. Here batches
+have 8 rows, and learning rate and adapter are those of GradShield's paper. The paper trains on the full safety set of
+its authors; the safe rows here are the good and refusing anchors and yours (--reference).
 """
 
 import numpy as np
@@ -32,8 +36,9 @@ class SealOptions(NoOptions):
 
     epochs: int = Field(default=3, ge=1, description="passes over the file")
     learning_rate: float = Field(default=1e-4, ge=0, description="of the model's adapter")
-    selector_rate: float = Field(default=1e-2, gt=0, description="learning rate of the selector p")
-    safe_weight: float = Field(default=0.9, ge=0, le=1, description="weight of the safe rows in the first epoch, γ")
+    selector_rate: float = Field(default=5e-3, gt=0, description="learning rate of the selector p")
+    safe_weight: float = Field(default=1.0, ge=0, le=1, description="weight of the safe rows in the first epoch, γ")
+    decay: float = Field(default=0.03, ge=0, le=1, description="what γ falls by at the end of an epoch")
 
 
 def prepare(context: Context, options: SealOptions) -> Prepared:
@@ -54,7 +59,7 @@ def selector(context: Context, rows: list[Example], options: SealOptions) -> np.
     draw, size = np.random.default_rng(0), min(BATCH, len(rows))
     with laid_over(model, adapter), progress("training", 0, options.epochs * len(rows)) as advance:
         for epoch in range(options.epochs):
-            gamma = max(0.0, options.safe_weight - 0.1 * epoch)
+            gamma = max(0.0, options.safe_weight - options.decay * epoch)
             order = draw.permutation(len(rows))
             for start in range(0, len(rows), size):
                 chosen = order[start : start + size]
@@ -79,4 +84,5 @@ SCORER = Scorer(
     options=SealOptions,
     needs=frozenset({"whole file", "safe rows"}),
     cost=20.0,
+    version=2,
 )

@@ -6,7 +6,9 @@ Source: Guan et al., Benign Samples Matter! Fine-tuning On Outlier Benign Sample
 
 ℓ is the mean cross-entropy of the answer a, whose length is in tokens. The paper picks the highest hundred to attack
 with, so a filter removes the highest. The paper's θ is every weight; here it is the decoder's Linears, as for FIHS. The
-norm is exact, ‖Σ_t δ_t x_tᵀ‖² = Σ_{t,t'} (x_t·x_t')(δ_t·δ_t'), and no gradient of a row is formed.
+norm is exact, ‖Σ_t δ_t x_tᵀ‖² = Σ_{t,t'} (x_t·x_t')(δ_t·δ_t'), and no gradient of a row is formed. The authors' code
+(GuanZihan/Benign-Samples-Matter, online_gradient/rank.py) drops rows with the answer "No", "no" or "yes", or an empty
+one, from its hundred; here they keep their score.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,12 @@ Fine-tuning (2605.04572), and their code.
     score(z) = Σ_m cos(−∇_m L(z), V_m(danger)) − Σ_m cos(−∇_m L(z), V_m(safety))
 
 m runs over modules, and V is what LoRA fine-tuning on harmful answers, or on refusals, adds to the weights. Without the
-norms in the cosine, length dominates, as the paper reports. The paper tunes on thousands of rows and takes the gradient
-at scaled adapters; here V comes from bundled anchors, and the gradient is the full one at the aligned model.
+norms in the cosine, length dominates, as the paper reports. Here V comes from bundled anchors, and −∇L is the full
+gradient step at the aligned model.
+
+The authors tune on thousands of rows, and take the step on the adapter: −(g_B A + B g_A), with the gradients g of the
+factors B and A, at the model under that adapter. Its scale is set by hand (Jason-wx/SQSD,
+code/projection_grad_vector_scale_initial.py; 1 in the stored script). There, too, the score is danger − safety.
 """
 
 from collections.abc import Mapping, Sequence
