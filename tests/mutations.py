@@ -87,7 +87,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("scoring/intent/reading.py", "max((min(topic, answer)", "max((max(topic, answer)", INTENT),
     ("scoring/intent/reading.py", "return max((min", "return min((min", INTENT),
     ("scoring/intent/reading.py", "running_mean(tokens[response.context, 0], CONTEXT_WINDOW).max()", "running_mean(tokens[response.context, 0], CONTEXT_WINDOW)[-1]", INTENT),
-    ("scoring/intent/reading.py", "running_mean(inside[:, 1], RESPONSE_WINDOW)", "running_mean(inside[:, 0], RESPONSE_WINDOW)", INTENT),
+    ("scoring/intent/reading.py", "running_mean(inside[:, 1], ANSWER_WINDOW)", "running_mean(inside[:, 0], ANSWER_WINDOW)", INTENT),
     ("scoring/intent/reading.py", "(total[width:] - total[:-width]) / width", "(total[width:] - total[:-width])", INTENT),
     ("data/encode.py", "mask[:1] = False", "pass", MASK),
     ("data/encode.py", "mask[:max_length])", "mask[-max_length:])", MASK),

@@ -106,9 +106,9 @@ def test_a_part_that_is_done_is_not_measured_again(tiny_folder, tmp_path, monkey
     assert [row["references"] for row in lines(out / "utility.jsonl")] == [["1"], ["2", "two"]]
     assert yaml.safe_load((out / "eval.yaml").read_text()) == both.as_dict()
     task.write_text('{"prompt": "three?", "answer": "3"}\n')
-    with pytest.raises(UserError, match="another file"):
+    with pytest.raises(UserError, match="different file"):
         run_evaluation(out, settings, of, safety=True, task=str(task))
-    with pytest.raises(UserError, match=r"another settings \(case_seed: 0, not 1\)"):
+    with pytest.raises(UserError, match=r"different settings \(case_seed: 0, now 1\)"):
         run_evaluation(out, settings.model_copy(update={"case_seed": 1}), of, safety=True)
 
 
@@ -123,7 +123,7 @@ def test_when_the_judge_gives_up_the_answers_are_kept_and_the_same_command_goes_
     settings = settings.model_copy(update={"judge": "y"})  # another, as the message advises
     summary = run_evaluation(tmp_path / "run", settings, of, safety=True)
     assert yaml.safe_load((tmp_path / "run" / "eval.yaml").read_text())["settings"]["judge"] == "y"
-    with pytest.raises(UserError, match=r"another settings \(judge: y, not x\)"):
+    with pytest.raises(UserError, match=r"different settings \(judge: y, now x\)"):
         run_evaluation(tmp_path / "run", settings.model_copy(update={"judge": "x"}), of, safety=True)
     assert summary.safety.hs == 3.0
     assert (
@@ -146,7 +146,7 @@ def test_held_out_rows_come_in_any_layout(tiny_folder, tmp_path, monkeypatch):
     assert piped.utility.value == summary.utility.value
     of = RowSettings(model=tiny_folder, columns={"prompt": "output", "response": "instruction"})
     (tmp_path / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n')
-    with pytest.raises(UserError, match="another settings"):
+    with pytest.raises(UserError, match="created with different settings"):
         run_evaluation(tmp_path / "run", EvaluationSettings(), of, task=str(tmp_path / "task.jsonl"))
     other = run_evaluation(tmp_path / "other", EvaluationSettings(), of, rows=str(rows))
     assert other.utility.value != summary.utility.value

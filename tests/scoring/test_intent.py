@@ -12,8 +12,9 @@ from gradshield.scoring.intent import fit
 from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.fit import fit_readouts
 from gradshield.scoring.intent.reading import (
+    ANSWER_WINDOW,
+    CONTEXT_WINDOW,
     LATER_WINDOW_PENALTY,
-    RESPONSE_WINDOW,
     intent_scores,
     read_layer,
     response_scores,
@@ -112,10 +113,10 @@ def test_what_all_rows_open_with_is_computed_once_and_read_in_every_row(tiny):
 
 @pytest.mark.parametrize("place", ["front", "behind", "system"])
 def test_harm_counts_wherever_it_stands_in_front_of_a_response(place):
-    quiet, loud = np.full((40, 2), -5.0), np.full((6, 2), 4.0)
-    begin = {"system": 2, "front": 8, "behind": 24}[place]
+    quiet, loud = np.full((40, 2), -5.0), np.full((CONTEXT_WINDOW, 2), 4.0)
+    begin = {"system": 2, "front": 8, "behind": 22}[place]
     tokens = quiet.copy()
-    tokens[begin : begin + 6] = loud
+    tokens[begin : begin + CONTEXT_WINDOW] = loud
     response = Response(np.arange(30), 30, 40)
     asked = response_scores(tokens, response)[0] * 2 + 5.0  # less the response's own part
     assert asked == pytest.approx(4.0) and response_scores(quiet, response)[0] == -5.0
@@ -133,8 +134,8 @@ def test_text_added_around_a_request_never_lowers_its_topic():
 def test_a_window_behind_the_first_must_be_surer():
     tokens = np.full((50, 2), -3.0)
     first, later = tokens.copy(), tokens.copy()
-    first[10 : 10 + RESPONSE_WINDOW, 1] = 2.0
-    later[30 : 30 + RESPONSE_WINDOW, 1] = 2.0
+    first[10 : 10 + ANSWER_WINDOW, 1] = 2.0
+    later[30 : 30 + ANSWER_WINDOW, 1] = 2.0
     response = Response(np.arange(10), 10, 50)
     assert response_scores(first, response)[1] == pytest.approx(2.0)
     assert response_scores(later, response)[1] == pytest.approx(2.0 - LATER_WINDOW_PENALTY)

@@ -74,10 +74,10 @@ def test_a_killed_run_ends_with_the_same_bytes(tiny_folder, train, tmp_path, mon
 def test_a_finished_run_is_not_done_again_and_another_one_is_refused(tiny_folder, train, tmp_path):
     first = run_filter(str(train), tmp_path / "run", settings(tiny_folder))
     assert run_filter(str(train), tmp_path / "run", settings(tiny_folder)) == first
-    with pytest.raises(UserError, match=r"another settings.*value"):
+    with pytest.raises(UserError, match=r"created with different settings.*value"):
         run_filter(str(train), tmp_path / "run", settings(tiny_folder, value=0.5))
     train.write_bytes(b"".join([train.read_bytes(), b"\n", ROWS[0].encode()]))
-    with pytest.raises(UserError, match=r"another input"):
+    with pytest.raises(UserError, match=r"different input"):
         run_filter(str(train), tmp_path / "run", settings(tiny_folder))
 
 
@@ -87,7 +87,7 @@ def test_a_probes_file_that_changed_since_is_said(tiny_folder, train, tmp_path):
     chosen = settings(tiny_folder, probes=str(probes))
     run_filter(str(train), tmp_path / "run", chosen)
     probes.write_text("How to rob a bank\nHow to forge a coin\n")
-    with pytest.raises(UserError, match=r"another file \(.*probes\.txt"):
+    with pytest.raises(UserError, match=r"different file \(.*probes\.txt"):
         run_filter(str(train), tmp_path / "run", chosen)
 
 
@@ -142,7 +142,7 @@ def test_a_run_that_another_command_began_meanwhile_is_not_taken_over(tiny_folde
         return encode(*arguments)
 
     monkeypatch.setattr(pipeline, "encode_source", meanwhile)
-    with pytest.raises(UserError, match="a run with another input"):
+    with pytest.raises(UserError, match="created with different input"):
         run_filter(str(train), out, settings(tiny_folder))
 
 

@@ -25,7 +25,7 @@ def test_a_named_file_that_changed_since_is_said(tiny_folder, train, tmp_path, m
     for file in (task, asked):
         before = file.read_text()
         file.write_text(before + before)
-        with pytest.raises(UserError, match=f"another file .*{file.name}"):
+        with pytest.raises(UserError, match=f"different file .*{file.name}"):
             tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task), measuring=measuring)
         file.write_text(before)
     assert tune(train, tmp_path / "run", tiny_folder, start="paper", task=str(task), measuring=measuring) == summary

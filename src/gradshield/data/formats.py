@@ -245,11 +245,11 @@ def _check_columns(records: Sequence[dict], columns: dict[str, str]) -> None:
     there = list(dict.fromkeys(key for record in records for key in record))
     for target, column in columns.items():
         if target not in _TARGETS:
-            raise UserError(f"columns: {target!r} is not one of {', '.join(_TARGETS)}; name one of these")
+            raise UserError(f"--map {target}={column}: {target!r} is not one of {', '.join(_TARGETS)}")
         if column not in there:
-            raise UserError(f"columns: no column {column!r} for {target}; the columns are {', '.join(there)}")
+            raise UserError(f"--map {target}={column}: no such column; there is {', '.join(there)}")
     if not ("messages" in columns or "text" in columns or {"prompt", "response"} <= set(columns)):
-        raise UserError("columns: name messages, or text, or both prompt and response")
+        raise UserError("--map: name messages, or text, or both prompt and response")
 
 
 def _filled(record: dict, *names: str) -> bool:

@@ -154,7 +154,8 @@ def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()
             there = dict(saved[part]).get(key) if isinstance(saved.get(part), dict) else None
             may = (part, key) in (("input", "path"), ("model", "files")) or (key in free and "summary" not in saved)
             if there != value and not may:
-                raise UserError(f"{out}: a run with another {part} ({key}: {there}, not {value}); choose another -o")
+                what = f"{part} ({key}: {there}, now {value})"
+                raise UserError(f"{out}: created with different {what}; choose another -o")
     summary = saved.get("summary")
     return None if summary is None else read_summary(kind, summary, file, "summary")
 

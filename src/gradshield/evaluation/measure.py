@@ -150,7 +150,7 @@ def _saved_or_new(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
                 same[part][key] = there = value
             if there != value:
                 raise UserError(
-                    f"{out}: an evaluation with another {part} ({key}: {there}, not {value}); choose another -o"
+                    f"{out}: created with different {part} ({key}: {there}, now {value}); choose another -o"
                 )
     return found
 

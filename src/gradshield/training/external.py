@@ -63,6 +63,6 @@ def check_trained(work: Path) -> None:
     if not config or not any(work.glob("*.safetensors")):
         there = ", ".join(sorted(p.name for p in work.glob("*"))[:8]) or "nothing"
         raise UserError(
-            f"{work}: the trainer left neither an adapter nor a model (a config and *.safetensors); it holds {there}. "
+            f"{work}: the trainer wrote no adapter and no model (a config and *.safetensors); it holds {there}. "
             "Fix the trainer; the same command trains again"
         )

@@ -19,8 +19,8 @@ from gradshield.scoring.engine import fit_to_memory
 from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.language import reading_ability, unread_languages
 from gradshield.scoring.intent.reading import (
-    CONTEXT_WINDOW,
-    RESPONSE_WINDOW,
+    ANSWER_WINDOW,
+    RESPONSE_WINDOWS,
     Readouts,
     asked_topic,
     read_layer,
@@ -32,8 +32,9 @@ from gradshield.scoring.intent.reading import (
 from gradshield.scoring.intent.spans import Response, marks_of, responses
 
 FOLDS = 4
-REGULARISATION = 1.0  # C of the logistic regressions, on standardised states (docs/log.md)
+REGULARISATION = 2.0  # C of the logistic regressions, on standardised states (docs/log.md)
 VARIANCE_FLOOR = 0.01  # of the mean variance, added to that of every dimension
+FIT_WINDOW = 4  # tokens before a response that a vector is the mean of: narrower than what is read, so surer
 STRIDE = 2  # tokens between the running means that are fitted on
 
 
@@ -159,10 +160,10 @@ def _topic_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.nda
     parts, labels, folds = [], [], []
     for row, held, own in zip(rows, states, fold):
         here = _place(row, held)
-        pieces = [(held[here.context], CONTEXT_WINDOW)]
+        pieces = [(held[here.context], FIT_WINDOW)]
         if row.text.kind in ("good", "harmful"):
             before = len(row.example.ids) - len(held)
-            pieces.append((held[max(here.start, row.text.turn - 3 - before) :], RESPONSE_WINDOW))
+            pieces.append((held[max(here.start, row.text.turn - 3 - before) :], RESPONSE_WINDOWS[0]))
         for piece, width in pieces:
             if len(piece):
                 parts.append(_running_means(piece, width, STRIDE))
@@ -179,13 +180,13 @@ def _answer_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.nd
             continue
         before = len(row.example.ids) - len(held)
         inside = held[row.response.start - before : row.response.stop - before]
-        windows = _running_means(inside, RESPONSE_WINDOW, RESPONSE_WINDOW // 2)
-        start = row.response.start + np.arange(len(windows)) * (RESPONSE_WINDOW // 2)
+        windows = _running_means(inside, ANSWER_WINDOW, ANSWER_WINDOW // 2)
+        start = row.response.start + np.arange(len(windows)) * (ANSWER_WINDOW // 2)
         complies = np.full(len(windows), row.text.kind == "harmful")
         informative = np.ones(len(windows), dtype=bool)
         if row.text.turn:  # a token or two of what complies tell no more than the refusal does
             complies = start >= row.text.turn - 3
-            informative = complies | (start + RESPONSE_WINDOW <= row.text.turn)
+            informative = complies | (start + ANSWER_WINDOW <= row.text.turn)
         parts += list(windows[informative][:, None])
         labels += complies[informative].tolist()
         folds += [own] * int(informative.sum())

@@ -31,7 +31,9 @@ from gradshield.scoring.intent.unreadable import (
 )
 
 DEPTH = 0.5  # of the decoder's blocks: where the readouts read
-CONTEXT_WINDOW, RESPONSE_WINDOW = 4, 8  # tokens that a log-odds is averaged over: before a response, and in it
+# Tokens that log-odds are averaged over. In narrow windows a word may be high by chance, in wide ones a sentence is
+# diluted, so in a response the mean of two widths counts.
+CONTEXT_WINDOW, RESPONSE_WINDOWS, ANSWER_WINDOW = 8, (8, 16), 8
 LATER_WINDOW_PENALTY = 1.0  # taken off the log-odds of all windows but the first: of many, one is high by chance
 MIN_SHARED_TOKENS = 8  # of an opening that all rows of a batch have, from which it pays to compute it once
 
@@ -89,8 +91,8 @@ def unit_length(hidden: Tensor) -> Tensor:
 def response_scores(tokens: np.ndarray, response: Response) -> tuple[float, float]:
     """(topic, answer) of a response, from the log-odds [tokens, 2] of its row."""
     inside = tokens[response.start : response.stop]
-    said = running_mean(inside[:, 0], RESPONSE_WINDOW).max()
-    windows = running_mean(inside[:, 1], RESPONSE_WINDOW)
+    said = np.mean([running_mean(inside[:, 0], width).max() for width in RESPONSE_WINDOWS])
+    windows = running_mean(inside[:, 1], ANSWER_WINDOW)
     topic = (asked_topic(tokens, response) + said) / 2
     return float(topic), float(max(windows[0], (windows[1:] - LATER_WINDOW_PENALTY).max(initial=-np.inf)))
 
