@@ -46,7 +46,8 @@ _RESERVED = {  # what apply_chat_template takes besides a template's variables: 
     *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
     *("tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
     *("return_assistant_tokens_mask", "tokenizer_kwargs"),
-    *("processing_class", "input"),  # and what TRL passes itself, so that a row that names it fails
+    *("processing_class", "input"),  # and what TRL and transformers pass themselves, so that a row that names it fails
+    *("self", "conversations", "compiled_template"),
 }
 
 
