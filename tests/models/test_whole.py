@@ -165,6 +165,28 @@ def test_a_pickle_is_refused_under_any_name(folder, monkeypatch):
     refused(folder / "model.gguf", "not a GGUF file")
 
 
+@pytest.mark.parametrize("name", ["a\0.safetensors", "folder.safetensors"])
+def test_a_shard_that_can_not_be_read_is_not_called_empty(folder, name):
+    content = sharded(folder)
+    content["weight_map"]["model.norm.weight"] = name
+    index(folder, content)
+    (folder / "folder.safetensors").mkdir()
+    refused(folder, name, "can't be read")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_weights_of_whole_or_complex_numbers_are_named_and_not_rounded(folder, kind):
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(folder, lambda tensors: tensors | {name: tensors[name].to(kind)})
+    refused(folder, name, "not floating point")
+
+
+def test_weights_of_other_floats_load(folder):
+    kinds = (torch.float16, torch.bfloat16, torch.float64)
+    rewrite(folder, lambda tensors: {name: t.to(kinds[n % 3]) for n, (name, t) in enumerate(tensors.items())})
+    assert load_model(str(folder), device="cpu").net.dtype == torch.float32
+
+
 def test_a_config_may_not_name_the_file_of_its_weights(folder):
     (folder / "pytorch_model.bin").write_bytes(PICKLE)
     edit(folder / "config.json", lambda config: config | {"transformers_weights": "pytorch_model.bin"})

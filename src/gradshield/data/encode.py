@@ -22,8 +22,8 @@ import numpy as np
 
 from gradshield.base.errors import UserError
 from gradshield.data.formats import Conversation
-from gradshield.data.templates import Form, Refused, Span, form_of, render_template
-from gradshield.data.tokens import TooLong, tokenize
+from gradshield.data.templates import LONGEST, Form, Refused, Span, form_of, render_template
+from gradshield.data.tokens import Untokenized, tokenize
 from gradshield.data.turns import Message, required_texts
 
 
@@ -64,19 +64,14 @@ def encode(
             located = _locate(tokenizer, form, conversation, loss_on, max_length)
         except Refused as error:
             return f"the chat template refuses this conversation: {error}"
-        except TooLong as error:
+        except Untokenized as error:
             return str(error)
         if isinstance(located, str):
             return located
         text, spans = located
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "the text holds half a surrogate pair, which no tokenizer can read"
-
-    try:
         ids, offsets = tokenize(tokenizer, text, max_length, special=spans is None)
-    except TooLong as error:
+    except Untokenized as error:
         return str(error)
     mask = np.ones(len(ids), dtype=bool) if spans is None else _overlapping(offsets, spans)
     mask[:1] = False
@@ -94,7 +89,7 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
     """int32 ids of a user message (or a list of message dicts) up to the place where a plain answer starts.
 
     The next token is the answer's first: thinking is off, and `request_form` says how. Raises UserError where
-    the tokenizer has no chat template or its template refuses the request.
+    the tokenizer has no chat template, or its template refuses the request or writes what can't be read.
     """
     form = form_of(tokenizer)
     dicts = [{"role": "user", "content": request}] if isinstance(request, str) else request
@@ -104,7 +99,12 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
         text, _ = render_template(tokenizer, form, messages, generation_prompt=True, variables=form.thinking)
     except Refused as error:
         raise UserError(f"the chat template refuses the request: {error}") from None
-    return tokenize(tokenizer, text + form.closing)[0]
+    if len(text) > LONGEST:
+        raise UserError(f"the chat template writes {len(text):,} characters for one request; pass another")
+    try:
+        return tokenize(tokenizer, text + form.closing)[0]
+    except Untokenized as error:
+        raise UserError(f"the chat template and the request: {error}") from None
 
 
 def request_form(tokenizer) -> str:
