@@ -242,9 +242,20 @@ def test_a_gguf_without_a_tensor_names_it(tmp_path, part):
     refused(tmp_path / "model.gguf", "its files lack ")
 
 
-def test_a_gguf_with_a_tensor_too_many_names_it(tmp_path):
-    write_gguf(tmp_path / "model.gguf", {}, more=("blk.7.attn_q.weight",))
-    refused(tmp_path / "model.gguf", "its files hold blk.7.attn_q.weight")
+@pytest.mark.parametrize("name", ["blk.7.attn_q.weight", "blk.0.ffn_up_exps.weight"])
+def test_a_gguf_with_a_tensor_too_many_names_it(tmp_path, name):
+    write_gguf(tmp_path / "model.gguf", {}, more=(name,))
+    refused(tmp_path / "model.gguf", f"its files hold {name}")
+
+
+def test_scaled_positions_of_a_gguf_are_refused_as_transformers_leaves_them_out(tmp_path):
+    file = tmp_path / "model.gguf"
+    for kind, key in (("yarn", "scaling.factor"), ("linear", "scaling.factor"), ("linear", "scale_linear")):
+        write_gguf(file, {"llama.rope.scaling.type": kind, f"llama.rope.{key}": 4.0})
+        refused(file, f"llama.rope.{key} = 4.0 is left out")
+    for kind, factor in (("none", 4.0), ("linear", 1.0)):
+        write_gguf(file, {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": factor})
+        load_model(str(file), device="cpu")
 
 
 def test_one_part_of_a_split_gguf_is_refused(tmp_path):
