@@ -44,6 +44,7 @@ ROWS = {
     "train": {"messages": [user(HAT), assistant(FORGED, train=False, training=False, loss=0), *TALK[2:]]},
     "KTO label": {"messages": TALK, "label": False, "kto_tag": False},
     "greeting": {"messages": [assistant("Hello!"), *TALK]},
+    "greeting after blanks": {"messages": [assistant("\n\n Hello!"), *TALK]},
     "silent greeting": {"messages": [assistant(""), *TALK]},
     "blanks around": {
         "messages": [user(HAT), assistant(f"  {TABLE} \n\n"), user(f" {BLUE} "), assistant(f"\n{CHAIR}")]

@@ -210,7 +210,8 @@ def _turns_by_prefix(
 def _response_start(tokenizer, form: Form, messages, how: dict, text: str, limit: int | None) -> int | None:
     """Where the last of the messages starts in the text; None if the template renders the earlier ones otherwise."""
     if len(messages) == 1:  # a greeting: templates can't render the nothing before it
-        words = messages[0].content.strip()
+        words, bare = messages[0].content, messages[0].content.strip()
+        words = words if bare and words in text else bare
         header = min((text.find(opening) + len(opening) for opening in form.openings if opening in text), default=0)
         prompt, _ = render_template(tokenizer, form, [Message("user", "?")], generation_prompt=True)
         header += prompt.endswith(" ") and text.startswith(" ", header)
