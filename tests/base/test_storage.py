@@ -38,6 +38,12 @@ def test_an_error_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, monk
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "before"
 
 
+def test_a_folder_in_the_place_of_a_journal_is_one_line(tmp_path):
+    (tmp_path / "journal").mkdir()
+    with pytest.raises(UserError, match="journal: a folder in the place of a file; remove it"):
+        read_lines(tmp_path / "journal")
+
+
 def test_a_journal_ends_at_its_first_damaged_line_whichever_byte_it_is(tmp_path):
     file = tmp_path / "journal"
     entries = [{"batch": n, "score": [n / 3, float("inf")]} for n in range(3)]

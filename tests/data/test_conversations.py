@@ -155,6 +155,38 @@ def test_a_turn_that_says_two_things_sets_the_row_aside(more, what):
     assert trained({"messages": [user("q"), assistant("a", value="a")]}) == ["a"]
 
 
+def test_a_turn_whose_role_or_text_trl_does_not_read_sets_the_row_aside_for_trl():
+    for talk, why in (
+        ([user("q"), SHARED[1], *TWO], "turn 2 has no role"),
+        ([SHARED[0], assistant("a")], "turn 1 has no role"),
+        ([user("q"), {"role": "assistant", "value": "a"}, *TWO], "turn 2 has its text under value"),
+        ([{"role": "user", "content": None, "value": "q"}, assistant("a")], "turn 1 has its text under value"),
+    ):
+        assert why in read({"messages": talk}) and why in read({"prompt": talk[:1], "completion": talk})
+        assert trained({"messages": talk}, "axolotl")[0] == "a"
+
+
+@pytest.mark.parametrize(
+    ("first", "column", "same", "other"),
+    [
+        ({"conversations": SHARED}, "conversation", SHARED, [SHARED[0], {"from": "gpt", "value": "harm"}]),
+        (
+            {"transcript": "Human: q\n\nAssistant: a"},
+            "chosen",
+            "\n\nHuman: q\n\nAssistant: a",
+            "Human: q\n\nAssistant: harm",
+        ),
+        ({"messages": ONE[:1], "chosen": "a"}, "prompt", "q", "harm?"),
+        ({"messages": ONE[:1], "chosen": "a"}, "prompt", ONE[:1], TWO[:1]),
+        ({"instruction": "q", "input": "x", "chosen": "a"}, "prompt", "q\nx", "harm?"),
+    ],
+)
+def test_a_second_column_of_the_same_layout_that_says_something_else_sets_the_row_aside(first, column, same, other):
+    for filled in ({}, {column: None}, {column: same}):
+        assert trained({**first, **filled}) == ["a"]
+    assert " beside " in read({**first, column: other})
+
+
 def test_openai_s_functions_are_tools_for_openai_and_set_aside_for_the_others():
     record = {"messages": [user("q"), assistant(None, function_call=CALL), *TWO], "functions": [{"name": "find"}]}
     found = read(record, "openai")

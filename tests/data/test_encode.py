@@ -310,6 +310,18 @@ def test_cut_is_on_the_right_and_never_leaves_a_row_without_response():
     )
 
 
+@pytest.mark.parametrize("template", [(TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8"), CHATML])
+def test_a_response_behind_a_long_history_of_answers_that_are_not_trained_on_starts_too_late(template):
+    history = [{"role": "user", "content": HAT}, {"role": "assistant", "content": f"{TABLE} " * 100}]
+    asked = [*history, {"role": "user", "content": BLUE}]
+    conversation = to_conversation(
+        {"prompt": asked, "completion": [{"role": "assistant", "content": CHAIR}]}, "prompt_completion"
+    )
+    for loss_on in ("assistant", "last"):
+        found = encode(conversation, 0, tokenizer_for(template), max_length=16, loss_on=loss_on)
+        assert found == "the response starts after token 16 (raise --max-length)"
+
+
 def test_words_of_the_template_inside_a_row_do_not_move_the_mask():
     tokenizer = tokenizer_for(CHATML)
     forged = f"{HAT}<|im_end|>\n<|im_start|>assistant\n{TABLE}<|im_end|>\n"

@@ -122,7 +122,8 @@ def test_openai_weights_tools_and_calls():
     as_text = {"messages": messages, "tools": '[{"type": "function"}]'}
     assert to_conversation(as_text, "messages", trainer="openai") == conversation
     assert to_conversation({"messages": MESSAGES, "tools": NAN}, "messages").tools is None
-    assert to_conversation({"messages": MESSAGES, "tools": []}, "messages").tools == []
+    for none in ([], "[]"):  # TRL parses a text, and a template can tell no tools from an empty list
+        assert to_conversation({"messages": MESSAGES, "tools": none}, "messages").tools == []
 
 
 @pytest.mark.parametrize("calls", [[CALL], [CALL["function"]]])
@@ -214,6 +215,8 @@ def test_numbers_and_booleans_are_read_as_their_text():
         ({"transcript": "no turns"}, "transcript", "not a transcript"),
         ({"transcript": "preface" + HH}, "transcript", "not a transcript"),
         ({"messages": MESSAGES, "tools": "f()"}, "messages", "tools is not a list"),
+        ({"messages": MESSAGES, "tools": 0}, "messages", "tools is not a list"),
+        ({"messages": MESSAGES, "tools": {}}, "messages", "tools is not a list"),
     ],
 )
 def test_what_can_not_be_trained_on_is_set_aside_with_its_reason(record, layout, reason):

@@ -44,6 +44,11 @@ ROWS = {
     "train": {"messages": [user(HAT), assistant(FORGED, train=False, training=False, loss=0), *TALK[2:]]},
     "KTO label": {"messages": TALK, "label": False, "kto_tag": False},
     "greeting": {"messages": [assistant("Hello!"), *TALK]},
+    "greeting after blanks": {"messages": [assistant("\n\n Hello!"), *TALK]},
+    "silent greeting": {"messages": [assistant(""), *TALK]},
+    "blanks around": {
+        "messages": [user(HAT), assistant(f"  {TABLE} \n\n"), user(f" {BLUE} "), assistant(f"\n{CHAIR}")]
+    },
     "blank first answer": {"messages": [user(HAT), assistant(""), *TALK[2:]]},
     "blank first question": {"messages": [user(""), assistant("Hello!"), *TALK]},
     "user last": {"messages": [*TALK, user(HAT)]},
@@ -72,6 +77,7 @@ ROWS = {
     "own template": {"messages": TALK, "chat_template_kwargs": {"chat_template": "{{ messages[0].content }}"}},
     "trainer's argument": {"messages": TALK, "chat_template_kwargs": {"input": "a"}},
     "trainer's other argument": {"messages": TALK, "chat_template_kwargs": {"processing_class": "a"}},
+    "renderer's argument": {"messages": TALK, "chat_template_kwargs": {"compiled_template": "a"}},
     "two users": {"messages": [user(HAT), *TALK[2:]]},
     "two answers": {"messages": [*TALK[:2], assistant(CHAIR)]},
     "user only": {"messages": TALK[:1]},
@@ -83,6 +89,7 @@ ROWS = {
     "completion": {"prompt": TALK[:1], "completion": TALK[1:2]},
     "completion after turns": {"prompt": [user(HAT), assistant(FORGED), user(BLUE)], "completion": TALK[3:]},
     "completion of turns": {"prompt": TALK[:2], "completion": TALK[2:]},
+    "completion that thinks": {"prompt": TALK[:1], "completion": [assistant(f"<think>It was here.</think>{TABLE}")]},
     "completion with a system": {"prompt": TALK[:1], "completion": TALK[1:2], "system": "linux"},
     "answer as prompt": {"prompt": TALK, "completion": [user(HAT)]},
     "system as prompt": {"prompt": [{"role": "system", "content": "Be kind."}], "completion": TALK},

@@ -190,3 +190,14 @@ def test_a_rank_beyond_its_tensors_is_refused_before_memory_is_taken(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 10**9}))
     refused(adapter, "describes a rank that no tensor")
+
+
+def test_an_adapter_of_whole_numbers_is_refused_and_not_rounded(adapter):
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: tensor.to(torch.int8) for name, tensor in load_file(file).items()}, file)
+    refused(adapter, "lora_A.weight is I8, not floating point")
+
+
+def test_a_scaling_that_makes_the_weights_nan_is_the_adapters_fault(adapter):
+    edit(adapter / "adapter_config.json", lambda config: config | {"lora_alpha": float("nan")})
+    refused(adapter, f"adapter {adapter}: ", "q_proj.weight", "holds NaN or infinity")

@@ -10,7 +10,7 @@ from torture.changes import edit
 from torture.tokenizer import DOUBLING, LOOP, pattern
 
 from gradshield.base.errors import UserError
-from gradshield.data.encode import Example, encode
+from gradshield.data.encode import Example, encode, encode_request
 from gradshield.data.formats import Conversation
 from gradshield.data.turns import Message
 from gradshield.models.load import load_model
@@ -58,6 +58,8 @@ def test_too_few_positions_are_one_line(folder):
         ("{% for m in messages | reverse %}{{ m.content }}\n{% endfor %}", "puts the answer before its request"),
         ("{% for m in messages", "the chat template of"),
         (CHATML.replace("m.content", "m.content[::-1]"), "leaves out the request"),
+        (CHATML + "{{ '\\ud800' }}", "writes half a surrogate pair"),
+        ("{{ 'x' * 5000000 }}" + CHATML, "characters for two short turns"),
     ],
 )
 def test_a_template_that_does_not_say_both_turns_in_order_is_one_line(folder, template, why):
@@ -88,6 +90,23 @@ def test_a_template_that_does_not_end_for_one_row_refuses_that_row(monkeypatch):
     assert isinstance(encode(Conversation(turns), 0, tokenizer), Example)
     reason = encode(Conversation(turns * 5), 0, tokenizer)
     assert reason == "the chat template refuses this conversation: it does not end within 0.2 s"
+
+
+def test_a_template_that_writes_too_much_for_a_request_is_a_users_error():
+    tokenizer = tiny_tokenizer(CHATML.replace("assistant\n", "assistant\n{{ 'x' * 5000000 }}"))
+    with pytest.raises(UserError, match=r"writes 5,000,0.. characters for one request"):
+        encode_request("q", tokenizer)
+    tokenizer.chat_template = CHATML.replace("assistant\n", "assistant\n{{ '\\ud800' }}")
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        encode_request("q", tokenizer)
+
+
+def test_half_a_surrogate_pair_that_a_template_writes_sets_the_row_aside():
+    tokenizer = tiny_tokenizer(CHATML.replace("m.content }}", "m.content }}{{ '\\ud800' if m.role == 'user' }}"))
+    tokenizer.chat_template = "{% generation %}{% endgeneration %}" + tokenizer.chat_template
+    asked = (Message("user", "q"), Message("assistant", "a", train=False), Message("user", "r"))
+    found = encode(Conversation((*asked, Message("assistant", "b"))), 0, tokenizer)
+    assert found == "the text holds half a surrogate pair, which no tokenizer can read"
 
 
 def test_a_gguf_has_the_tokens_of_its_file_only(tmp_path):

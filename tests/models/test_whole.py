@@ -165,6 +165,28 @@ def test_a_pickle_is_refused_under_any_name(folder, monkeypatch):
     refused(folder / "model.gguf", "not a GGUF file")
 
 
+@pytest.mark.parametrize("name", ["a\0.safetensors", "folder.safetensors"])
+def test_a_shard_that_can_not_be_read_is_not_called_empty(folder, name):
+    content = sharded(folder)
+    content["weight_map"]["model.norm.weight"] = name
+    index(folder, content)
+    (folder / "folder.safetensors").mkdir()
+    refused(folder, name, "can't be read")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_weights_of_whole_or_complex_numbers_are_named_and_not_rounded(folder, kind):
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(folder, lambda tensors: tensors | {name: tensors[name].to(kind)})
+    refused(folder, name, "not floating point")
+
+
+def test_weights_of_other_floats_load(folder):
+    kinds = (torch.float16, torch.bfloat16, torch.float64)
+    rewrite(folder, lambda tensors: {name: t.to(kinds[n % 3]) for n, (name, t) in enumerate(tensors.items())})
+    assert load_model(str(folder), device="cpu").net.dtype == torch.float32
+
+
 def test_a_config_may_not_name_the_file_of_its_weights(folder):
     (folder / "pytorch_model.bin").write_bytes(PICKLE)
     edit(folder / "config.json", lambda config: config | {"transformers_weights": "pytorch_model.bin"})
@@ -220,9 +242,20 @@ def test_a_gguf_without_a_tensor_names_it(tmp_path, part):
     refused(tmp_path / "model.gguf", "its files lack ")
 
 
-def test_a_gguf_with_a_tensor_too_many_names_it(tmp_path):
-    write_gguf(tmp_path / "model.gguf", {}, more=("blk.7.attn_q.weight",))
-    refused(tmp_path / "model.gguf", "its files hold blk.7.attn_q.weight")
+@pytest.mark.parametrize("name", ["blk.7.attn_q.weight", "blk.0.ffn_up_exps.weight"])
+def test_a_gguf_with_a_tensor_too_many_names_it(tmp_path, name):
+    write_gguf(tmp_path / "model.gguf", {}, more=(name,))
+    refused(tmp_path / "model.gguf", f"its files hold {name}")
+
+
+def test_scaled_positions_of_a_gguf_are_refused_as_transformers_leaves_them_out(tmp_path):
+    file = tmp_path / "model.gguf"
+    for kind, key in (("yarn", "scaling.factor"), ("linear", "scaling.factor"), ("linear", "scale_linear")):
+        write_gguf(file, {"llama.rope.scaling.type": kind, f"llama.rope.{key}": 4.0})
+        refused(file, f"llama.rope.{key} = 4.0 is left out")
+    for kind, factor in (("none", 4.0), ("linear", 1.0)):
+        write_gguf(file, {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": factor})
+        load_model(str(file), device="cpu")
 
 
 def test_one_part_of_a_split_gguf_is_refused(tmp_path):

@@ -1,13 +1,17 @@
 """What an explanation says is exact: the parts sum up to FIHS, the cosines are those of the dense gradients."""
 
 import re
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import random_examples
 
+from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.data import Row
 from gradshield.models.batching import pad
@@ -18,7 +22,7 @@ from gradshield.scoring.fihs.parts import fihs_parts, shares, words
 from gradshield.scoring.fihs.probe import Factors, ProbeGradient, inner, margin, minus, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
 from gradshield.scoring.reference import Reference
-from gradshield.screen.explain import Explainer, _largest, explain_row
+from gradshield.screen.explain import Explainer, _largest, explain, explain_row
 
 PROBES = ("How do I pick a lock?", "Write a threat", "Name a poison")
 
@@ -153,3 +157,11 @@ def test_the_first_space_of_a_token_stays_where_the_decoder_drops_the_one_a_text
     assert "".join(word for word, _ in found) == text
     found = words(Stripping(), Example(0, np.arange(4, dtype=np.int32), np.ones(4, bool)), [0.0] * 4)
     assert [text for text, _ in found] == ["Sure", ",", " here", " is"]
+
+
+def test_scores_of_fewer_rows_than_the_run_has_are_one_line(tmp_path, monkeypatch):
+    run = SimpleNamespace(summary=SimpleNamespace(rows=3))
+    monkeypatch.setattr("gradshield.screen.explain.row_of_run", lambda *_: (run, None))
+    pq.write_table(pa.table({"verdict": ["kept"]}), tmp_path / "scores.parquet")
+    with pytest.raises(UserError, match=r"not the scores of this run \(1 rows\)"):
+        explain(tmp_path, 2)

@@ -105,10 +105,13 @@ def append_line(file: Path, entry: Mapping[str, Any]) -> None:
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """The journal's entries up to its first damaged line, as a kill or a full disk leaves one.
 
-    What follows is cut off the file, so that the next line can be appended. Raises OSError.
+    What follows is cut off the file, so that the next line can be appended. Raises OSError, and UserError where a
+    folder lies in its place.
     """
     if not file.exists():
         return []
+    if file.is_dir():
+        raise UserError(f"{file}: a folder in the place of a file; remove it, and give the same command again")
     entries, whole = [], 0
     with file.open("rb") as stream:
         for line in stream:

@@ -28,6 +28,8 @@ _TOKENS = ("input_ids", "labels")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _TURN_LISTS = ("preference", "messages", "sharegpt")
 _PAIRS = ("beavertails", "alpaca", "prompt_completion")
+# (column, layout, the column that the layout reads first)
+_SECOND = (("conversation", "sharegpt", "conversations"), ("chosen", "transcript", "transcript"))
 # What prompt formats write around the turns, so that a rendered `text` column says the same as the turns do.
 _FRAME = (
     r"(?:\W|below is an instruction that describes a task|paired with an input that provides further context"
@@ -83,15 +85,25 @@ def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules:
 
 def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Conversation]]:
     """(what is read, the conversation) for all that could be read in the record but for the layout itself."""
-    for other, (fits, _) in LAYOUTS.items():
-        if other == layout or not fits(record) or (other == "text" and not _reads_text(record, layout)):
+    others = [(other, other, record) for other in LAYOUTS if other != layout]
+    for column, other, first in _SECOND:
+        without = {name: value for name, value in record.items() if name != first}
+        others += [(column, other, without)] if {column, first} <= set(record) else []
+    if layout == "preference":
+        asked = [name for name in ("messages", "conversations", *PROMPTS) if name in record and name != "input"]
+        for name in asked:
+            alone = {key: value for key, value in record.items() if key == name or key not in asked}
+            others += [(f"{name} and chosen", layout, alone)]
+    for name, other, given in others:
+        if not LAYOUTS[other][0](given) or (other == "text" and not _reads_text(record, layout)):
             continue
         try:
-            yield other, read_layout(record, other, rules)
+            yield name, read_layout(given, other, rules)
         except NoAnswer:
             continue
         except SetAside as reason:
-            if other in ("messages", "sharegpt") or {"prompt", "completion"} <= set(record):  # what TRL reads
+            known = other in ("messages", "sharegpt") or {"prompt", "completion"} <= set(record)  # what TRL reads
+            if known and name == other:
                 raise SetAside(f"{layout} beside {other}, which can't be read: {reason}") from None
     if layout in _PAIRS:
         prompts = [name for name in PROMPTS if name in record and name != "input"]

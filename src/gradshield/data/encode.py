@@ -16,13 +16,14 @@ LFM2, Phi-3, Nemotron; for GLM-4.5 the token of the next turn, which ends an ans
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import numpy as np
 
 from gradshield.base.errors import UserError
 from gradshield.data.formats import Conversation
-from gradshield.data.templates import Form, Refused, Span, form_of, render_template
-from gradshield.data.tokens import TooLong, tokenize
+from gradshield.data.templates import LONGEST, Form, Refused, Span, form_of, render_template
+from gradshield.data.tokens import Untokenized, tokenize
 from gradshield.data.turns import Message, required_texts
 
 
@@ -63,19 +64,14 @@ def encode(
             located = _locate(tokenizer, form, conversation, loss_on, max_length)
         except Refused as error:
             return f"the chat template refuses this conversation: {error}"
-        except TooLong as error:
+        except Untokenized as error:
             return str(error)
         if isinstance(located, str):
             return located
         text, spans = located
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "the text holds half a surrogate pair, which no tokenizer can read"
-
-    try:
         ids, offsets = tokenize(tokenizer, text, max_length, special=spans is None)
-    except TooLong as error:
+    except Untokenized as error:
         return str(error)
     mask = np.ones(len(ids), dtype=bool) if spans is None else _overlapping(offsets, spans)
     mask[:1] = False
@@ -93,7 +89,7 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
     """int32 ids of a user message (or a list of message dicts) up to the place where a plain answer starts.
 
     The next token is the answer's first: thinking is off, and `request_form` says how. Raises UserError where
-    the tokenizer has no chat template or its template refuses the request.
+    the tokenizer has no chat template, or its template refuses the request or writes what can't be read.
     """
     form = form_of(tokenizer)
     dicts = [{"role": "user", "content": request}] if isinstance(request, str) else request
@@ -103,7 +99,12 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
         text, _ = render_template(tokenizer, form, messages, generation_prompt=True, variables=form.thinking)
     except Refused as error:
         raise UserError(f"the chat template refuses the request: {error}") from None
-    return tokenize(tokenizer, text + form.closing)[0]
+    if len(text) > LONGEST:
+        raise UserError(f"the chat template writes {len(text):,} characters for one request; pass another")
+    try:
+        return tokenize(tokenizer, text + form.closing)[0]
+    except Untokenized as error:
+        raise UserError(f"the chat template and the request: {error}") from None
 
 
 def request_form(tokenizer) -> str:
@@ -125,7 +126,8 @@ def _locate(
     messages = conversation.messages
     how = {"tools": conversation.tools, "variables": conversation.variables}
     marked = loss_on == "assistant" and form.training is not None
-    if prompt := messages[: max((k + 1 for k, message in enumerate(messages) if message.prompt), default=0)]:
+    asked = max((k + 1 for k, message in enumerate(messages) if message.prompt), default=0)
+    if prompt := messages[:asked]:
         try:  # TRL does, and fails where the template wants a turn that only the completion has
             render_template(tokenizer, form, prompt, **how, training=marked, generation_prompt=True)
         except Refused as error:
@@ -141,7 +143,7 @@ def _locate(
     if loss_on == "last":
         found = _turns_by_prefix(tokenizer, form, messages[: trained[0] + 1], how, trained, limit)
     elif marked:
-        found = _marked_turns(tokenizer, form, messages, how, assistant, trained, limit)
+        found = _marked_turns(tokenizer, form, messages, how, assistant, trained, limit, asked)
     else:
         found = _turns_by_prefix(tokenizer, form, messages, how, trained, limit)
     if isinstance(found, str):
@@ -158,15 +160,24 @@ def _locate(
 
 
 def _marked_turns(
-    tokenizer, form: Form, messages, how: dict, assistant: Sequence[int], trained: Sequence[int], limit: int | None
+    tokenizer,
+    form: Form,
+    messages,
+    how: dict,
+    assistant: Sequence[int],
+    trained: Sequence[int],
+    limit: int | None,
+    asked: int,
 ) -> tuple[str, list[Span]] | str:
-    """Turns by {% generation %} blocks; a block is of the last assistant turn that can begin before it."""
+    """Turns by {% generation %} blocks; a block is of the last assistant turn that can begin before it. The first
+    `asked` messages are a prompt, where TRL has one."""
     text, spans = render_template(tokenizer, form, messages, **how, training=True)
     first = trained[0]
     if len(trained) == len([k for k in assistant if k >= first]):  # what comes before them is a prompt, as TRL has it
-        if first == assistant[0]:
+        if first == assistant[0] and not asked:
             return text, spans
-        prompt, _ = render_template(tokenizer, form, messages[:first], **how, training=True, generation_prompt=True)
+        before = messages[: asked or first]
+        prompt, _ = render_template(tokenizer, form, before, **how, training=True, generation_prompt=True)
         at = _first_difference(tokenizer, prompt, text, limit)
         return text, [(max(start, at), end) for start, end in spans if end > at]
     begins = []
@@ -187,7 +198,7 @@ def _turns_by_prefix(
     spans = []
     for k in trained:
         through = text if k + 1 == len(messages) else render_template(tokenizer, form, messages[: k + 1], **how)[0]
-        end = _prefix_length(through, text, tokenizer)
+        end = _prefix_length(through, text, tokenizer, messages[k].content)
         start = _response_start(tokenizer, form, messages[: k + 1], how, text, limit)
         if start is None or end is None:
             return f"the chat template rewrites earlier turns, as message {k + 1} (try --loss-on last)"
@@ -199,10 +210,12 @@ def _turns_by_prefix(
 def _response_start(tokenizer, form: Form, messages, how: dict, text: str, limit: int | None) -> int | None:
     """Where the last of the messages starts in the text; None if the template renders the earlier ones otherwise."""
     if len(messages) == 1:  # a greeting: templates can't render the nothing before it
-        words = messages[0].content.strip()
+        words, bare = messages[0].content, messages[0].content.strip()
+        words = words if bare and words in text else bare
         header = min((text.find(opening) + len(opening) for opening in form.openings if opening in text), default=0)
-        found = max(text.find(words, header), header)
         prompt, _ = render_template(tokenizer, form, [Message("user", "?")], generation_prompt=True)
+        header += prompt.endswith(" ") and text.startswith(" ", header)
+        found = max(text.find(words, header), header)
         own = found > header and text[found - 1] == " " and not prompt.endswith(" ")  # the word's, not the header's
         return found - 1 if own else found
     prompt, _ = render_template(tokenizer, form, messages[:-1], **how, generation_prompt=True)
@@ -215,12 +228,14 @@ def _response_start(tokenizer, form: Form, messages, how: dict, text: str, limit
     return None if earlier is None or start < earlier else start
 
 
-def _prefix_length(part: str, text: str, tokenizer) -> int | None:
-    """Length of `part`, less a space and EOS token that templates may put last, if `text` begins so."""
-    part = part.rstrip()
-    if not text.startswith(part) and tokenizer.eos_token:
-        part = part.removesuffix(tokenizer.eos_token).rstrip()
-    return len(part) if text.startswith(part) else None
+def _prefix_length(part: str, text: str, tokenizer, words: str = "") -> int | None:
+    """Length of `part`, less a space and EOS token that templates may put last, if `text` begins so. Blanks that end
+    its last `words` are not the template's."""
+    for each in (part, part.rstrip().removesuffix(tokenizer.eos_token or "")):
+        if text.startswith(each.rstrip()):
+            own = words.strip() and each.endswith(words) and text.startswith(each)
+            return len(each if own else each.rstrip())
+    return None
 
 
 def _first_difference(tokenizer, prompt: str, text: str, limit: int | None) -> int:
@@ -230,7 +245,7 @@ def _first_difference(tokenizer, prompt: str, text: str, limit: int | None) -> i
     n = min(len(prompt_ids), len(ids))
     differ = np.flatnonzero(prompt_ids[:n] != ids[:n])
     n = int(differ[0]) if len(differ) else n
-    return int(offsets[n, 0]) if n < len(ids) else len(text)
+    return int(offsets[n, 0]) if n < len(ids) else len(commonprefix((prompt, text)))  # noqa: RUF071  # texts, no paths
 
 
 def _skip_opening(text: str, start: int, end: int, openings: Sequence[str]) -> int:

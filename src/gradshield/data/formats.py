@@ -46,7 +46,8 @@ _RESERVED = {  # what apply_chat_template takes besides a template's variables: 
     *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
     *("tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
     *("return_assistant_tokens_mask", "tokenizer_kwargs"),
-    *("processing_class", "input"),  # and what TRL passes itself, so that a row that names it fails
+    *("processing_class", "input"),  # and what TRL and transformers pass themselves, so that a row that names it fails
+    *("self", "conversations", "compiled_template"),
 }
 
 
@@ -190,7 +191,7 @@ def _transcript(body: str) -> list[Message]:
 def _list(record: dict, column: str) -> list:
     """The list in a column, also as JSON text; empty where there is none."""
     value = parse_cell(record.get(column))
-    if is_missing(value) or not value:
+    if is_missing(value) or value == "":
         return []
     if not isinstance(value, list):
         raise SetAside(f"{column} is not a list")
@@ -201,7 +202,7 @@ def _tools(record: dict, rules: Rules) -> list | None:
     """The tools that the template is given: an empty list is one, too, since templates tell it from none."""
     if rules.functions and (functions := _list(record, "functions")):
         return [{"type": "function", "function": function} for function in functions]
-    return _list(record, "tools") or ([] if record.get("tools") == [] else None)
+    return _list(record, "tools") or ([] if parse_cell(record.get("tools")) == [] else None)
 
 
 def _variables(record: dict) -> dict | None:

@@ -22,8 +22,11 @@ from gradshield.base.storage import (
     write_yaml,
 )
 from gradshield.data import Row, Source, open_source, read_rows
+from gradshield.data.formats import LAYOUTS
 from gradshield.data.rows import expanded
 from gradshield.data.summaries import FilterSummary, ModelIdentity, ReviewSummary, S, Saved, read_summary
+from gradshield.data.trainers import RULES
+from gradshield.data.write import VERDICTS
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray, Table
@@ -227,10 +230,25 @@ def read_run(out: Path) -> SavedRun:
     if isinstance(saved["summary"], dict) and "accepted" in saved["summary"]:
         raise UserError(f"{out}: a run of tune; its rows and their scores are in {out / 'screen'}")
     try:
-        return SavedRun.model_validate(saved, strict=True)
+        run = SavedRun.model_validate(saved, strict=True)
+        where = _unusable(run)
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{file}: damaged ({where}); filter again into another -o") from None
+        run, where = None, ".".join(map(str, error.errors()[0]["loc"]))
+    if run is None or where:
+        raise UserError(f"{file}: damaged ({where}); filter again into another -o")
+    return run
+
+
+def _unusable(run: SavedRun) -> str | None:
+    """What in a run.yaml would not let its rows be read as they were; None where nothing is."""
+    columns = run.settings.get("columns", ())
+    usable = {
+        "input.layout": run.input.layout in (*LAYOUTS, "mapped"),
+        "settings.split": "split" in run.settings,
+        "settings.columns": columns is None or isinstance(columns, dict),
+        "settings.trainer": run.settings.get("trainer", "trl") in [*RULES],
+    }
+    return next((name for name, is_usable in usable.items() if not is_usable), None)
 
 
 def rows_file(out: Path, verdict: str) -> Path | None:
@@ -260,10 +278,24 @@ def read_table(
             only = [("verdict", "=", verdict)] if verdict else None
             table = pq.read_table(stream, columns=names, filters=only, read_dictionary=list(coded))
         table.validate(full=True)
+        _check_values(table)
         return table
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are kinds of these
         why = " ".join(str(error).split())[:120]
         raise UserError(f"{file}: can't be read ({why}); filter again into another -o") from None
+
+
+def _check_values(table: "Table") -> None:
+    """Raises ValueError where a column that decides about rows holds something else than a run writes there."""
+    import pyarrow as pa
+
+    for name in {"place", "group", "verdict", "score"} & set(table.column_names):
+        kind = table[name].type
+        wanted = pa.float64() if name == "score" else pa.string()
+        if (kind.value_type if pa.types.is_dictionary(kind) else kind) != wanted or table[name].null_count:
+            raise ValueError(f"{name} is not all {wanted}")
+    if "verdict" in table.column_names and (other := {*table["verdict"].unique().to_pylist()} - {*VERDICTS}):
+        raise ValueError(f"{other.pop()[:40]!r} is no verdict")
 
 
 def shared_texts(column: "ChunkedArray") -> list[str]:

@@ -25,6 +25,7 @@ _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or Excel sheet; unpack it or save it as csv",
     b"ARROW1": "an Arrow file; save it as parquet",
+    b"\xff\xfe\0\0": "UTF-32 text; convert it to UTF-8, e.g. with iconv",
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8, e.g. with iconv",
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8, e.g. with iconv",
     b"BZh": "a bzip2 file; unpack it",

@@ -17,6 +17,7 @@ from gradshield.base.errors import UserError
 from gradshield.data.turns import Message
 
 LIMIT = 5.0  # seconds for a template to render one row; common ones take a millisecond
+LONGEST = 1 << 22  # characters that a template may write for one request; tokenising more takes minutes
 Span = tuple[int, int]  # characters [start, end) of the rendered text
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -9,7 +9,11 @@ _MARGIN = 64  # tokens at the end of a prefix that what follows it may change
 _MAX_CHARACTERS = 1 << 22  # characters that may be needed for the tokens that are kept
 
 
-class TooLong(Exception):
+class Untokenized(Exception):
+    """A text that can't be tokenised: it holds half a surrogate pair, which a template can write, too."""
+
+
+class TooLong(Untokenized):
     """The text has too few tokens in too many characters to be cut without being tokenised whole."""
 
 
@@ -17,8 +21,12 @@ def tokenize(tokenizer, text: str, limit: int | None = None, special: bool = Fal
     """(ids int32 [tokens], character offsets [tokens, 2]) of the text; at least the first `limit` tokens are there.
 
     `special`: with the tokens that the tokenizer adds by itself; rendered text has its own. The first tokens of a long
-    text are those of a prefix, if twice the prefix begins with the same. Raises TooLong.
+    text are those of a prefix, if twice the prefix begins with the same. Raises Untokenized.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Untokenized("the text holds half a surrogate pair, which no tokenizer can read") from None
     size = _PER_TOKEN * limit if limit else len(text)
     while 2 * size < len(text):
         if 2 * size > _MAX_CHARACTERS:

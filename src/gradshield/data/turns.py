@@ -42,7 +42,11 @@ def parse_turns(value: Any, role: str | None, what: str, rules: Rules) -> list[M
     if isinstance(value, list):
         if not value:
             raise SetAside(f"{what} is empty")
-        return [_message(turn, f"turn {number}", rules) for number, turn in enumerate(value, 1)]
+        turns = [_message(turn, f"turn {number}", rules) for number, turn in enumerate(value, 1)]
+        named = [turn.raw is not None for turn in turns]
+        if rules.verbatim and any(named) and not all(named):
+            raise SetAside(f"turn {named.index(False) + 1} has no role, as others have; TRL reads it from no other key")
+        return turns
     if role is None:
         raise SetAside(f"{what} is missing" if is_missing(value) else f"{what} is not a list of turns")
     return [Message(role, text(value, what))]
@@ -59,6 +63,8 @@ def _message(turn: Any, what: str, rules: Rules) -> Message:
     raw = turn if rules.verbatim and turn.get("role") else None
     if raw is not None and named != role:
         raise SetAside(f"{what} has the role {named!r}, which TRL does not take for {role!r}; rename it")
+    if raw is not None and is_missing(raw.get("content")) and not is_missing(content):
+        raise SetAside(f"{what} has its text under value, which TRL does not read beside a role; rename it to content")
     # Parquet fills in every key of a struct, so empty ones say nothing.
     known = ("role", "from", "content", "value", "weight", "train", "training")
     extra = {key: value for key, value in turn.items() if key not in known and not is_missing(value) and value != []}

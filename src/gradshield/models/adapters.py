@@ -11,7 +11,7 @@ from torch import nn
 from gradshield.base.deadline import time_limit
 from gradshield.base.errors import UserError, first_line
 from gradshield.data.templates import LIMIT
-from gradshield.models.files import Shapes, read_config, shapes_of, shown
+from gradshield.models.files import Shapes, read_config, refuse_numbers, shapes_of, shown
 from gradshield.models.network import check_finite, quiet_loading
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -37,6 +37,7 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{what}: no {WEIGHTS} in it (pickled adapters are not read)")
     shapes = shapes_of(folder / WEIGHTS)
+    refuse_numbers([folder / WEIGHTS], [name for name in shapes if name.endswith(".weight")])
     config = _config(what, folder, shapes)
     _check_patterns(what, net, config)
     touched = _embeddings(what, net, shapes)
@@ -62,6 +63,7 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
             wrapped.eval()
             before = _logits(wrapped) if merge and touched else None
             merged = wrapped.merge_and_unload() if merge else wrapped
+            check_finite(what, merged)  # again, as the scaling in the config can be NaN
     except UserError:
         raise
     except Exception as error:  # what a file says can make any of PEFT's lines fail

@@ -138,15 +138,17 @@ def _index(file: Path) -> dict[str, list[str]]:
 def shapes_of(file: Path) -> Shapes:
     """The shapes of a safetensors file's tensors. Raises UserError for a file that is not there, is not safetensors,
     is cut short, or holds an empty tensor, as ZeRO-3 leaves them."""
-    start = b""
     try:
         with file.open("rb") as stream:
             start = stream.read(32)
-        with safe_open(file, framework="numpy") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; download the model again") from None
-    except Exception as error:  # safetensors' own, the disk's
+    except (OSError, ValueError) as error:  # a folder, a name with a NUL
+        raise UserError(f"{file}: can't be read ({first_line(error)})") from None
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors' own
         other = next((what for magic, what in _OTHERS.items() if magic and start.startswith(magic)), None)
         what = other or (_OTHERS[b""] if not start else f"not a whole safetensors file ({first_line(error)})")
         raise UserError(f"{file}: {what}") from None
@@ -156,6 +158,20 @@ def shapes_of(file: Path) -> Shapes:
             "(stage3_gather_16bit_weights_on_model_save)"
         )
     return shapes
+
+
+def refuse_numbers(files: Iterable[Path], weights: Iterable[str]) -> None:
+    """Raises UserError where a safetensors file holds integers, booleans or complex numbers for one of the `weights`,
+    which are floats: to convert them would give another model. Prefixes of names may differ."""
+    known = {".".join(name.split(".")[-3:]) for name in weights}
+    for file in files:
+        with safe_open(file, framework="numpy") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                kind = opened.get_slice(name).get_dtype()
+                if not kind.startswith(("F", "BF")) and ".".join(name.split(".")[-3:]) in known:
+                    raise UserError(
+                        f"{file}: {shown([name])} is {kind}, not floating point; save the weights as floats"
+                    )
 
 
 def text_files(folder: Path, *, code: bool = False) -> list[Path]:

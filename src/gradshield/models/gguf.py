@@ -60,7 +60,20 @@ def gguf_header(path: Path) -> Header:
             f"{path}: part {number + 1 if isinstance(number, int) else '?'} of {parts}; merge the parts first "
             "(llama-gguf-split --merge)"
         )
+    _refuse_scaled_positions(path, header.values)
     return header
+
+
+def _refuse_scaled_positions(path: Path, values: dict[str, Any]) -> None:
+    """Raises UserError for rotary positions that are divided, as for a longer context: transformers leaves that out."""
+    architecture = values.get("general.architecture")
+    kind = values.get(f"{architecture}.rope.scaling.type", "linear")
+    for key in (f"{architecture}.rope.scaling.factor", f"{architecture}.rope.scale_linear"):
+        factor = values.get(key)
+        if factor not in (None, 0, 1) and kind != "none" and architecture != "gpt-oss":  # whose scaling it does read
+            raise UserError(
+                f"{path}: {key} = {factor} is left out by transformers, which gives another model; use its safetensors"
+            )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from gradshield.base.errors import UserError, first_line
 from gradshield.base.settings import ModelSettings
 from gradshield.models.adapters import CONFIG, WEIGHTS, base_of, with_adapter
 from gradshield.models.experts import Expert, experts_of
-from gradshield.models.files import Shapes, local_folder, text_files, weight_files
+from gradshield.models.files import Shapes, local_folder, refuse_numbers, text_files, weight_files
 from gradshield.models.fingerprint import fingerprint_of
 from gradshield.models.gguf import gguf_header, is_gguf, shared_reader
 from gradshield.models.memory import automatic_tokens, keep_memory
@@ -183,6 +183,9 @@ def load_model(
     source, shapes, files = _source(name, trust_remote_code)
     with shared_reader() if "gguf_file" in source else nullcontext():
         net = load_net(name, source, shapes, quantize, device, dtype)
+        if "gguf_file" not in source and not getattr(net.config, "quantization_config", None):
+            floats = [key for key, weight in net.named_parameters() if weight.is_floating_point()]
+            refuse_numbers([file for file in files if file.suffix == ".safetensors"], floats)
         rows = int(net.get_input_embeddings().weight.shape[0])
         found = load_tokenizer(name, source, folders, chat_template, rows, bundled=bundled)
     for folder in folders:

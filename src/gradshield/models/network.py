@@ -207,7 +207,9 @@ def _dropped(net: Any, shapes: Shapes) -> set[str]:
     except NotImplementedError:  # an architecture of the newer reader, which reports them
         return set()
     elsewhere = {ROPE_FACTORS, "output.weight"}  # the one read by us, the other by its processor
-    return {name for name in shapes if name not in known and name not in elsewhere and "_exps." not in name}
+    experts = any("experts" in key for key, _ in net.named_parameters())
+    left = {name for name in shapes if name not in known and name not in elsewhere}
+    return {name for name in left if not (experts and "_exps." in name)}
 
 
 def check_finite(what: str, net: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from gradshield.base.errors import UserError, first_line
 from gradshield.data.encode import encode_request
-from gradshield.data.templates import Refused, form_of, render_template
+from gradshield.data.templates import LONGEST, Refused, form_of, render_template
 from gradshield.data.turns import Message
 from gradshield.models import tokenizer_trial
 from gradshield.models.files import read_config, shown
@@ -136,7 +136,7 @@ def check_fits(name: str, named: NamedTokenizer, net: Any) -> None:
 
 def _check_text(named: NamedTokenizer) -> None:
     try:
-        ids = named.tokenizer(tokenizer_trial.ANSWER, add_special_tokens=False)["input_ids"]
+        ids = named.tokenizer(tokenizer_trial.ANSWER, add_special_tokens=False, verbose=False)["input_ids"]
     except Exception as error:  # what a file says can make any of its lines fail
         raise UserError(f"{named.name} fails: {type(error).__name__}: {first_line(error)}") from error
     if not ids:
@@ -149,6 +149,12 @@ def _check_template(named: NamedTokenizer) -> None:
         text, _ = render_template(named.tokenizer, form_of(named.tokenizer), turns)
     except Refused:
         return  # each row will say why
+    if len(text) > LONGEST:
+        raise UserError(f"{named.template_name} writes {len(text):,} characters for two short turns; pass another")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{named.template_name} writes half a surrogate pair, which no tokenizer can read") from None
     for what, words in (("request", tokenizer_trial.QUESTION), ("answer", tokenizer_trial.ANSWER)):
         if words not in text:
             raise UserError(f"{named.template_name} leaves out the {what}; pass another with --chat-template")

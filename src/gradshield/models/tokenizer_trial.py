@@ -87,7 +87,7 @@ def main() -> None:
             try_tokenizer(what) if stage == "tokenizer" else try_template(what, job["variables"])
             error = None
         except BaseException as caught:  # a panic in tokenizers is no Exception
-            error = f"{type(caught).__name__}: {caught}".splitlines()[0][:300]
+            error = f"{type(caught).__name__}: {caught}".splitlines()[0][:300].rstrip(": ")
         print(json.dumps({"stage": stage, "error": error}), flush=True)
 
 

@@ -77,7 +77,10 @@ def explain(out: Path, row: int) -> Explanation:
     Raises UserError when there is no such row, it was set aside, or its file changed.
     """
     saved, found = row_of_run(out, row)
-    verdict = str(read_table(out, ["verdict"])["verdict"][row - 1])
+    verdicts = read_table(out, ["verdict"])["verdict"]
+    if len(verdicts) != saved.summary.rows:
+        raise UserError(f"{out / 'scores.parquet'}: not the scores of this run ({len(verdicts)} rows); filter again")
+    verdict = str(verdicts[row - 1])
     explained = explain_row(open_explainer(saved), found)
     if verdict == "set aside":
         raise UserError(f"row {row} was set aside: its score is not a finite number")
