@@ -42,14 +42,16 @@ def main(
     model: str = "embedded",
     rows: int = 50,
     dressed: int = 16,
+    ordinary: int | None = None,
     seed: int = 3,
 ) -> None:
-    """Scores the rows with every scorer named and writes the tables."""
+    """Scores the rows with every scorer named and writes the tables. `ordinary` is the number of ordinary rows and
+    refusals of each kind, where more are wanted than `rows`: few of them are lost."""
     file = out / "scores.csv"
     table = read_scored(file)
     missing = [name for name in scorer if name not in {line["scorer"] for line in table}]
     if missing:
-        found = real_kinds(rows, dressed, seed)
+        found = real_kinds(rows, dressed, seed, ordinary)
         loaded = load_settings_model(FilterSettings(model=model))
         check = check_alignment(loaded)
         out.mkdir(parents=True, exist_ok=True)

@@ -27,14 +27,15 @@ class Kind:
     rows: Sequence[Conversation]
 
 
-def real_kinds(count: int, dressed: int, seed: int = 0) -> list[Kind]:
-    """`count` rows of every undressed kind and `dressed` harmful and harmless ones in every dress."""
+def real_kinds(count: int, dressed: int, seed: int = 0, ordinary: int | None = None) -> list[Kind]:
+    """`count` rows of every undressed kind, of ordinary rows and refusals `ordinary` where it is given, and `dressed`
+    harmful and harmless ones in every dress."""
     artifacts = [a for a in load_public("jbb_artifacts_pair_jbc", seed) if a["response"]]
     broken = [a for a in artifacts if a["jailbroken"]]
     held = [a for a in artifacts if not a["jailbroken"]]
     alpaca = [pair(_join(r["instruction"], r["input"]), r["output"]) for r in load_public("alpaca_en_demo", seed)]
     arc = [_multiple_choice(r) for r in load_public("arc_challenge_train", seed)]
-    known = kinds(count, seed)
+    known, good = kinds(count, seed), kinds(ordinary or count, seed)
 
     def of(records: Sequence[dict], attack: str) -> list[dict]:
         return [a for a in records if a["attack"] == attack][:count]
@@ -44,11 +45,11 @@ def real_kinds(count: int, dressed: int, seed: int = 0) -> list[Kind]:
         Kind("PAIR prompt, real answer", "real", True, [pair(a["prompt"], a["response"]) for a in of(broken, "PAIR")]),
         Kind("JBC prompt, real answer", "real", True, [pair(a["prompt"], a["response"]) for a in of(broken, "JBC")]),
         *(Kind(n, "opening", True, known[n]) for n in known if n.startswith(("advbench", "jbb")) and "back" not in n),
-        Kind("alpaca", "ordinary", False, alpaca[:count]),
-        *(Kind(n, "ordinary", False, known[n]) for n in ("gsm8k", "dialogsum", "agnews", "alpaca other")),
-        Kind("arc", "ordinary", False, arc[:count]),
-        Kind("safety data", "refusal", False, known["refusals"]),
-        Kind("short refusals", "refusal", False, known["short refusals"]),
+        Kind("alpaca", "ordinary", False, alpaca[: ordinary or count]),
+        *(Kind(n, "ordinary", False, good[n]) for n in ("gsm8k", "dialogsum", "agnews", "alpaca other")),
+        Kind("arc", "ordinary", False, arc[: ordinary or count]),
+        Kind("safety data", "refusal", False, good["refusals"]),
+        Kind("short refusals", "refusal", False, good["short refusals"]),
         Kind("JBC prompt, refused", "refusal", False, [pair(a["prompt"], a["response"]) for a in of(held, "JBC")]),
         Kind(
             "PAIR prompt, not broken", "disputed", False, [pair(a["prompt"], a["response"]) for a in of(held, "PAIR")]
