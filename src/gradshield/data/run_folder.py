@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from gradshield.models.load import Model
 
+COLUMNS = ("row", "place", "group", "verdict", "reason", "score", "tokens")  # of scores.parquet; the rest are signals
 JOURNAL = "scores.partial"  # finished batches, while a run is under way
 TRIALS = "trials.jsonl"  # finished trials of tune
 ROWS = "rows.jsonl"  # the rows, where they were given in memory

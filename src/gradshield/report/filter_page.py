@@ -2,17 +2,18 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup, escape
 
+from gradshield.report.painting import Piece, cut, marked
 from gradshield.report.render import as_yaml, write_page
-from gradshield.report.text import about, in_words, percent, short, visible
+from gradshield.report.text import about, in_words, short, visible
 
 if TYPE_CHECKING:
     from gradshield.threshold import Threshold
@@ -40,14 +41,6 @@ class ReportRow:
     tokens: tuple[tuple[str, float], ...] = ()  # response tokens with their share of FIHS in [-1, 1]
     moved: str = ""  # by whom and why, where a person decided against the score
     group: str = ""  # the record's own source, where it names one
-
-
-class _Piece(NamedTuple):
-    """A stretch of text marked alike: `level` is "" or p1 … p4 (towards complying), n1 … n4 (towards refusing)."""
-
-    text: str
-    level: str = ""
-    share: str = ""
 
 
 def write_report(
@@ -200,40 +193,32 @@ def _conversations(rows: Sequence[ReportRow]) -> dict[str, Any]:
     return {"shown": shown, "left": len(rows) - len(shown)}
 
 
-def _messages(row: ReportRow) -> tuple[list[tuple[str, list[_Piece], int]], list[tuple[str, float]]]:
+def _messages(row: ReportRow) -> tuple[list[tuple[str, list[Piece], int]], list[tuple[str, float]]]:
     """(role, pieces, characters cut) of each message, and the five tokens that weigh most.
 
     Tokens stand in the place of the answer where there is one and they hold it, else below the conversation.
     """
-    messages = [(role, *_cut([_Piece(content)])) for role, content in row.messages[:_MESSAGES]]
+    messages = [(role, *cut([Piece(content)], _TEXT)) for role, content in row.messages[:_MESSAGES]]
     if not row.tokens:
         return messages, []
     answers = [place for place, (role, _) in enumerate(row.messages) if role == "assistant"]
-    pieces = [_piece(text, share) for text, share in row.tokens]
+    pieces = [marked(text, share, _STEPS) for text, share in row.tokens]
     scored = "".join(text for text, _ in row.tokens)
     answer = row.messages[answers[0]][1] if len(answers) == 1 and answers[0] < _MESSAGES else ""
     if answer.startswith(scored) or (answer.strip() and scored.lstrip().startswith(answer.strip())):
         if answer.startswith(scored):  # a long answer is scored up to the model's length
-            pieces.append(_Piece(answer[len(scored) :]))
-        messages[answers[0]] = ("assistant", *_cut(pieces))
+            pieces.append(Piece(answer[len(scored) :]))
+        messages[answers[0]] = ("assistant", *cut(_joined(pieces), _TEXT))
     else:
-        messages.append(("all responses, by token", *_cut(pieces)))
+        messages.append(("all responses, by token", *cut(_joined(pieces), _TEXT)))
     heaviest = sorted((token for token in row.tokens if token[0].strip()), key=lambda token: -abs(token[1]))[:5]
     return messages, [(text, share) for text, share in heaviest if abs(share) >= _STEPS[0]]
 
 
-def _piece(text: str, share: float) -> _Piece:
-    level = sum(abs(share) >= step for step in _STEPS)
-    return _Piece(text, f"{'p' if share > 0 else 'n'}{level}", percent(share)) if level else _Piece(text)
-
-
-def _cut(pieces: Iterable[_Piece]) -> tuple[list[_Piece], int]:
-    """The first 2,000 characters, and how many more there were; neighbours marked alike by nothing are joined."""
-    out, room, more = [], _TEXT, 0
-    for marked, run in groupby(pieces, key=lambda piece: bool(piece.level)):
-        for piece in run if marked else [_Piece("".join(piece.text for piece in run))]:
-            kept = piece.text[:room]
-            room, more = room - len(kept), more + len(piece.text) - len(kept)
-            if kept:
-                out.append(piece._replace(text=kept))
-    return out, more
+def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces, neighbours without a mark as one."""
+    for unmarked, run in groupby(pieces, key=lambda piece: not piece.level):
+        if unmarked:
+            yield Piece("".join(piece.text for piece in run))
+        else:
+            yield from run

@@ -14,14 +14,13 @@ from typing_extensions import TypedDict
 
 from gradshield.base.storage import read_json, write_text
 from gradshield.data import Conversation, Source, read_rows, to_conversation
-from gradshield.data.run_folder import SavedRun, catch_write_errors, read_table, shared_texts
+from gradshield.data.run_folder import COLUMNS, SavedRun, catch_write_errors, read_table, shared_texts
 from gradshield.report.filter_page import ReportRow, write_report
 from gradshield.report.words import next_steps
 from gradshield.threshold import Threshold
 
 FILE = "report.json"
 SHOWN = 20  # rows of each list
-_COLUMNS = ("row", "place", "group", "verdict", "reason", "score", "tokens")  # the rest are signals
 
 
 class _Kept(TypedDict):
@@ -48,7 +47,7 @@ def report_run(out: Path, saved: SavedRun, source: Source) -> None:
     table = read_table(out, without=("row", "place", "reason", "tokens"), coded=("verdict", "group"))
     scores = table["score"].to_numpy().astype(np.float64)
     verdicts, groups = shared_texts(table["verdict"]), shared_texts(table["group"])
-    signals = {name: table[name].to_numpy() for name in table.column_names if name not in _COLUMNS}
+    signals = {name: table[name].to_numpy() for name in table.column_names if name not in COLUMNS}
     del table  # with millions of rows, its texts take as much again
     kept = _kept(out)
     threshold = _threshold(saved)

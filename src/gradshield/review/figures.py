@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradshield.report.axis import axis_range, bin_edges, drawable, rows_in
-from gradshield.report.text import number, percent
+from gradshield.report.painting import Piece, marked
 
 _BARS = 80
 _CELLS = 64  # squares of the scatter, a side
@@ -37,14 +37,6 @@ class Axis(NamedTuple):
         first = math.ceil(self.low / step)
         values = [n * step for n in range(first, first + 10) if n * step <= self.high]
         return [(self.at(v), f"{v:g}".replace("-", "−") if abs(v) > step / 1e6 else "0") for v in values]
-
-
-class Piece(NamedTuple):
-    """A stretch of text marked alike: `level` is "" or p1 … p4 (towards complying), n1 … n4 (towards refusing)."""
-
-    text: str
-    level: str = ""
-    share: str = ""
 
 
 def axis_of(values: np.ndarray, *marks: float) -> Axis:
@@ -147,18 +139,9 @@ def paint(
             if end <= start or before >= stop:
                 continue
             inside += abs(share)
-            pieces.append(_piece(whole[before : min(end, stop)], share, heaviest))
+            pieces.append(marked(whole[before : min(end, stop)], share, [step * heaviest for step in _STEPS]))
             before = end
         pieces.append(Piece(text[stop - start :] + given[len(left) + len(text) :]))
         painted.append((role, [piece for piece in pieces if piece.text]))
         at = stop
     return painted, 0.0 if lost else max(0.0, sum(abs(share) for _, share in tokens) - inside)
-
-
-def _piece(text: str, share: float, heaviest: float) -> Piece:
-    level = sum(abs(share) >= step * heaviest for step in _STEPS)
-    return Piece(text, f"{'p' if share > 0 else 'n'}{level}", _share(share)) if level else Piece(text)
-
-
-def _share(share: float) -> str:
-    return percent(share) if abs(share) >= 0.005 else f"{number(100 * share)}\u00a0%"

@@ -15,9 +15,9 @@ from markupsafe import Markup, escape
 
 from gradshield.data import to_conversation
 from gradshield.report.filter_report import axis_title
+from gradshield.report.painting import Piece, cut
 from gradshield.report.text import number, percent, short, visible
 from gradshield.review import figures, store
-from gradshield.review.figures import Piece
 from gradshield.review.state import Review
 from gradshield.review.texts import openings, row_of, shown_turns
 from gradshield.review.verdicts import (
@@ -228,7 +228,9 @@ def _row(
     state, doing = review.worker.state(row)
     return {
         **line,
-        "messages": [(role, *_cut(pieces, whole)) for role, pieces in painted[: None if whole else _TURNS]],
+        "messages": [
+            (role, *cut(pieces, math.inf if whole else _TEXT)) for role, pieces in painted[: None if whole else _TURNS]
+        ],
         "turns_left": 0 if whole else max(0, len(painted) - _TURNS),
         "history": store.history(review.out, row),
         "scored": judged.verdict[row - 1] != ASIDE,
@@ -265,17 +267,6 @@ def _signed(named: Sequence[tuple[str, float]]) -> list[tuple[str, float, float]
     """(name, value, percent) on an axis with 0 in its middle."""
     most = max((abs(value) for _, value in named), default=0.0) or 1.0
     return [(_LAYER.sub(r"layer \1, ", name), value, round(50 + 50 * value / most, 2)) for name, value in named]
-
-
-def _cut(pieces: Sequence[Piece], whole: bool) -> tuple[list[Piece], int]:
-    """The first characters of a turn, and how many more there are."""
-    shown, room, more = [], math.inf if whole else _TEXT, 0
-    for piece in pieces:
-        text = piece.text if len(piece.text) <= room else piece.text[: int(room)]
-        room, more = room - len(text), more + len(piece.text) - len(text)
-        if text:
-            shown.append(piece._replace(text=text))
-    return shown, more
 
 
 @cache

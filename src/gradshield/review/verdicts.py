@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gradshield.base.errors import UserError
-from gradshield.data.run_folder import SavedRun, read_table
+from gradshield.data.run_folder import COLUMNS, SavedRun, read_table
 from gradshield.review.store import Decision
 from gradshield.threshold import is_kept
 
@@ -19,7 +19,6 @@ KEPT, QUARANTINED, ASIDE = range(3)
 PAGE = 50  # rows of the table at once
 SORTS = ("near", "high", "low", "row")
 DECIDED = ("undecided", "decided", "moved")
-_COLUMNS = ("row", "place", "group", "verdict", "reason", "score", "tokens")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def read_run_scores(out: Path, rows: int) -> RunScores:
         groups=groups,
         reason=reason,
         reasons=reasons,
-        signals={name: table[name].to_numpy() for name in table.column_names if name not in _COLUMNS},
+        signals={name: table[name].to_numpy() for name in table.column_names if name not in COLUMNS},
     )
 
 
