@@ -83,6 +83,7 @@ def test_other_rows_are_refused_and_the_same_ones_return_at_once(quick, tmp_path
     [
         (["text"], r"rows\[0\] is a str; each row must be a dict"),
         ([{"prompt": "a", "completion": "b"}, {"prompt": object()}], r"rows\[1\] can't be written as JSON"),
+        (5, "rows: int is not accepted; give a path"),
         (DatasetDict({"train": Dataset.from_list(RECORDS)}), "give one of its values"),
     ],
 )
@@ -113,7 +114,9 @@ def test_a_wrong_setting_is_named_before_anything_is_written(quick, tmp_path):
     with pytest.raises(UserError, match="EvaluationSettings is not accepted here; pass FilterSettings"):
         screen(RECORDS, gradshield.EvaluationSettings(), out=tmp_path / "run")  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
-    assert check(quick.model).model == quick.model  # a name in the place of settings
+    found = check(quick.model)
+    assert found.model == quick.model  # a name in the place of settings
+    assert len(repr(found)) < 500 and found.per_probe[0].probe not in repr(found)  # one line, without the answers
 
 
 def test_a_name_wins_over_settings_and_every_other_field_stays():

@@ -51,6 +51,10 @@ def _lines(rows: Any) -> Iterator[bytes]:
         rows = rows.astype(object).where(rows.notna(), None).to_dict("records")  # a missing value is null
     if isinstance(rows, Mapping):
         raise UserError("rows is a mapping; give one of its values, such as dataset['train']")
+    if not isinstance(rows, Iterable):
+        raise UserError(
+            f"rows: {type(rows).__name__} is not accepted; give a path, a Dataset, a DataFrame or a list of dicts"
+        )
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise UserError(f"rows[{number}] is a {type(row).__name__}; each row must be a dict")

@@ -3,6 +3,8 @@
 import hashlib
 import json
 
+from pydantic import Field
+
 from gradshield.base.assets import ASSETS
 from gradshield.base.settings import ModelSettings
 from gradshield.base.storage import cache_folder, write_cache
@@ -31,12 +33,12 @@ class CheckSummary(Saved):
     refused: int
     probes: int
     mean_s: float
-    first_tokens: dict[str, float]  # most likely first tokens with their mean probability
+    first_tokens: dict[str, float] = Field(repr=False)  # most likely first tokens with their mean probability
     coverage: float  # share of the decoder's weights that scores made of gradients see
-    not_covered: list[str]
+    not_covered: list[str] = Field(repr=False)
     read_at: str
     trl_trains: str
-    per_probe: list[ProbeAnswer]
+    per_probe: list[ProbeAnswer] = Field(repr=False)
 
 
 def check_model(settings: ModelSettings, probes: str | None) -> CheckSummary:
