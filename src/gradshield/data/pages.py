@@ -174,36 +174,60 @@ def _rows_at_once(stream: BinaryIO, file: Any, group: int, name: str) -> tuple[i
         chunk, column = metadata.column(number), file.schema.column(number)
         if column.length > MAX_LINE:
             raise too_large(place, f"column {column.path}: values", MAX_LINE)
-        total, densest, dictionary, indices = 0, 1.0, 0, 0
-        sizes: list[tuple[int, int, int]] = []  # (values, longest text, all texts) of pages without a dictionary
-        for page in _pages(stream, chunk, place):
-            if max(page.size, page.packed) > MAX_PAGE:
-                raise too_large(place, f"column {column.path}: page", MAX_PAGE)
-            total += page.values
-            if not page.values:
-                dictionary = max(dictionary, page.size)
-                densest = max(densest, page.size * (column.logical_type.type == "JSON"))
-            elif page.encoding in (LENGTHS, PREFIXES):
-                delta.add(column.path)
-                sizes.append((page.values, *_text_sizes(stream, page, chunk, column, place)))
-            else:
-                densest = max(densest, page.size / page.values)
-                indices = max(indices, page.values * (page.encoding in _DICTIONARY))
-        if sizes and indices:  # a writer that gave up its dictionary: it is not kept, so each text may be all of it
-            sizes.append((indices, dictionary, dictionary * indices))
-        for values, longest, texts in sizes:
-            if texts > MAX_PAGE and column.max_repetition_level:  # they may all be in one row
-                if indices:
-                    raise UserError(
-                        f"{place}: column {column.path} gives its dictionary up halfway; write the file with plain or "
-                        "dictionary encoding"
-                    )
-                raise too_large(place, f"column {column.path}: page, when unpacked,", MAX_PAGE)
-            densest = max(densest, longest if texts > MAX_PAGE else texts / values)
-        if total > MAX_VALUES and column.max_repetition_level:
-            raise UserError(f"{place}: over {MAX_VALUES:,} values in {column.path}; write smaller row groups")
-        per_row += max(densest, column.length) * max(1.0, total / max(1, metadata.num_rows))
+        pages = _measured_pages(stream, chunk, column, place)
+        if pages.texts:
+            delta.add(column.path)
+        values_per_row = max(1.0, pages.values / max(1, metadata.num_rows))
+        per_row += max(_bytes_per_value(pages, column, place), column.length) * values_per_row
     return max(1, min(_ROWS, int(BATCH_BYTES / per_row))), delta
+
+
+class _Measured(NamedTuple):
+    """The pages of a column chunk, measured."""
+
+    values: int
+    bytes_per_value: float  # of the densest page
+    dictionary: int  # bytes of it
+    indices: int  # most values of a page of indices into it
+    texts: list[tuple[int, int, int]]  # (values, longest text, all texts) of each page in a delta encoding
+
+
+def _measured_pages(stream: BinaryIO, chunk: Any, column: Any, place: str) -> _Measured:
+    """Raises UserError for a page that is too large."""
+    found = _Measured(0, 1.0, 0, 0, [])
+    for page in _pages(stream, chunk, place):
+        if max(page.size, page.packed) > MAX_PAGE:
+            raise too_large(place, f"column {column.path}: page", MAX_PAGE)
+        values, densest, dictionary, indices, texts = found
+        if not page.values:
+            dictionary = max(dictionary, page.size)
+            densest = max(densest, page.size * (column.logical_type.type == "JSON"))
+        elif page.encoding in (LENGTHS, PREFIXES):
+            texts.append((page.values, *_text_sizes(stream, page, chunk, column, place)))
+        else:
+            densest = max(densest, page.size / page.values)
+            indices = max(indices, page.values * (page.encoding in _DICTIONARY))
+        found = _Measured(values + page.values, densest, dictionary, indices, texts)
+    return found
+
+
+def _bytes_per_value(pages: _Measured, column: Any, place: str) -> float:
+    """Of the densest page. Raises UserError where one row may hold more than a page's limit, or too many values."""
+    densest, texts = pages.bytes_per_value, list(pages.texts)
+    if texts and pages.indices:  # a writer that gave up its dictionary: it is not kept, so each text may be all of it
+        texts.append((pages.indices, pages.dictionary, pages.dictionary * pages.indices))
+    for values, longest, size in texts:
+        if size > MAX_PAGE and column.max_repetition_level:  # they may all be in one row
+            if pages.indices:
+                raise UserError(
+                    f"{place}: column {column.path} gives its dictionary up halfway; write the file with plain or "
+                    "dictionary encoding"
+                )
+            raise too_large(place, f"column {column.path}: page, when unpacked,", MAX_PAGE)
+        densest = max(densest, longest if size > MAX_PAGE else size / values)
+    if pages.values > MAX_VALUES and column.max_repetition_level:
+        raise UserError(f"{place}: over {MAX_VALUES:,} values in {column.path}; write smaller row groups")
+    return densest
 
 
 class _Page(NamedTuple):
