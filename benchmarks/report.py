@@ -161,6 +161,9 @@ Times are ratios, not seconds. The unit is one forward pass without gradients ov
 response tokens only. It is timed right before or after each method. The tables give the median of the repeats, and
 their range. An exponent well below 1 means that fixed costs still outweigh the costs that grow.
 
+The default score's lines are of an earlier form, which read up to 70 % of the layers. It reads half of them now, which
+took .53 of a forward pass on the embedded model ([log](log.md)).
+
 ![time, memory and growth]({picture})
 """
 
@@ -169,8 +172,6 @@ TAIL = f"""## How it is measured
 - **Rows**: AG News with one-word labels, Alpaca, GSM8K, DialogSum, refusals, AdvBench requests with openings, and long
   chats (Alpaca's pairs one after the other). They are read from the folder that `GRADSHIELD_DATA` names.
 - **Score**: one probe (the first bundled one), S of eq. 5, the Linears of the decoder.
-- **Default score**: measured when it read up to 70 % of the layers. Reading half of them, it took .53 of a forward pass
-  on the embedded model ([log](log.md)).
 - **Batches**: filled by a token budget, which is the same for every method that has one. LoRA takes 8 rows per step,
   kronfluence 4 (8 on a GPU).
 - **LoRA**: trained with `gradshield tune`'s settings, so without gradient checkpointing. TRL's own default is with it,
