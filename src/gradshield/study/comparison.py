@@ -90,6 +90,7 @@ def train(
     """Trains once per arm and seed on ordinary rows and a share of harmful ones. Measures ASR on requests that no
     decision has seen, and the loss on ordinary rows that nothing was trained on."""
     file = out / "cells.jsonl"
+    out.mkdir(parents=True, exist_ok=True)
     loaded = load_settings_model(FilterSettings(model=model))
     asked = held_out_requests(requests)
     placed = _rows(loaded, rows, dressed, 3)
