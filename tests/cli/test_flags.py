@@ -84,6 +84,16 @@ def test_a_removed_flag_says_what_replaced_it(resolved, tmp_path, flag, words):
     assert code == 2 and words in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(("name", "value"), [("alpha", 3.0), ("step", 0.1), ("judge_tokens", 7)])
+def test_a_rare_setting_is_set_in_a_file_and_its_flag_says_so(resolved, tmp_path, name, value):
+    flag = f"--{name.replace('_', '-')}"
+    code, said = resolved("tune", "x.jsonl", flag, str(value))
+    assert code == 2 and f"{flag} is not a flag: write `{name}: …`" in said and said.count("\n") == 1
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"{name}: {value}\n")
+    assert resolved("tune", "x.jsonl", "--config", str(config))[name] == value
+
+
 def test_a_relative_goal_stays_relative_in_a_file(resolved, tmp_path):
     config = tmp_path / "settings.yaml"
     config.write_text("max_asr: +0.07\nmin_utility: -2.5\nepochs: 2\n")

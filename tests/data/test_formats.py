@@ -241,7 +241,7 @@ def test_columns_map_any_table():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"prompt": "dialog", "response": "b"}, "--map prompt=dialog: no such column; there is a, b"),
+        ({"prompt": "dialog", "response": "b"}, "--map prompt=dialog: no such column; the file has a, b"),
         ({"answer": "b"}, "'answer' is not one of"),
         ({"prompt": "a"}, "both prompt and response"),
     ],

@@ -348,7 +348,7 @@ def main() -> None:
         if name in REPLACED:
             message = f"{option}: no longer there; use {REPLACED[name]}"
         elif name in CONFIG_ONLY:
-            message = f"{option}: has no flag; write `{name}: …` into a YAML file and name that with --config"
+            message = f"{option} is not a flag: write `{name}: …` into a YAML file, and name that file with --config"
         if len(sys.argv) < 2:
             sys.exit(message)
     except _Stopped as stop:

@@ -248,7 +248,7 @@ def _check_columns(records: Sequence[dict], columns: dict[str, str]) -> None:
         if target not in _TARGETS:
             raise UserError(f"--map {target}={column}: {target!r} is not one of {', '.join(_TARGETS)}")
         if column not in there:
-            raise UserError(f"--map {target}={column}: no such column; there is {', '.join(there)}")
+            raise UserError(f"--map {target}={column}: no such column; the file has {', '.join(there)}")
     if not ("messages" in columns or "text" in columns or {"prompt", "response"} <= set(columns)):
         raise UserError("--map: name messages, or text, or both prompt and response")
 
