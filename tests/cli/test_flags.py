@@ -23,8 +23,8 @@ def resolved(monkeypatch, capsys, tmp_path):
                 found.update(part.model_dump())
             raise KeyboardInterrupt
 
+        monkeypatch.setattr("gradshield.tune.command.run_tune", keep)  # first, so that its imports are real
         monkeypatch.setattr("gradshield.screen.filter.run_filter", keep)
-        monkeypatch.setattr("gradshield.tune.command.run_tune", keep)
         monkeypatch.setattr(sys, "argv", ["gradshield", command, *arguments])
         with pytest.raises(SystemExit) as stop:
             main()
