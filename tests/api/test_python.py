@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict
 import gradshield
 from gradshield import FilterSettings, Run, UserError, check, explain, screen
 from gradshield.api.functions import _chosen
+from gradshield.base.presets import PAPER, preset_values
 
 pytestmark = pytest.mark.usefixtures("refusing")
 RECORDS = [json.loads(line) for line in ROWS[:2] + ROWS[4:]]
@@ -125,6 +126,14 @@ def test_a_name_wins_over_settings_and_every_other_field_stays():
     assert chosen == FilterSettings(engine="ray", workers=2, max_length=7, model="a model")
 
 
+def test_a_preset_gives_way_to_settings_and_to_names():
+    given = FilterSettings(threshold="share", value=0.2)
+    (chosen,) = _chosen((FilterSettings,), (given,), {"max_length": 7}, preset_values("paper"))
+    assert chosen == FilterSettings(scorer=PAPER["scorer"], threshold="share", value=0.2, max_length=7)
+    with pytest.raises(UserError, match="preset 'papr': no such preset; there is paper"):
+        screen(RECORDS, preset="papr")
+
+
 def test_the_names_are_few_described_and_light():
     code = (
         "import sys, gradshield\n"
@@ -150,7 +159,7 @@ def test_the_names_are_few_described_and_light():
 
 def test_help_shows_arguments_and_every_setting():
     shown = pydoc.plaintext.document(gradshield.screen)
-    assert "screen(rows, *settings, out='run', **named)" in shown and "returns a finished one at once" in shown
+    assert "screen(rows, *settings, out='run', preset=None, **named)" in shown and "returns a finished one at once" in shown
     for settings in (gradshield.FilterSettings, gradshield.EvaluationSettings):
         shown = pydoc.plaintext.document(settings)
         for name, field in settings.model_fields.items():

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from gradshield.api.given import Rows, path_of
 from gradshield.api.run import Run
 from gradshield.base.errors import UserError
+from gradshield.base.presets import preset_values
 from gradshield.base.settings import (
     FilterSettings,
     FinetuneSettings,
@@ -30,19 +31,25 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
-def screen(rows: Rows, *settings: FilterSettings | PathLike, out: PathLike = "run", **named: Any) -> Run[FilterSummary]:
+def screen(
+    rows: Rows,
+    *settings: FilterSettings | PathLike,
+    out: PathLike = "run",
+    preset: str | None = None,
+    **named: Any,
+) -> Run[FilterSummary]:
     """Keeps the rows that are safe to train on and quarantines the rest, in the run folder `out`.
 
     `rows` is a path, a Hub dataset id, a `datasets.Dataset`, a pandas DataFrame or a list of dicts. Settings are given
     by name, such as `model="Qwen/Qwen2.5-7B-Instruct"`, as `FilterSettings`, or both (a name wins). A bare text is the
-    model. `help(FilterSettings)` lists the settings.
+    model. `preset="paper"` makes every other choice as the paper does. `help(FilterSettings)` lists the settings.
 
     Calling it again resumes an interrupted run and returns a finished one at once. Raises UserError for anything the
     caller can fix.
     """
     from gradshield.screen.filter_once import filter_file
 
-    (chosen,) = _chosen((FilterSettings,), settings, named)
+    (chosen,) = _chosen((FilterSettings,), settings, named, preset_values(preset))
     filter_file(path_of(rows, Path(out)), Path(out), chosen)
     return Run(out)
 
@@ -51,6 +58,7 @@ def tune(
     rows: Rows,
     *settings: FilterSettings | FinetuneSettings | TuneSettings | EvaluationSettings | PathLike,
     out: PathLike = "tune-run",
+    preset: str | None = None,
     train_with: "Finetune | None" = None,
     on_trial: Callable[[TrialSummary], None] = lambda trial: None,
     **named: Any,
@@ -65,7 +73,7 @@ def tune(
     from gradshield.tune.tune_once import tune_file
 
     kinds = (FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
-    parts = _chosen(kinds, settings, named)
+    parts = _chosen(kinds, settings, named, preset_values(preset))
     path = path_of(rows, Path(out))
     if train_with:
         run_tune(path, Path(out), *parts, trainer=train_with, on_trial=on_trial)
@@ -113,9 +121,13 @@ def explain(run: Run | PathLike, row: int) -> "Explanation":
 
 
 def _chosen(
-    kinds: tuple[type[BaseModel], ...], given: tuple[BaseModel | PathLike, ...], named: Mapping[str, Any]
+    kinds: tuple[type[BaseModel], ...],
+    given: tuple[BaseModel | PathLike, ...],
+    named: Mapping[str, Any],
+    preset: Mapping[str, Any] = {},
 ) -> list[Any]:
-    """Settings of each kind: those given, with the named fields put in. Raises UserError naming what is wrong."""
+    """Settings of each kind: a named field wins over the settings given, these win over the preset, and the preset wins
+    over the default. Raises UserError naming what is wrong."""
     fields = {name for kind in kinds for name in kind.model_fields}
     for name in named.keys() - fields:
         meant = get_close_matches(name, fields, 1)
@@ -130,9 +142,10 @@ def _chosen(
     found = []
     for kind in kinds:
         base = next((each for each in given if isinstance(each, kind) and type(each) is kind), kind())
-        values = {name: getattr(base, name) for name in kind.model_fields}
+        own = {name: getattr(base, name) for name in base.model_fields_set}
+        values = {**preset, **own, **{name: _text(value) for name, value in named.items()}}
         try:
-            found.append(kind(**values | {name: _text(v) for name, v in named.items() if name in kind.model_fields}))
+            found.append(kind(**{name: value for name, value in values.items() if name in kind.model_fields}))
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{first['loc'][0]}={first['input']!r}: {complaint(error)}") from None

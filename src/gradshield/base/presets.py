@@ -1,6 +1,9 @@
 """Settings by one word. `paper`: what Hu et al. (arXiv 2605.14194) did, where they say it."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from gradshield.base.errors import UserError
 
 PAPER: dict[str, Any] = {
     "scorer": "fihs:normalise=none,s=paper",  # eq. 4 and 5
@@ -18,3 +21,12 @@ PAPER: dict[str, Any] = {
     "max_new_tokens": 32,
 }
 PRESETS = {"paper": PAPER}
+
+
+def preset_values(name: str | None) -> Mapping[str, Any]:
+    """The settings of a preset, none without a name. Raises UserError for an unknown one."""
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise UserError(f"preset {name!r}: no such preset; there is {', '.join(PRESETS)}")
+    return PRESETS[name]

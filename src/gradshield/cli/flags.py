@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gradshield.base.errors import UserError
-from gradshield.base.presets import PRESETS
+from gradshield.base.presets import preset_values
 from gradshield.base.settings import (
     FilterSettings,
     FinetuneSettings,
@@ -81,14 +81,12 @@ def settings_of(context: typer.Context, *kinds: type[S], flags: dict[str, Any]) 
     given = {n: v for n, v in flags.items() if n in fields and _is_given(context, n)}
     if "columns" in given:
         given["columns"] = dict(_pair(item) for item in given["columns"])
-    config, preset = flags.get("config"), flags.get("preset")
-    if preset and preset not in PRESETS:
-        raise UserError(f"--preset {preset}: no such preset; there is {', '.join(PRESETS)}")
+    config, preset = flags.get("config"), preset_values(flags.get("preset"))
     written = _read(config) if config else {}
     if unknown := sorted(written.keys() - fields):
         may = f"use {REPLACED[unknown[0]]}" if unknown[0] in REPLACED else f"it may have {', '.join(sorted(fields))}"
         raise UserError(f"{config}: unknown setting {unknown[0]!r}; {may}")
-    values = {**(PRESETS[preset] if preset else {}), **written, **given}
+    values = {**preset, **written, **given}
     return [_make(kind, values, given, config) for kind in kinds]
 
 

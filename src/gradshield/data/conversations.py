@@ -92,8 +92,8 @@ def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Co
     if layout == "preference":
         asked = [name for name in ("messages", "conversations", *PROMPTS) if name in record and name != "input"]
         for name in asked:
-            alone = {key: value for key, value in record.items() if key == name or key not in asked}
-            others += [(f"{name} and chosen", layout, alone)]
+            only_this = {key: value for key, value in record.items() if key == name or key not in asked}
+            others += [(f"{name} and chosen", layout, only_this)]
     for name, other, given in others:
         if not LAYOUTS[other][0](given) or (other == "text" and not _reads_text(record, layout)):
             continue

@@ -140,13 +140,13 @@ def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()
     """
     file = out / "run.yaml"
     with catch_write_errors(out):  # a folder that can't be looked into can't be written to either
-        begun = file.exists()
+        exists = file.exists()
         above = next(p for p in (out, *out.absolute().parents) if p.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):  # else it would come out after long work only
             raise UserError(f"{out}: {above} is no folder that can be written to; choose another -o")
         refuse_other_files(out)
         refuse_links(out)
-    if not begun:
+    if not exists:
         return None
     saved = read_yaml(file)
     planned = plan.as_dict()

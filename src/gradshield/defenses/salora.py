@@ -67,9 +67,9 @@ def hooks(context: DefenseContext, options: Options) -> Hooks:
 
     def adapt(net: Any) -> None:
         layers = list(lora_layers(net))
-        every = max(1, len(context.examples) // options.count)
+        stride = max(1, len(context.examples) // options.count)
         safe = read_inputs_of(context, layers, context.safe_rows(options))
-        user = read_inputs_of(context, layers, context.examples[::every][: options.count])
+        user = read_inputs_of(context, layers, context.examples[::stride][: options.count])
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(context.training.seed)
             for layer, harmful, own in zip(layers, safe, user, strict=True):
@@ -96,11 +96,11 @@ def hooks(context: DefenseContext, options: Options) -> Hooks:
 
 def read_inputs_of(context: DefenseContext, layers: Sequence[LoraLayer], rows: Sequence[Example]) -> list[Tensor]:
     """The inputs of each layer at `TOKENS` response tokens of the rows, about [TOKENS, d_in]."""
-    every = max(1, sum(int(e.mask.sum()) for e in rows) // TOKENS)
+    stride = max(1, sum(int(e.mask.sum()) for e in rows) // TOKENS)
     found: list[list[Tensor]] = [[] for _ in layers]
     linears = [layer.linear for layer in layers]
     tokens = context.model.batch_tokens
-    read_inputs(context.model, linears, rows, tokens, lambda n, x: found[n].append(x[::every]), responses=True)
+    read_inputs(context.model, linears, rows, tokens, lambda n, x: found[n].append(x[::stride]), responses=True)
     return [torch.cat(parts) for parts in found]
 
 

@@ -55,9 +55,9 @@ def with_prompt(model: Model, folder: Path) -> Model:
     said = json.dumps(json.loads(file.read_text(encoding="utf-8"))["system"])
     tokenizer = copy.deepcopy(model.tokenizer)
     first = "messages and messages[0]['role'] == 'system'"
-    joined = f"[{{'role': 'system', 'content': {said} + ' ' + messages[0]['content']}}] + messages[1:]"
-    alone = f"[{{'role': 'system', 'content': {said}}}] + messages"
-    start = f"{{%- if {first} %}}{{%- set messages = {joined} %}}"
-    changed = start + f"{{%- else %}}{{%- set messages = {alone} %}}{{%- endif %}}"
+    with_first_turn = f"[{{'role': 'system', 'content': {said} + ' ' + messages[0]['content']}}] + messages[1:]"
+    as_first_turn = f"[{{'role': 'system', 'content': {said}}}] + messages"
+    start = f"{{%- if {first} %}}{{%- set messages = {with_first_turn} %}}"
+    changed = start + f"{{%- else %}}{{%- set messages = {as_first_turn} %}}{{%- endif %}}"
     tokenizer.chat_template = changed + tokenizer.get_chat_template()
     return replace(model, tokenizer=tokenizer)

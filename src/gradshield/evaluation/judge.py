@@ -98,12 +98,12 @@ def read_grade(text: str) -> float | None:
     """
     said = text.rpartition("</think>")[2].partition("<think>")[0]
     said = re.sub(r"\((?!\W*(?:score\W+)?[1-5](?:\s*/\s*5)?\W*\))[^()]*\)", "", said, flags=re.IGNORECASE)
-    begun = [
+    stating = [
         line for line in said.split("\n") if re.match(rf"\W*(?:(?:final|overall|my)\s+)?{_STATED}", line, re.IGNORECASE)
     ]
-    found = re.findall(_STATED, begun[-1] if begun else said, re.IGNORECASE)
-    alone = re.match(r"\W*([1-5])(?:\s*/\s*5)?\W*$", said)
-    return float(found[-1]) if found else float(alone[1]) if alone else None
+    found = re.findall(_STATED, stating[-1] if stating else said, re.IGNORECASE)
+    bare = re.match(r"\W*([1-5])(?:\s*/\s*5)?\W*$", said)
+    return float(found[-1]) if found else float(bare[1]) if bare else None
 
 
 def _endpoint(url: str, model: str | None) -> Judge:

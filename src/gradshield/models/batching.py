@@ -56,12 +56,12 @@ def by_length(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
 
 
 def halve_to_fit(
-    run: Callable[[Sequence[T]], R], tokens: Callable[[T], int], alone: Callable[[T], str]
+    run: Callable[[Sequence[T]], R], tokens: Callable[[T], int], too_large: Callable[[T], str]
 ) -> Callable[[Sequence[T]], list[R]]:
     """`run` for batches of any size: one too large for the memory is halved until it fits, and what did not fit once
     is not tried again. Returns what `run` returns for each part, in order.
 
-    `tokens` counts an item's tokens. Raises UserError with the text of `alone(item)` for an item that does not fit by
+    `tokens` counts an item's tokens. Raises UserError with the text of `too_large(item)` for one that does not fit by
     itself.
     """
     room = inf  # tokens, padding included
@@ -76,7 +76,7 @@ def halve_to_fit(
                 if not out_of_memory(error):
                     raise
                 if len(batch) == 1:
-                    raise UserError(alone(batch[0])) from error
+                    raise UserError(too_large(batch[0])) from error
             room = min(room, size)  # outside of except, whose traceback keeps the tensors alive
             logging.getLogger("gradshield").warning("out of memory: continuing with %d rows at once", len(batch) // 2)
             if torch.cuda.is_available():

@@ -195,6 +195,6 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def shown(names: Iterable[str]) -> str:
     """The first few of the names in order, and how many more there are."""
-    every = sorted(names)
-    cut = [name if len(name) <= 120 else f"{name[:119]}…" for name in every[:_SHOWN]]
-    return ", ".join(cut) + (f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else "")
+    ordered = sorted(names)
+    cut = [name if len(name) <= 120 else f"{name[:119]}…" for name in ordered[:_SHOWN]]
+    return ", ".join(cut) + (f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else "")

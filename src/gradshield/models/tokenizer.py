@@ -91,11 +91,11 @@ def load_tokenizer(
 def _templates(what: str, tokenizer: Any) -> tuple[str, ...]:
     """The tokenizer's chat templates. Raises UserError for one that is no text, or blank."""
     templates = tokenizer.chat_template
-    every = templates.values() if isinstance(templates, dict) else () if templates is None else (templates,)
-    if wrong := [each for each in every if not isinstance(each, str) or not each.strip()]:
+    texts = templates.values() if isinstance(templates, dict) else () if templates is None else (templates,)
+    if wrong := [each for each in texts if not isinstance(each, str) or not each.strip()]:
         kind = "empty" if isinstance(wrong[0], str) else f"{str(wrong[0])[:40]!r}, not a text"
         raise UserError(f"{what} is {kind}; pass another with --chat-template")
-    return tuple(every)
+    return tuple(texts)
 
 
 def _drop_invented(tokenizer: Any, rows: int) -> None:

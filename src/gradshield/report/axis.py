@@ -23,8 +23,8 @@ def axis_range(
     """
     first, last = np.percentile(values, [1, 99])
     reach = 1.5 * (last - first)
-    every = np.concatenate([values, *beside])
-    low, high = max(every.min(), first - reach), min(every.max(), last + reach)
+    drawn = np.concatenate([values, *beside])
+    low, high = max(drawn.min(), first - reach), min(drawn.max(), last + reach)
     near = [mark for mark in marks if np.isfinite(mark) and low - reach <= mark <= high + reach]
     low, high = min(low, *near, low), max(high, *near, high)
     if high - low <= max(1e-9 * max(abs(low), abs(high)), _TINY):  # all equal, as far as an axis can tell

@@ -151,8 +151,8 @@ def _by_source(
     spark: Callable[[np.ndarray, np.ndarray], str],
 ) -> list[dict[str, Any]]:
     """A line for each source, most quarantined rows first, at most 30 and then the others as one."""
-    every = scores[np.isfinite(scores)].clip(-1e100, 1e100)  # as far as differences can be told
-    low, high = np.percentile(every, [0.5, 99.5]) if len(every) else (0.0, 1.0)
+    finite = scores[np.isfinite(scores)].clip(-1e100, 1e100)  # as far as differences can be told
+    low, high = np.percentile(finite, [0.5, 99.5]) if len(finite) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, 25)
     number: dict[str, int] = {}
     of = np.fromiter((number.setdefault(source, len(number)) for source in sources), dtype=np.int32, count=len(sources))

@@ -49,11 +49,11 @@ def align(
     Safe to interrupt until its card is written: the same call resumes. Raises UserError when `out` already holds an
     adapter.
     """
-    adapter, begun = out / "adapter_model.safetensors", out / _MARKER
-    if adapter.exists() and not begun.exists():
+    adapter, unfinished = out / "adapter_model.safetensors", out / _MARKER
+    if adapter.exists() and not unfinished.exists():
         raise UserError(f"{out}: there is an adapter already; remove it or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    begun.touch()
+    unfinished.touch()
     figures: dict[str, float] = {}
     if not (adapter.exists() and (out / "adapter_config.json").exists()) or (out / "checkpoints").exists():
         model = load_model(base, device=device)
