@@ -100,17 +100,24 @@ def _kept(out: Path) -> _Kept:
 
 def highest_rows(scores: np.ndarray) -> list[int]:
     """Indices of the rows with the highest scores, highest first; rows without a score are none of them."""
-    scored = np.flatnonzero(np.isfinite(scores))
-    return scored[np.argsort(-scores[scored], kind="stable")][:SHOWN].tolist()
+    return _highest(np.where(np.isfinite(scores), scores, -np.inf)).tolist()
 
 
 def _nearest(scores: np.ndarray, threshold: float) -> list[int]:
     """Indices of the rows nearest to the threshold, the highest first; nearest to none are the highest of all."""
     if not np.isfinite(threshold):
         return highest_rows(scores)
-    scored = np.flatnonzero(np.isfinite(scores))
-    near = scored[np.argsort(np.abs(scores[scored] - threshold), kind="stable")][:SHOWN]
+    near = _highest(np.where(np.isfinite(scores), -np.abs(scores - threshold), -np.inf))
     return near[np.argsort(-scores[near], kind="stable")].tolist()
+
+
+def _highest(values: np.ndarray) -> np.ndarray:
+    """Indices of the highest SHOWN finite values, highest first; of equal ones the first. Sorts no more than these: of
+    millions it would take their memory four times."""
+    last = max(len(values) - SHOWN, 0)
+    least = np.partition(values, last)[last] if len(values) else 0.0
+    high = np.flatnonzero((values >= least) & np.isfinite(values))
+    return high[np.argsort(-values[high], kind="stable")][:SHOWN]
 
 
 def _threshold(saved: SavedRun) -> Threshold:

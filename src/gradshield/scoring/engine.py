@@ -78,8 +78,9 @@ def _first_of_equals(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarra
     for n, example in enumerate(examples):
         digests[n] = np.frombuffer(example_digest(example), dtype=np.uint64)
     order = np.lexsort(digests.T)  # stable, so that the first of equals comes first
+    digests = digests[order]
     new = np.ones(len(order), dtype=bool)
-    new[1:] = (digests[order[1:]] != digests[order[:-1]]).any(1)
+    new[1:] = (digests[1:] != digests[:-1]).any(1)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = order[new][np.cumsum(new) - 1]
     return place, np.sort(order[new])
