@@ -159,7 +159,10 @@ def test_the_names_are_few_described_and_light():
 
 def test_help_shows_arguments_and_every_setting():
     shown = pydoc.plaintext.document(gradshield.screen)
-    assert "screen(rows, *settings, out='run', preset=None, **named)" in shown and "returns a finished one at once" in shown
+    assert (
+        "screen(rows, *settings, out='run', preset=None, **named)" in shown
+        and "returns a finished one at once" in shown
+    )
     for settings in (gradshield.FilterSettings, gradshield.EvaluationSettings):
         shown = pydoc.plaintext.document(settings)
         for name, field in settings.model_fields.items():

@@ -15,11 +15,13 @@ from gradshield.scoring.intent.reading import (
     ANSWER_WINDOW,
     CONTEXT_WINDOW,
     LATER_WINDOW_PENALTY,
+    answer_of,
+    asked_topic,
     intent_scores,
     read_layer,
-    response_scores,
     row_scores,
     running_mean,
+    said_topic,
     scored_part,
     token_scores,
 )
@@ -118,16 +120,16 @@ def test_harm_counts_wherever_it_stands_in_front_of_a_response(place):
     tokens = quiet.copy()
     tokens[begin : begin + CONTEXT_WINDOW] = loud
     response = Response(np.arange(30), 30, 40)
-    asked = response_scores(tokens, response)[0] * 2 + 5.0  # less the response's own part
-    assert asked == pytest.approx(4.0) and response_scores(quiet, response)[0] == -5.0
+    assert asked_topic(tokens, response) == pytest.approx(4.0) and asked_topic(quiet, response) == -5.0
+    assert said_topic(tokens, response) == -5.0 and row_scores(tokens, [response])[1] == pytest.approx(-0.5)
 
 
 def test_text_added_around_a_request_never_lowers_its_topic():
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(60, 2))
     for begin, end in ((10, 20), (4, 30), (0, 41)):
-        part = response_scores(tokens, Response(np.arange(begin, end), 45, 60))[0]
-        whole = response_scores(tokens, Response(np.arange(0, 45), 45, 60))[0]
+        part = asked_topic(tokens, Response(np.arange(begin, end), 45, 60))
+        whole = asked_topic(tokens, Response(np.arange(0, 45), 45, 60))
         assert whole >= part - 1e-12
 
 
@@ -137,8 +139,8 @@ def test_a_window_behind_the_first_must_be_surer():
     first[10 : 10 + ANSWER_WINDOW, 1] = 2.0
     later[30 : 30 + ANSWER_WINDOW, 1] = 2.0
     response = Response(np.arange(10), 10, 50)
-    assert response_scores(first, response)[1] == pytest.approx(2.0)
-    assert response_scores(later, response)[1] == pytest.approx(2.0 - LATER_WINDOW_PENALTY)
+    assert answer_of(first, response) == pytest.approx(2.0)
+    assert answer_of(later, response) == pytest.approx(2.0 - LATER_WINDOW_PENALTY)
     assert LATER_WINDOW_PENALTY > 0
 
 
@@ -148,6 +150,19 @@ def test_a_row_scores_as_its_worst_response_and_by_the_smaller_of_two():
     found = [Response(np.arange(0, 10), 10, 20), Response(np.arange(20, 30), 30, 40)]
     assert row_scores(tokens, found) == (1.0, 3.0, 1.0)
     assert row_scores(tokens, found[:1]) == (-4.0, -4.0, 6.0)
+
+
+@pytest.mark.parametrize("place", ["asked", "said"])
+@pytest.mark.parametrize("answer", [6.0, -6.0])
+def test_what_an_earlier_turn_asked_or_said_counts_unless_it_was_refused(place, answer):
+    """The user says "go ahead" to what he asked before, or to what the assistant proposed."""
+    tokens = np.full((40, 2), -4.0)
+    tokens[slice(0, 10) if place == "asked" else slice(10, 20), 0] = 5.0
+    tokens[10:20, 1] = answer
+    tokens[30:, 0], tokens[30:, 1] = 2.0, 6.0  # the later response complies, and is about harm
+    found = [Response(np.arange(0, 10), 10, 20), Response(np.arange(20, 30), 30, 40)]
+    score, topic, _ = row_scores(tokens, found)
+    assert score == topic == pytest.approx((5.0 + 2.0) / 2 if answer > 0 else (-4.0 + 2.0) / 2)
 
 
 def test_running_means_are_those_of_the_slow_way():

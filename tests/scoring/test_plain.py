@@ -2,6 +2,7 @@
 
 import base64
 import codecs
+import re
 import unicodedata
 from collections.abc import Callable
 
@@ -66,7 +67,17 @@ HIDDEN: dict[str, Callable[[str], str]] = {
     "dots in words": lambda text: " ".join(".".join(word) for word in text.split()),
     "emoji between": lambda text: "🔥".join(text),
     "a line for each": lambda text: "\n".join(text),
+    "syllables": lambda text: " ".join("-".join(re.findall(".{1,3}", word)) for word in text.split()),
+    "accents": lambda text: re.sub("[aeiou]", lambda vowel: vowel[0] + "\u0301", text),
     "mathematical": lambda text: "".join(chr(0x1D41A + ord(c) - 97) if c.islower() else c for c in text),
+}
+
+
+APART: dict[str, Callable[[str], str]] = {
+    "words in quotes": lambda text: " ".join(f'"{word}"' for word in text.split()),
+    "numbered words": lambda text: "".join(f"{n}. {word}\n" for n, word in enumerate(text.split(), 1)).strip("1. "),
+    "stars around words": lambda text: f"*{text.replace(' ', '* *')}*",
+    "a line for each word": lambda text: text.replace(" ", "\n"),
 }
 
 
@@ -75,6 +86,11 @@ def test_every_kind_of_disguise_is_undone(kind):
     hidden = HIDDEN[kind](SENTENCE)
     assert hidden != SENTENCE
     assert plain_text(hidden).strip() == SENTENCE
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_words_apart_are_joined_without_their_commas(kind):
+    assert plain_text(APART[kind](SENTENCE)).strip('"* \n') == SENTENCE.replace(",", "")
 
 
 @given(st.lists(st.integers(0, 0xFFFF), min_size=5, max_size=30), st.sampled_from(["\\u{:04x}", "&#{};"]))

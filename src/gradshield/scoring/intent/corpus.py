@@ -138,28 +138,44 @@ def _turns(row: dict, dresses: dict[str, list] | None, draw: random.Random) -> l
         return [*([Message("system", system)] if system else []), Message("user", request)]
     gap = draw.choice((" ", "\n", "\n\n"))
     place = draw.random()
-    if place < 0.24:
+    if place < 0.20:
         return [Message("user", request + gap + " ".join(draw.sample(dresses["behind"], draw.choice((1, 1, 2)))))]
-    if place < 0.38:
+    if place < 0.31:
         return [Message("user", draw.choice(dresses["front"]) + gap + request)]
-    if place < 0.47:
+    if place < 0.38:
         return [Message("user", draw.choice(dresses["front"]) + gap + request + gap + draw.choice(dresses["behind"]))]
-    if place < 0.62:
+    if place < 0.58:
         return [Message("user", draw.choice(dresses["around"]).replace("{request}", request))]
-    if place < 0.70:
+    if place < 0.64:
         return [Message("system", draw.choice(dresses["system"])), Message("user", request)]
-    if place < 0.78:
+    if place < 0.70:
         around = draw.choice(dresses["system_around"])
         return [Message("system", around["system"].replace("{request}", request)), Message("user", around["user"])]
-    if place < 0.90:
+    if place < 0.79:
         earlier = draw.sample(dresses["earlier"], draw.choice((1, 1, 2, 3)))
         before = [(Message("user", e["user"]), Message("assistant", e["assistant"])) for e in earlier]
         return [*(message for pair in before for message in pair), Message("user", request)]
-    if place < 0.95:
+    if place < 0.88:
+        return _stated_before(request, draw.choice(dresses["later"]), draw)
+    if place < 0.92:
         refusal = Message("assistant", draw.choice(REFUSALS))
         return [Message("user", request), refusal, Message("user", draw.choice(dresses["again"]))]
     letters = draw.choice((str.upper, " ".join, lambda text: text.lower().rstrip(".?!"), _typos, _without_vowels))
     return [Message("user", letters(request))]
+
+
+def _stated_before(request: str, texts: list[str], draw: random.Random) -> list[Message]:
+    """User's and assistant's turns, of which one states the request, or two half of it each, and the last refers to
+    it."""
+    words = request.split()
+    half = draw.randint(1, max(len(words) - 1, 1))
+    named = {"{request}": request, "{first}": " ".join(words[:half]), "{second}": " ".join(words[half:])}
+    turns = []
+    for n, text in enumerate(texts):
+        for name, part in named.items():
+            text = text.replace(name, part)
+        turns.append(Message("assistant" if n % 2 else "user", text))
+    return turns
 
 
 def _typos(text: str) -> str:

@@ -32,9 +32,9 @@ from gradshield.scoring.intent.reading import (
 from gradshield.scoring.intent.spans import Response, marks_of, responses
 
 FOLDS = 4
-REGULARISATION = 2.0  # C of the logistic regressions, on standardised states (docs/log.md)
+REGULARISATION = 1.0  # C of the logistic regressions, on standardised states (docs/log.md)
 VARIANCE_FLOOR = 0.01  # of the mean variance, added to that of every dimension
-FIT_WINDOW = 4  # tokens before a response that a vector is the mean of: narrower than what is read, so surer
+FIT_WINDOW = 2  # tokens before a response that a vector is the mean of: narrower than what is read (docs/log.md)
 STRIDE = 2  # tokens between the running means that are fitted on
 
 

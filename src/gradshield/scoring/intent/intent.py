@@ -44,5 +44,5 @@ SCORER = Scorer(
     cost=0.5,
     columns=("topic", "answer"),
     unit="log-odds",
-    version=12,
+    version=13,
 )

@@ -28,13 +28,29 @@ ASCII = r"(?:3[2-9]|[4-9]\d|1[01]\d|12[0-6])"
 NUMBERS = re.compile(rf"(?<![\d.])(?:{ASCII}[ ,;]+){{9,}}{ASCII}(?![\d.])")
 # Single letters with one to five characters between them that are neither letters nor digits.
 SPACED = re.compile(r"(?<![^\W_])[^\W\d_](?:[\W_]{1,5}[^\W\d_](?![^\W_])){8,}")
+# Eight words or more with signs or ends of lines between each two.
+APART = re.compile(r"[^\W\d_]+(?:(?!,? [^\W\d_]|['’-][^\W\d_])[\W\d_]{1,12}[^\W\d_]+){7,}")
+ENGLISH = frozenset(("the", "and", "of", "for", "with", "how", "that", "this", "your", "you", "is", "are", "or"))
+MIN_ENGLISH = 1 / 15  # share of such words in a text that is in English
+MANY_MARKS = 1 / 6  # marks a letter: English has next to none
 MIN_REVERSAL_GAIN = 0.7  # bits a pair of letters by which turning a text round must make it more like a language
 MIN_LETTERS = 24  # letters that say which way a text goes
 
 
 def plain_text(text: str) -> str:
     """`text` with hidden letters made plain; the same text where there are none."""
-    for undo in (_escapes, _invisible, _lookalikes, _separated, _doubled, _mixed_case, _leetspeak, _undo_reversal):
+    for undo in (
+        _escapes,
+        _invisible,
+        _lookalikes,
+        _separated,
+        _words_apart,
+        _hyphenated,
+        _doubled,
+        _mixed_case,
+        _leetspeak,
+        _undo_reversal,
+    ):
         text = undo(text)
     return text
 
@@ -52,12 +68,19 @@ def _escapes(text: str) -> str:
 
 
 def _invisible(text: str) -> str:
-    """Compatibility forms, invisible characters, and marks heaped on letters."""
+    """Compatibility forms, invisible characters, and marks heaped on letters, or on many letters of English words."""
     text = "".join(c for c in unicodedata.normalize("NFKC", text.translate(TAGS)) if _visible(c))
     split = unicodedata.normalize("NFD", text)
     marks, letters = (sum(unicodedata.category(c)[0] == kind for c in split) for kind in "ML")
     latin = sum("a" <= c <= "z" for c in split.lower())
-    return "".join(c for c in split if unicodedata.category(c) != "Mn") if latin > letters / 2 < marks else text
+    bare = "".join(c for c in split if unicodedata.category(c) != "Mn")
+    many = marks > letters / 2 or (marks > MANY_MARKS * letters and _english(bare))
+    return bare if latin > letters / 2 and many else text
+
+
+def _english(text: str) -> bool:
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    return sum(word in ENGLISH for word in words) > MIN_ENGLISH * len(words)
 
 
 def _visible(c: str) -> bool:
@@ -96,6 +119,27 @@ def _without_separators(match: re.Match[str]) -> str:
     return re.sub(r"[\W_]+", gap, match[0])
 
 
+def _words_apart(text: str) -> str:
+    """Every word in quotes, on a line of its own, or with signs around it."""
+    if sum(len(m[0]) for m in APART.finditer(text)) <= len(text) / 3:
+        return text
+    return APART.sub(_with_blanks, text)
+
+
+def _with_blanks(match: re.Match[str]) -> str:
+    """The words with a blank in the place of what stands between nearly all of them, whatever its numbers."""
+    between = [re.sub(r"\d+|[,.;]", "", gap) for gap in re.findall(r"[\W\d_]+", match[0])]
+    same = max(map(between.count, set(between)))
+    return re.sub(r"[\W\d_]+", " ", match[0]) if same > 0.8 * len(between) else match[0]
+
+
+def _hyphenated(text: str) -> str:
+    """Hy-phens be-tween syl-la-bles."""
+    words = _words(text)
+    parted = sum(bool(re.search(r"[^\W\d_][-\u00ad‧·][^\W\d_]", word)) for word in words)
+    return re.sub(r"(?<=[^\W\d_])[-\u00ad‧·](?=[^\W\d_])", "", text) if parted > max(3, len(words) / 4) else text
+
+
 def _doubled(text: str) -> str:
     """Every letter written twice."""
     twice = re.fullmatch(r"(?:([^\W_])\1|[\W_])+", text)
@@ -103,9 +147,9 @@ def _doubled(text: str) -> str:
 
 
 def _mixed_case(text: str) -> str:
-    """CaPiTaLs InSiDe WoRdS."""
+    """CaPiTaLs InSiDe WoRdS, or at theiR enD."""
     words = re.findall(r"[^\W\d_]{5,}", text)
-    mixed = sum(len(re.findall(r"[a-z][A-Z]", word)) > 1 for word in words)
+    mixed = sum(len(re.findall(r"[a-z][A-Z]", word)) > 1 or bool(re.fullmatch("[a-z]+[A-Z]", word)) for word in words)
     return text.lower() if len(words) > 2 and mixed > len(words) / 2 else text
 
 

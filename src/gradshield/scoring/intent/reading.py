@@ -4,7 +4,8 @@ Two linear readouts of one layer's hidden states are fitted on bundled texts and
 log-odds that the text is about something to be refused, `answer` that a response complies rather than refuses. The
 topic of a response is the mean of two numbers: the highest value in the text before it, and the highest value in the
 response. Its answer is the highest value over its windows. A row is harmful when both hold, so its score is the smaller
-of the two. A row of several turns scores as its worst response. The cost is a forward pass up to that layer.
+of the two. A row of several turns scores as its worst response, and what was asked or said in earlier turns, and not
+refused, counts as asked. The cost is a forward pass up to that layer.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from gradshield.scoring.intent.unreadable import (
 DEPTH = 0.5  # of the decoder's blocks: where the readouts read
 # Tokens that log-odds are averaged over. In narrow windows a word may be high by chance, in wide ones a sentence is
 # diluted, so in a response the mean of two widths counts.
-CONTEXT_WINDOW, RESPONSE_WINDOWS, ANSWER_WINDOW = 8, (8, 16), 8
+CONTEXT_WINDOW, RESPONSE_WINDOWS, ANSWER_WINDOW = 8, (8, 32), 8
 LATER_WINDOW_PENALTY = 1.0  # taken off the log-odds of all windows but the first: of many, one is high by chance
 MIN_SHARED_TOKENS = 8  # of an opening that all rows of a batch have, from which it pays to compute it once
 
@@ -88,18 +89,21 @@ def unit_length(hidden: Tensor) -> Tensor:
     return torch.nn.functional.normalize(hidden.float(), dim=-1)
 
 
-def response_scores(tokens: np.ndarray, response: Response) -> tuple[float, float]:
-    """(topic, answer) of a response, from the log-odds [tokens, 2] of its row."""
-    inside = tokens[response.start : response.stop]
-    said = np.mean([running_mean(inside[:, 0], width).max() for width in RESPONSE_WINDOWS])
-    windows = running_mean(inside[:, 1], ANSWER_WINDOW)
-    topic = (asked_topic(tokens, response) + said) / 2
-    return float(topic), float(max(windows[0], (windows[1:] - LATER_WINDOW_PENALTY).max(initial=-np.inf)))
-
-
 def asked_topic(tokens: np.ndarray, response: Response) -> float:
     """The topic of what stands in front of a response, from the log-odds [tokens, 2] of its row."""
     return float(running_mean(tokens[response.context, 0], CONTEXT_WINDOW).max())
+
+
+def said_topic(tokens: np.ndarray, response: Response) -> float:
+    """The topic of a response itself."""
+    inside = tokens[response.start : response.stop, 0]
+    return float(np.mean([running_mean(inside, width).max() for width in RESPONSE_WINDOWS]))
+
+
+def answer_of(tokens: np.ndarray, response: Response) -> float:
+    """Log-odds that a response complies rather than refuses."""
+    windows = running_mean(tokens[response.start : response.stop, 1], ANSWER_WINDOW)
+    return float(max(windows[0], (windows[1:] - LATER_WINDOW_PENALTY).max(initial=-np.inf)))
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
@@ -110,9 +114,19 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def row_scores(tokens: np.ndarray, found: Sequence[Response]) -> tuple[float, float, float]:
-    """(score, topic, answer) of a row: those of its response with the highest score."""
-    each = [response_scores(tokens, response) for response in found]
-    return max((min(topic, answer), topic, answer) for topic, answer in each)
+    """(score, topic, answer) of a row: those of its response with the highest score.
+
+    A request may be put off, or the assistant may state it, and a later turn says no more than "go ahead". So what was
+    asked and said before counts as asked, unless it was refused.
+    """
+    each, before = [], -np.inf
+    for response in found:
+        asked, said, answer = (read(tokens, response) for read in (asked_topic, said_topic, answer_of))
+        topic = (max(asked, before) + said) / 2
+        each.append((min(topic, answer), topic, answer))
+        if answer > 0:
+            before = max(before, asked, said)
+    return max(each)
 
 
 def intent_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) -> Scores:
