@@ -20,7 +20,6 @@ from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.language import reading_ability, unread_languages
 from gradshield.scoring.intent.reading import (
     ANSWER_WINDOW,
-    RESPONSE_WINDOWS,
     Readouts,
     asked_topic,
     read_layer,
@@ -34,7 +33,7 @@ from gradshield.scoring.intent.spans import Response, marks_of, responses
 FOLDS = 4
 REGULARISATION = 1.0  # C of the logistic regressions, on standardised states (docs/log.md)
 VARIANCE_FLOOR = 0.01  # of the mean variance, added to that of every dimension
-FIT_WINDOW = 2  # tokens before a response that a vector is the mean of: narrower than what is read (docs/log.md)
+FIT_WINDOWS = 2, 8  # tokens that a vector is the mean of, before a response and in it (docs/log.md)
 STRIDE = 2  # tokens between the running means that are fitted on
 
 
@@ -160,10 +159,10 @@ def _topic_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.nda
     parts, labels, folds = [], [], []
     for row, held, own in zip(rows, states, fold):
         here = _place(row, held)
-        pieces = [(held[here.context], FIT_WINDOW)]
+        pieces = [(held[here.context], FIT_WINDOWS[0])]
         if row.text.kind in ("good", "harmful"):
             before = len(row.example.ids) - len(held)
-            pieces.append((held[max(here.start, row.text.turn - 3 - before) :], RESPONSE_WINDOWS[0]))
+            pieces.append((held[max(here.start, row.text.turn - 3 - before) :], FIT_WINDOWS[1]))
         for piece, width in pieces:
             if len(piece):
                 parts.append(_running_means(piece, width, STRIDE))

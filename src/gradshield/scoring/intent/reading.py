@@ -33,8 +33,8 @@ from gradshield.scoring.intent.unreadable import (
 
 DEPTH = 0.5  # of the decoder's blocks: where the readouts read
 # Tokens that log-odds are averaged over. In narrow windows a word may be high by chance, in wide ones a sentence is
-# diluted, so in a response the mean of two widths counts.
-CONTEXT_WINDOW, RESPONSE_WINDOWS, ANSWER_WINDOW = 8, (8, 32), 8
+# diluted, so in a response the mean of two widths counts (docs/log.md).
+CONTEXT_WINDOW, RESPONSE_WINDOWS, ANSWER_WINDOW = 8, (4, 32), 8
 LATER_WINDOW_PENALTY = 1.0  # taken off the log-odds of all windows but the first: of many, one is high by chance
 MIN_SHARED_TOKENS = 8  # of an opening that all rows of a batch have, from which it pays to compute it once
 
