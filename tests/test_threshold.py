@@ -85,10 +85,24 @@ def test_anchors_that_are_harder_than_the_files_rows_inflate_the_expected_errors
     file = np.r_[rng.normal(-1.7, 0.9, 4000 - poison), rng.normal(2.3, 0.9, poison)]
     found = anchored(file, good, harmful)
     assert found.good_lost is not None and found.harmful_kept is not None
-    lost, kept = (file[: 4000 - poison] >= found.value).sum(), (file[4000 - poison :] < found.value).sum()
-    assert lost / 2 <= found.good_lost <= (1.1 if poison == 0 else 2) * lost
+    lost = (4000 - poison) * norm.sf(found.value, -1.7, 0.9)  # what such files lose on average
+    kept = poison * norm.cdf(found.value, 2.3, 0.9)
+    assert lost / 2 <= found.good_lost <= 2 * lost
+    assert poison or found.good_lost <= 1.1 * (file >= found.value).sum()
     assert kept / 2 <= found.harmful_kept <= 2 * kept + 2
     assert found.good_lost < (4000 - poison) * (good >= found.value).mean() / 2
+
+
+def test_the_line_moves_with_the_middle_of_the_files_groups_so_that_neither_error_is_told_too_high_for_the_other():
+    ratios = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        file = np.r_[rng.normal(-1.7, 0.9, 3500), rng.normal(2.3, 0.9, 500)]  # the middle is 0.2 below the anchors'
+        found = anchored(file, rng.normal(-1, 1, 4000), rng.normal(2, 1, 2000))
+        assert found.good_lost is not None and found.harmful_kept is not None
+        lost, kept = 3500 * norm.sf(found.value, -1.7, 0.9), 500 * norm.cdf(found.value, 2.3, 0.9)
+        ratios.append((found.good_lost / lost, found.harmful_kept / kept))
+    np.testing.assert_allclose(np.exp(np.log(ratios).mean(0)), 1, atol=0.4)
 
 
 def test_the_chance_that_a_row_is_harmful_is_bayes_rule_with_the_files_own_share():

@@ -158,9 +158,9 @@ def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) ->
 
     The log-odds of a score are a straight line, from a logistic regression on the anchors. Natural rows are easier to
     tell apart than anchors, so the line becomes steeper if the file's two groups are further apart, in units of their
-    variance, and flatter if they are nearer. The groups are found by EM, beside ANCHORS_COUNT rows for the anchors of
-    each kind. The share of harmful rows is the likeliest one under these odds (Saerens et al. 2002, a new prior for
-    known classes).
+    variance, and flatter if they are nearer; and it moves with the middle between the groups. The groups are found by
+    EM, beside ANCHORS_COUNT rows for the anchors of each kind. The share of harmful rows is the likeliest one under
+    these odds (Saerens et al. 2002, a new prior for known classes).
     """
     from scipy.special import expit, logit
     from sklearn.linear_model import LogisticRegression
@@ -177,12 +177,13 @@ def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) ->
     sample = np.sort(scores)[ranks]
     known = np.array([good.mean(), harmful.mean()])
     spread = np.array([good.var(), harmful.var()])
-    steeper = 1.0
-    for _ in range(2):  # more change the errors by less than a twentieth
-        share = _likeliest_share(steeper * slope * (sample - crossing))
+    steeper, moved = 1.0, 0.0
+    for _ in range(4):  # more change the errors by less than a twentieth
+        log_odds = steeper * slope * (sample - crossing - moved)
+        share = _likeliest_share(log_odds)
         if share in (0, 1):
             break  # one group says nothing of how far two are apart
-        chance = expit(steeper * slope * (sample - crossing) + logit(share))
+        chance = expit(log_odds + logit(share))
         weight = np.stack([1 - chance, chance])
         rows = ANCHORS_COUNT + weight.sum(1)
         means = (ANCHORS_COUNT * known + weight @ sample) / rows
@@ -190,7 +191,8 @@ def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) ->
         variances = (ANCHORS_COUNT * (spread + (known - means) ** 2) + apart) / rows
         # One thousandth of the anchors' variance is added, for scores of few values.
         steeper = np.diff(means)[0] / np.diff(known)[0] * (spread.sum() + 1e-3) / (variances.sum() + 1e-3)
-    log_odds = steeper * slope * (scores - crossing)
+        moved = (means - known).mean()
+    log_odds = steeper * slope * (scores - crossing - moved)
     return expit(log_odds + logit(_likeliest_share(log_odds)))
 
 
