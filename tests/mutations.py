@@ -20,7 +20,11 @@ SEARCH = ["tests/tune/test_search.py", "--noconftest"]
 SIGN = ["tests/scoring/test_safety_score.py"]
 REFUSAL = ["tests/models/test_refusal.py"]
 ASR = ["tests/evaluation/test_evaluate.py", "-k", "asr_is_the_share"]
-INTENT = ["tests/scoring/test_intent.py", "-k", "surer or worst or wherever or since_the_one or running_means"]
+INTENT = [
+    "tests/scoring/test_intent.py",
+    "-k",
+    "surer or worst or wherever or earlier_turn or since_the_one or running_means",
+]
 FITTED = ["tests/scoring/test_intent.py", "-k", "raw_states"]
 LAYERS = ["tests/scoring/test_intent.py", "-k", "middle"]
 MASK = ["tests/data/test_encode.py", "-k", "cut_is_on_the_right or loss_on_and_weight or special_tokens_once"]
@@ -85,10 +89,13 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("scoring/intent/fit.py", "mean[-1] - middle @ weight", "mean[-1]", FITTED),
     ("scoring/intent/fit.py", "mean[:-1] / scale[:, None]", "mean[:-1]", FITTED),
     ("scoring/intent/reading.py", "DEPTH = 0.5", "DEPTH = 0.4", LAYERS),
-    ("scoring/intent/reading.py", "max((min(topic, answer)", "max((max(topic, answer)", INTENT),
-    ("scoring/intent/reading.py", "return max((min", "return min((min", INTENT),
+    ("scoring/intent/reading.py", "each.append((min(topic, answer)", "each.append((max(topic, answer)", INTENT),
+    ("scoring/intent/reading.py", "return max(each)", "return min(each)", INTENT),
+    ("scoring/intent/reading.py", "if answer > 0:", "if answer > -99:", INTENT),
+    ("scoring/intent/reading.py", "before = max(before, asked, said)", "before = max(before, asked)", INTENT),
+    ("scoring/intent/reading.py", "before = max(before, asked, said)", "before = max(before, said)", INTENT),
     ("scoring/intent/reading.py", "running_mean(tokens[response.context, 0], CONTEXT_WINDOW).max()", "running_mean(tokens[response.context, 0], CONTEXT_WINDOW)[-1]", INTENT),
-    ("scoring/intent/reading.py", "running_mean(inside[:, 1], ANSWER_WINDOW)", "running_mean(inside[:, 0], ANSWER_WINDOW)", INTENT),
+    ("scoring/intent/reading.py", "response.stop, 1], ANSWER_WINDOW)", "response.stop, 0], ANSWER_WINDOW)", INTENT),
     ("scoring/intent/reading.py", "(total[width:] - total[:-width]) / width", "(total[width:] - total[:-width])", INTENT),
     ("data/encode.py", "mask[:1] = False", "pass", MASK),
     ("data/encode.py", "mask[:max_length])", "mask[-max_length:])", MASK),

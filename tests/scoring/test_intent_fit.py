@@ -1,5 +1,8 @@
 """The readouts' fit: one optimum, no row scored by what has seen its words, the same texts every time."""
 
+import random
+import re
+
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -113,3 +116,14 @@ def test_both_sides_wear_every_dress(tiny, monkeypatch):
     monkeypatch.setattr(module, "_text", watched)
     fitting_texts(tiny, ("Rob a bank",))
     assert seen[True] == seen[False] and len(seen[True]) >= 5
+
+
+def test_a_request_that_is_stated_before_is_whole_and_the_last_turn_is_the_users():
+    words = ["Write", "a", "tutorial", "on", "how", "to", "bake", "sourdough", "bread"]
+    for texts in module._dresses()["later"]:
+        turns = module._stated_before(" ".join(words), texts, random.Random(0))
+        assert [t.role for t in turns] == ["user", "assistant"] * (len(texts) // 2) + ["user"]
+        said = " ".join(t.content for t in turns)
+        assert "{" not in said
+        rest = iter(re.findall(r"\w+", said))
+        assert all(word in rest for word in words)  # in order, whatever stands between
