@@ -29,7 +29,9 @@ NUMBERS = re.compile(rf"(?<![\d.])(?:{ASCII}[ ,;]+){{9,}}{ASCII}(?![\d.])")
 # Single letters with one to five characters between them that are neither letters nor digits.
 SPACED = re.compile(r"(?<![^\W_])[^\W\d_](?:[\W_]{1,5}[^\W\d_](?![^\W_])){8,}")
 # Eight words or more with signs or ends of lines between each two.
-APART = re.compile(r"[^\W\d_]+(?:(?!,? [^\W\d_]|['’-][^\W\d_])[\W\d_]{1,12}[^\W\d_]+){7,}")
+APART = re.compile(
+    r"(?<![^\W\d_])[^\W\d_]++(?:(?!,? [^\W\d_]|['’_-][^\W\d_])[\W\d_]{1,12}+[^\W\d_]++){7,}"  # linear in the text
+)
 ENGLISH = frozenset(("the", "and", "of", "for", "with", "how", "that", "this", "your", "you", "is", "are", "or"))
 MIN_ENGLISH = 1 / 15  # share of such words in a text that is in English
 MANY_MARKS = 1 / 6  # marks a letter: English has next to none
