@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CHATML, tiny_net, tiny_tokenizer
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, VBLoRAConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torture.changes import PICKLE, edit
 
@@ -110,6 +110,14 @@ def test_what_is_not_in_the_weights_is_one_line(tiny_folder, tmp_path, config):
     net.peft_config["default"].base_model_name_or_path = tiny_folder
     net.save_pretrained(tmp_path / "adapter")
     refused(tmp_path / "adapter", "_TUNING can't be merged into weights")
+
+
+def test_a_bank_of_vectors_that_all_layers_share_is_refused_with_that_reason(tiny_folder, tmp_path):
+    bank = VBLoRAConfig(r=4, num_vectors=16, vector_length=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    net = get_peft_model(tiny_net(tiny_tokenizer()), bank)
+    net.peft_config["default"].base_model_name_or_path = tiny_folder
+    net.save_pretrained(tmp_path / "adapter")
+    refused(tmp_path / "adapter", "VB-LoRA saves one bank for all layers")
 
 
 def test_an_adapter_that_is_its_own_base_is_one_line(adapter, tmp_path):

@@ -283,6 +283,18 @@ def test_rope_factors_of_a_gguf_divide_the_frequencies(tmp_path):
     assert torch.allclose(scaled.rotary_emb.inv_freq * factors, plain.rotary_emb.inv_freq)
 
 
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_plain_weights_under_a_config_of_bitsandbytes_are_one_line(folder, bits):
+    said = {"quant_method": "bitsandbytes", bits: True}
+    edit(folder / "config.json", lambda config: config | {"quantization_config": said})
+    refused(folder, "bitsandbytes quantised the weights, but they are plain", "--quantize 4bit")
+
+
+def test_a_generation_config_that_is_torn_is_an_error_and_not_left_out(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1')
+    refused(folder, "generation_config.json: can't be read")
+
+
 # Fingerprint ---------------------------------------------------------------------------------------------------------
 
 

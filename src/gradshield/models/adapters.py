@@ -89,6 +89,8 @@ def _config(what: str, folder: Path, shapes: Shapes) -> dict[str, Any]:
     prompted = kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
     if prompted or kind in ("ADAPTION_PROMPT", "CARTRIDGE", "XLORA"):
         raise UserError(f"{what}: {kind} can't be merged into weights, so it can't be scored; use LoRA or its kin")
+    if kind == "VBLORA":
+        raise UserError(f"{what}: VB-LoRA saves one bank for all layers, which PEFT can't check; merge it with PEFT")
     if config.get("megatron_config"):
         raise UserError(f"{folder / CONFIG}: megatron_config imports a module that the file names; remove it")
     patterns = config.get("rank_pattern")

@@ -136,8 +136,18 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
 
     trust = source.get("trust_remote_code", False)
     if "gguf_file" not in source:
-        check_config(name, Path(source["pretrained_model_name_or_path"]))
+        folder = Path(source["pretrained_model_name_or_path"])
+        check_config(name, folder)
+        if (folder / "generation_config.json").is_file():  # transformers goes on without one that it can't read
+            read_config(folder / "generation_config.json")
     config = AutoConfig.from_pretrained(**{"trust_remote_code": False, **source})
+    said = getattr(config, "quantization_config", None)
+    packed = any(key.endswith((".absmax", ".SCB")) for key in shapes)
+    if isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and not packed:
+        raise UserError(
+            f"model {name}: its config.json says that bitsandbytes quantised the weights, but they are plain; remove "
+            "quantization_config from it, and use --quantize 4bit or 8bit"
+        )
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if isinstance(layers, int) and layers > len(shapes):
         raise UserError(f"model {name}: its config describes {layers} layers, its files hold {len(shapes)} tensors")
