@@ -33,7 +33,7 @@ def test_anchored_holds_from_clean_to_nine_tenths_poison(poison):
     assert found.good_lost is not None and found.good_lost < 10
 
 
-def test_anchored_is_the_middle_between_the_97_and_the_5_percent_quantile():
+def test_anchored_is_the_middle_between_the_96_and_the_5_percent_quantile():
     found = anchored(file(60), np.r_[GOOD_ANCHORS, np.nan], np.r_[HARMFUL_ANCHORS, np.inf])
     assert found.value == pytest.approx(BY_HAND)
 
