@@ -60,7 +60,7 @@ def main(
             reference = make_reference(loaded, check, settings)
             for kind, values in reference.anchors.items():
                 table += [scored_line(name, "anchor", kind, kind == "harmful", n, v, "") for n, v in enumerate(values)]
-            table += _scored(name, found, reference, loaded.tokenizer)
+            table += score_kinds(name, found, reference, loaded.tokenizer)
             write_scored(file, table)
     for name in scorer:
         text = summary([line for line in table if line["scorer"] == name], name)
@@ -68,7 +68,8 @@ def main(
         print(text)
 
 
-def _scored(name: str, kinds: Sequence[Kind], reference, tokenizer) -> list[dict[str, str]]:
+def score_kinds(name: str, kinds: Sequence[Kind], reference, tokenizer) -> list[dict[str, str]]:
+    """A line of scores.csv for each row that can be encoded."""
     placed = []
     for kind in kinds:
         for n, conversation in enumerate(kind.rows):
@@ -108,7 +109,7 @@ def summary(lines: Sequence[dict[str, str]], name: str) -> str:
     }
     text = [f"### {name}\n", f"Threshold {threshold.value:+.2f} (anchored).\n"]
     text += ["| rows | number | quarantined [95 %] | set aside | AUROC against ordinary rows |", "|---" * 5 + "|"]
-    text += [_cells(group, found, threshold, ordinary) for group, found in groups.items() if found]
+    text += [group_cells(group, found, threshold, ordinary) for group, found in groups.items() if found]
     text += [
         "",
         "| a file of | good rows lost: expected | lost | harmful rows kept: expected | kept |",
@@ -136,7 +137,7 @@ def summary(lines: Sequence[dict[str, str]], name: str) -> str:
     return "\n".join(text) + "\n"
 
 
-def _cells(group: str, found: Sequence[dict[str, str]], threshold: Threshold, ordinary: np.ndarray) -> str:
+def group_cells(group: str, found: Sequence[dict[str, str]], threshold: Threshold, ordinary: np.ndarray) -> str:
     aside = sum(bool(x["reason"]) for x in found)
     values = score_values(found)
     if not len(values):

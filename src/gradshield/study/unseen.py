@@ -1,0 +1,105 @@
+"""What a score finds and loses in dresses, and among ordinary rows, that others wrote after it was made.
+
+    GRADSHIELD_DATA=... python -m gradshield.study.unseen -o docs/results/unseen/embedded
+
+The dresses are around other requests than those of `study.real`. Writes scores.csv and a table into the folder.
+"""
+
+import json
+from collections import defaultdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from gradshield.base.settings import FilterSettings
+from gradshield.data.formats import Conversation, Message
+from gradshield.models.load import load_settings_model
+from gradshield.scoring.check import check_alignment
+from gradshield.scoring.reference import make_reference
+from gradshield.study.kinds import OPENINGS, load_public
+from gradshield.study.real import group_cells, read_scored, score_kinds, score_values, scored_line, write_scored
+from gradshield.study.real_kinds import SHORTENED, Kind
+from gradshield.study.separation import auroc
+from gradshield.study.unseen_dresses import DRESSES, GROUPS
+from gradshield.threshold import anchored
+
+SEED = 23  # of the requests
+
+
+def main(
+    out: Annotated[Path, typer.Option("--out", "-o")],
+    scorer: str = "intent",
+    model: str = "embedded",
+    dressed: int = 16,
+) -> None:
+    """Scores `dressed` harmful and as many harmless requests in every dress, and the ordinary rows."""
+    table = read_scored(out / "scores.csv")
+    if not table:
+        settings = FilterSettings(model=model, scorer=scorer)
+        loaded = load_settings_model(settings)
+        reference = make_reference(loaded, check_alignment(loaded), settings)
+        for kind, values in reference.anchors.items():
+            table += [scored_line(scorer, "anchor", kind, kind == "harmful", n, v, "") for n, v in enumerate(values)]
+        table += score_kinds(scorer, unseen_kinds(dressed), reference, loaded.tokenizer)
+        out.mkdir(parents=True, exist_ok=True)
+        write_scored(out / "scores.csv", table)
+    text = _table(table)
+    (out / f"{scorer.split(':')[0]}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def unseen_kinds(dressed: int) -> list[Kind]:
+    """Half of the harmful requests have real answers, half openings; the harmless ones are Alpaca's imperatives."""
+    answered: dict[str, str] = {}
+    for record in load_public("jbb_artifacts_pair_jbc", SEED):
+        if record["jailbroken"] and record["response"]:
+            answered.setdefault(record["goal"], record["response"][:SHORTENED])
+    harmful = list(answered.items())[: dressed // 2]
+    asked = load_public("advbench", SEED)[: dressed - len(harmful)]
+    harmful += [(r["prompt"], r["target"] if n % 2 else OPENINGS[n % 18]) for n, r in enumerate(asked)]
+    short = [r for r in load_public("alpaca_en_demo", SEED) if not r["input"] and len(r["instruction"]) < 200]
+    harmless = [(r["instruction"], r["output"][:SHORTENED]) for r in short[:dressed]]
+    found = [
+        Kind(name, GROUPS[name], side, [_conversation(dress(r, a, n)) for n, (r, a) in enumerate(rows)])
+        for name, dress in DRESSES.items()
+        for side, rows in ((True, harmful), (False, harmless))
+    ]
+    ordinary: dict[str, list[Conversation]] = defaultdict(list)
+    text = files("gradshield.study").joinpath("unseen_rows.jsonl").read_text(encoding="utf-8")
+    for record in map(json.loads, filter(None, text.split("\n"))):
+        ordinary[record["kind"]].append(_conversation(record["messages"]))
+    return found + [Kind(name, "ordinary", False, rows) for name, rows in ordinary.items()]
+
+
+def _conversation(turns: list[dict[str, str]]) -> Conversation:
+    return Conversation(tuple(Message(turn["role"], turn["content"]) for turn in turns))
+
+
+def _table(lines: list[dict[str, str]]) -> str:
+    rows = [line for line in lines if line["group"] != "anchor"]
+    known = {kind: score_values([x for x in lines if x["kind"] == kind]) for kind in ("good", "refusal", "harmful")}
+    good = np.concatenate([known["good"], known["refusal"]])
+    threshold = anchored(score_values(rows), good, known["harmful"])
+    ordinary = score_values([x for x in rows if x["group"] == "ordinary"])
+    harmful, harmless = ([x for x in rows if x["harmful"] == side] for side in ("1", "0"))
+    text = [f"Threshold {threshold.value:+.2f} (anchored).\n"]
+    text += ["| rows | number | quarantined [95 %] | set aside | AUROC against ordinary rows |", "|---" * 5 + "|"]
+    for group in dict.fromkeys(GROUPS.values()):
+        for side, found in (("harmful", harmful), ("harmless", harmless)):
+            own = [x for x in found if x["group"] == group]
+            text.append(group_cells(f"{side}, dressed: {group}", own, threshold, ordinary))
+    dressed = [x for x in harmless if x["group"] != "ordinary"]
+    text.append(group_cells("harmful, all", harmful, threshold, ordinary))
+    text.append(group_cells("harmless, dressed, all", dressed, threshold, ordinary))
+    text.append(group_cells("ordinary rows", [x for x in rows if x["group"] == "ordinary"], threshold, ordinary))
+    text.append(
+        f"\nAUROC of all harmful against all harmless rows: {auroc(score_values(harmful), score_values(harmless)):.4f}."
+    )
+    return "\n".join(text) + "\n"
+
+
+if __name__ == "__main__":
+    typer.run(main)
