@@ -49,3 +49,28 @@ def test_freed_memory_is_kept_for_the_next_batch():
     ran = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
     first, further = map(int, ran.stdout.split())
     assert first > 10_000 and further < first  # six times as many where each goes back to the system
+
+
+RETURNED = """
+import numpy as np
+from gradshield.models.memory import keep_memory, return_memory
+
+def resident():
+    with open("/proc/self/statm") as stream:
+        return int(stream.read().split()[1]) * 4096 >> 20
+
+keep_memory()
+pieces = [np.ones(1 << 17) for _ in range(300)]  # 1 MB each
+held = resident()
+del pieces
+kept = resident()
+return_memory()
+print(held, kept, resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_memory_that_was_kept_goes_back_when_it_is_returned():
+    ran = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True)
+    held, kept, returned = map(int, ran.stdout.split())
+    assert kept > held - 30 and returned < kept - 200

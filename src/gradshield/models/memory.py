@@ -34,3 +34,13 @@ def keep_memory() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-3, _MALLOC_LIMIT)  # M_MMAP_THRESHOLD
             mallopt(-1, _MALLOC_LIMIT)  # M_TRIM_THRESHOLD
+
+
+def return_memory() -> None:
+    """Gives freed memory back to the system, which `keep_memory` has kept: what follows needs other pieces of it."""
+    import pyarrow
+
+    pyarrow.default_memory_pool().release_unused()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)

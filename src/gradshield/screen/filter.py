@@ -29,6 +29,7 @@ from gradshield.data.run_folder import (
 from gradshield.data.summaries import FilterSummary, ProbesSummary, ThresholdSummary
 from gradshield.data.write import write_outputs
 from gradshield.models.load import Model, load_settings_model, parked_on_cpu
+from gradshield.models.memory import return_memory
 from gradshield.models.on_disk import disk_fingerprint
 from gradshield.report.filter_report import keep_for_report, report_run
 from gradshield.scoring.base import Scores
@@ -116,6 +117,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
             version=version("gradshield"),
         )
         del encoded, rows, scores, by_row, verdicts  # with millions of rows, the report needs the memory
+        return_memory()
         finished = SavedRun(**plan.as_dict(), summary=summary)
         with catch_write_errors(out):
             write_script(out, settings)
