@@ -108,6 +108,7 @@ def test_dates_arrays_missing_values_and_odd_text_reach_the_run(quick, tmp_path)
 def test_a_wrong_setting_is_named_before_anything_is_written(quick, tmp_path):
     for named, says in (
         ({"modle": "x"}, "unknown setting 'modle'; did you mean 'model'"),
+        ({"presett": "paper"}, "unknown setting 'presett'; did you mean 'preset'"),
         ({"max_length": 0}, "max_length=0: Input should be greater"),
     ):
         with pytest.raises(UserError, match=says):
@@ -130,7 +131,7 @@ def test_a_preset_gives_way_to_settings_and_to_names():
     given = FilterSettings(threshold="share", value=0.2)
     (chosen,) = _chosen((FilterSettings,), (given,), {"max_length": 7}, preset_values("paper"))
     assert chosen == FilterSettings(scorer=PAPER["scorer"], threshold="share", value=0.2, max_length=7)
-    with pytest.raises(UserError, match="preset 'papr': no such preset; there is paper"):
+    with pytest.raises(UserError, match="preset 'papr': no such preset; choose from: paper"):
         screen(RECORDS, preset="papr")
 
 

@@ -112,4 +112,4 @@ def test_a_goal_that_is_none_is_refused(resolved, flag, value):
 
 def test_an_unknown_preset_is_refused(resolved):
     code, said = resolved("filter", "x.jsonl", "--preset", "papr")
-    assert code == 2 and "there is paper" in said
+    assert code == 2 and "choose from: paper" in said

@@ -124,13 +124,13 @@ def _chosen(
     kinds: tuple[type[BaseModel], ...],
     given: tuple[BaseModel | PathLike, ...],
     named: Mapping[str, Any],
-    preset: Mapping[str, Any] = {},
+    preset: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """Settings of each kind: a named field wins over the settings given, these win over the preset, and the preset wins
     over the default. Raises UserError naming what is wrong."""
     fields = {name for kind in kinds for name in kind.model_fields}
     for name in named.keys() - fields:
-        meant = get_close_matches(name, fields, 1)
+        meant = get_close_matches(name, [*fields, *(["preset"] if preset is not None else [])], 1)
         raise UserError(
             f"unknown setting {name!r}; {f'did you mean {meant[0]!r}?' if meant else 'see help(FilterSettings)'}"
         )
@@ -143,7 +143,7 @@ def _chosen(
     for kind in kinds:
         base = next((each for each in given if isinstance(each, kind) and type(each) is kind), kind())
         own = {name: getattr(base, name) for name in base.model_fields_set}
-        values = {**preset, **own, **{name: _text(value) for name, value in named.items()}}
+        values = {**(preset or {}), **own, **{name: _text(value) for name, value in named.items()}}
         try:
             found.append(kind(**{name: value for name, value in values.items() if name in kind.model_fields}))
         except ValidationError as error:

@@ -28,5 +28,5 @@ def preset_values(name: str | None) -> Mapping[str, Any]:
     if name is None:
         return {}
     if name not in PRESETS:
-        raise UserError(f"preset {name!r}: no such preset; there is {', '.join(PRESETS)}")
+        raise UserError(f"preset {name!r}: no such preset; choose from: {', '.join(PRESETS)}")
     return PRESETS[name]

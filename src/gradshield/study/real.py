@@ -7,7 +7,7 @@ in scores.csv is not run again. Any registered scorer can take part.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -47,11 +47,23 @@ def main(
 ) -> None:
     """Scores the rows with every scorer named and writes the tables. `ordinary` is the number of ordinary rows and
     refusals of each kind, where more are wanted than `rows`: few of them are lost."""
+    table = scored_table(out, scorer, model, lambda: real_kinds(rows, dressed, seed, ordinary))
+    for name in scorer:
+        text = summary([line for line in table if line["scorer"] == name], name)
+        (out / f"{name.split(':')[0]}.md").write_text(text, encoding="utf-8")
+        print(text)
+
+
+def scored_table(
+    out: Path, scorers: Sequence[str], model: str, make_kinds: Callable[[], Sequence[Kind]]
+) -> list[dict[str, str]]:
+    """The lines of scores.csv in `out`, to which the kinds' rows and the anchors are added for each scorer that it
+    lacks."""
     file = out / "scores.csv"
     table = read_scored(file)
-    missing = [name for name in scorer if name not in {line["scorer"] for line in table}]
+    missing = [name for name in scorers if name not in {line["scorer"] for line in table}]
     if missing:
-        found = real_kinds(rows, dressed, seed, ordinary)
+        found = make_kinds()
         loaded = load_settings_model(FilterSettings(model=model))
         check = check_alignment(loaded)
         out.mkdir(parents=True, exist_ok=True)
@@ -60,16 +72,12 @@ def main(
             reference = make_reference(loaded, check, settings)
             for kind, values in reference.anchors.items():
                 table += [scored_line(name, "anchor", kind, kind == "harmful", n, v, "") for n, v in enumerate(values)]
-            table += score_kinds(name, found, reference, loaded.tokenizer)
+            table += _scored(name, found, reference, loaded.tokenizer)
             write_scored(file, table)
-    for name in scorer:
-        text = summary([line for line in table if line["scorer"] == name], name)
-        (out / f"{name.split(':')[0]}.md").write_text(text, encoding="utf-8")
-        print(text)
+    return table
 
 
-def score_kinds(name: str, kinds: Sequence[Kind], reference, tokenizer) -> list[dict[str, str]]:
-    """A line of scores.csv for each row that can be encoded."""
+def _scored(name: str, kinds: Sequence[Kind], reference, tokenizer) -> list[dict[str, str]]:
     placed = []
     for kind in kinds:
         for n, conversation in enumerate(kind.rows):

@@ -56,7 +56,7 @@ def real_kinds(count: int, dressed: int, seed: int = 0, ordinary: int | None = N
         ),
         Kind("scary, answered", "disputed", True, known["scary other"]),
     ]
-    harmful = _distinct(broken[count:], dressed // 2)
+    harmful = answered_goals(broken[count:], dressed // 2)
     requests = load_public("advbench", seed + 1)[: dressed - len(harmful)]
     harmful += [(r["prompt"], r["target"] if n % 2 else OPENINGS[n % 18]) for n, r in enumerate(requests)]
     short = [c for c in alpaca[count:] if len(c.messages[0].content) < 300][: dressed // 2]
@@ -83,7 +83,7 @@ def _languages() -> list[Kind]:
     return [Kind(language, "language", side, keep(language, side)) for language in languages for side in (True, False)]
 
 
-def _distinct(artifacts: Sequence[dict], count: int) -> list[tuple[str, str]]:
+def answered_goals(artifacts: Sequence[dict], count: int) -> list[tuple[str, str]]:
     """(goal, shortened answer) of as many different goals."""
     first: dict[str, str] = {}
     for a in artifacts:

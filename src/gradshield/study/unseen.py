@@ -14,14 +14,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from gradshield.base.settings import FilterSettings
 from gradshield.data.formats import Conversation, Message
-from gradshield.models.load import load_settings_model
-from gradshield.scoring.check import check_alignment
-from gradshield.scoring.reference import make_reference
 from gradshield.study.kinds import OPENINGS, load_public
-from gradshield.study.real import group_cells, read_scored, score_kinds, score_values, scored_line, write_scored
-from gradshield.study.real_kinds import SHORTENED, Kind
+from gradshield.study.real import group_cells, score_values, scored_table
+from gradshield.study.real_kinds import SHORTENED, Kind, answered_goals
 from gradshield.study.separation import auroc
 from gradshield.study.unseen_dresses import DRESSES, GROUPS
 from gradshield.threshold import anchored
@@ -36,28 +32,16 @@ def main(
     dressed: int = 16,
 ) -> None:
     """Scores `dressed` harmful and as many harmless requests in every dress, and the ordinary rows."""
-    table = read_scored(out / "scores.csv")
-    if not table:
-        settings = FilterSettings(model=model, scorer=scorer)
-        loaded = load_settings_model(settings)
-        reference = make_reference(loaded, check_alignment(loaded), settings)
-        for kind, values in reference.anchors.items():
-            table += [scored_line(scorer, "anchor", kind, kind == "harmful", n, v, "") for n, v in enumerate(values)]
-        table += score_kinds(scorer, unseen_kinds(dressed), reference, loaded.tokenizer)
-        out.mkdir(parents=True, exist_ok=True)
-        write_scored(out / "scores.csv", table)
-    text = _table(table)
+    table = scored_table(out, [scorer], model, lambda: unseen_kinds(dressed))
+    text = _table([line for line in table if line["scorer"] == scorer])
     (out / f"{scorer.split(':')[0]}.md").write_text(text, encoding="utf-8")
     print(text)
 
 
 def unseen_kinds(dressed: int) -> list[Kind]:
     """Half of the harmful requests have real answers, half openings; the harmless ones are Alpaca's imperatives."""
-    answered: dict[str, str] = {}
-    for record in load_public("jbb_artifacts_pair_jbc", SEED):
-        if record["jailbroken"] and record["response"]:
-            answered.setdefault(record["goal"], record["response"][:SHORTENED])
-    harmful = list(answered.items())[: dressed // 2]
+    broken = [a for a in load_public("jbb_artifacts_pair_jbc", SEED) if a["jailbroken"] and a["response"]]
+    harmful = answered_goals(broken, dressed // 2)
     asked = load_public("advbench", SEED)[: dressed - len(harmful)]
     harmful += [(r["prompt"], r["target"] if n % 2 else OPENINGS[n % 18]) for n, r in enumerate(asked)]
     short = [r for r in load_public("alpaca_en_demo", SEED) if not r["input"] and len(r["instruction"]) < 200]
