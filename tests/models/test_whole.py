@@ -272,6 +272,11 @@ def test_a_truncated_gguf_is_one_line(tmp_path, share):
     refused(file, "GGUF")
 
 
+def test_an_end_token_that_a_gguf_does_not_have_is_one_line(tmp_path):
+    write_gguf(tmp_path / "model.gguf", {"tokenizer.ggml.eos_token_id": 10**6})
+    refused(tmp_path / "model.gguf", "its end token is number 1000000")
+
+
 def test_rope_factors_of_a_gguf_divide_the_frequencies(tmp_path):
     write_gguf(tmp_path / "plain.gguf", {})
     write_gguf(tmp_path / "scaled.gguf", {}, more=("rope_freqs.weight",))

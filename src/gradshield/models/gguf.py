@@ -26,7 +26,7 @@ _LONGEST = 2**24  # bytes of a name or a string: a chat template has some ten th
 
 @dataclass(frozen=True)
 class Header:
-    """What is read of a GGUF file: values that are neither arrays nor long, and its tensors."""
+    """What is read of a GGUF file: its values (of an array, the length) and its tensors."""
 
     values: dict[str, Any]
     shapes: Shapes
@@ -61,6 +61,9 @@ def gguf_header(path: Path) -> Header:
             "(llama-gguf-split --merge)"
         )
     _refuse_scaled_positions(path, header.values)
+    end, tokens = (header.values.get(f"tokenizer.ggml.{name}") for name in ("eos_token_id", "tokens"))
+    if isinstance(end, int) and isinstance(tokens, int) and not 0 <= end < tokens:
+        raise UserError(f"{path}: its end token is number {end}, but it has {tokens} tokens")
     return header
 
 
@@ -184,7 +187,7 @@ class _Reader:
                 self.skip(self.take("Q")[0])
         else:
             raise ValueError(f"an array of type {inner}")
-        return None
+        return count
 
     def string(self) -> str:
         (length,) = self.take("Q")
