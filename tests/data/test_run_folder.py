@@ -1,5 +1,6 @@
 """A run's input is found again, wherever the next command is given."""
 
+import shutil
 from types import SimpleNamespace
 
 import datasets
@@ -9,7 +10,7 @@ import pytest
 
 from gradshield.base.errors import UserError
 from gradshield.data import open_source
-from gradshield.data.run_folder import SavedRun, _unusable, plan_of, read_table, rows_of_run
+from gradshield.data.run_folder import SavedRun, _unusable, catch_write_errors, plan_of, read_table, rows_of_run
 
 NAN = float("nan")
 MODEL = SimpleNamespace(name="tiny", fingerprint="f")
@@ -69,3 +70,11 @@ def test_what_a_run_yaml_must_say_to_read_its_rows_again_is_looked_at_first(part
     del saved[part][name]
     saved[part] |= {} if value is None else {name: value}
     assert unusable() == f"{part}.{name}"
+
+
+def test_a_folder_that_cannot_be_copied_is_one_line(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a").symlink_to("nowhere")
+    with pytest.raises(UserError) as told, catch_write_errors(tmp_path / "run"):
+        shutil.copytree(tmp_path / "model", tmp_path / "copy")
+    assert "No such file" in str(told.value) and "[(" not in str(told.value)

@@ -136,6 +136,16 @@ def test_what_a_kill_left_of_old_checkpoints_is_cleared_away(tiny_folder, tmp_pa
     assert not left.parent.exists() and (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
+def test_a_torn_readme_is_replaced(tiny_folder, tmp_path):
+    model = load_model(tiny_folder)
+    for name in ("torn", "fresh"):
+        (tmp_path / name).mkdir()
+        if name == "torn":  # as a full disk leaves it
+            (tmp_path / name / "README.md").write_text("---\nlibrary_name: peft\n---\n\n# Mod")
+        finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / name, FinetuneSettings(**FAST))
+    assert (tmp_path / "torn" / "README.md").read_bytes() == (tmp_path / "fresh" / "README.md").read_bytes()
+
+
 def test_a_diverged_run_saves_nothing(tiny_folder, tmp_path):
     model = load_model(tiny_folder)
     with pytest.raises(UserError, match="diverged"):

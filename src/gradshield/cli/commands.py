@@ -301,16 +301,20 @@ def align(
     """Make the alignment adapter of the embedded model again, from our requests and refusals."""
     import os
 
+    from gradshield.data.run_folder import catch_write_errors
     from gradshield.models.load import load_model
     from gradshield.training.align import SETTINGS, alignment_report, write_card
     from gradshield.training.align import align as make
 
-    figures: dict[str, Any] = dict(make(base, out))
+    with catch_write_errors(out):
+        figures: dict[str, Any] = dict(make(base, out))
     aligned = load_model(base, adapter=str(out))
     report = alignment_report(aligned)
     folder = Path(os.environ.get("GRADSHIELD_DATA", ""))
     public = (folder / "advbench.jsonl", folder / "jbb_benign.jsonl")
-    write_card(out, SETTINGS, report, alignment_report(aligned, *public) if all(p.is_file() for p in public) else None)
+    known = alignment_report(aligned, *public) if all(p.is_file() for p in public) else None
+    with catch_write_errors(out):
+        write_card(out, SETTINGS, report, known)
     figures |= report.figures()
     show(figures, as_json, f"adapter in {out}")
 

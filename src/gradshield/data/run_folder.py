@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -209,7 +210,8 @@ def catch_write_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or " ".join(str(error).split())
+        first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror  # of a tree: (from, to, why)s
+        why = " ".join(str(first or error).split())
         raise UserError(f"{out}: can't be written ({why}); fix that and run it again, or choose another -o") from error
 
 

@@ -257,6 +257,7 @@ def _save(net: Any, model: Model, out: Path, settings: FinetuneSettings, dtype: 
         for weight in net.parameters():  # as precise as the model that it came from
             weight.grad, weight.data = None, weight.data.to(dtype)
         model.tokenizer.save_pretrained(str(out))
+    (out / "README.md").unlink(missing_ok=True)  # a torn one, which PEFT would read in and add to
     net.save_pretrained(str(out), safe_serialization=True)
 
 
