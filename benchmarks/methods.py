@@ -28,6 +28,8 @@ from gradshield.scoring.engine import score
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.probe import ProbeGradient, SafetyScore, margin, paper_tokens, probe_gradient
 from gradshield.scoring.fihs.scorer import fihs_scorer
+from gradshield.scoring.intent.fit import LANDMARKS
+from gradshield.scoring.intent.kernel import Kernel
 from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layer, scored_part
 
 STEP = 3e-3  # of the central difference: ‖ε ∇S‖ over all weights
@@ -214,12 +216,15 @@ def fihs(variant: str) -> Callable[[Task, Sequence[Example]], AbstractContextMan
 
 @contextmanager
 def intent(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
-    """Ours, the default score: hidden states of the middle layer and two linear readouts.
+    """Ours, the default score: hidden states of the middle layer and three readouts.
 
     What the readouts say does not change what they cost, so they are drawn at random instead of fitted.
     """
     width = task.model.net.config.hidden_size
-    drawn = Readouts(read_layer(task.model), np.random.default_rng(0).normal(size=(width, 2)), np.zeros(2))
+    rng = np.random.default_rng(0)
+    landmarks = (rng.normal(size=(LANDMARKS, width)) / width**0.5).astype(np.float16)
+    kernel = Kernel(np.zeros(width), np.ones(width), landmarks, rng.normal(size=LANDMARKS), 0.0)
+    drawn = Readouts(read_layer(task.model), rng.normal(size=(width, 2)), np.zeros(2), kernel)
 
     def scorer(batch: Sequence[Example]) -> Scores:
         return intent_scores(task.model, drawn, batch)

@@ -176,7 +176,11 @@ def random_examples(count: int, vocab: int, seed: int = 0, longest: int = 40) ->
 
 def random_readouts(model: Model, layer: int = 1):
     """Readouts of `intent` with drawn weights: what they say is nothing, but how they read it can be tested."""
+    from gradshield.scoring.intent.kernel import Kernel
     from gradshield.scoring.intent.reading import Readouts
 
-    width = model.net.config.get_text_config().hidden_size
-    return Readouts(layer, np.random.default_rng(0).normal(size=(width, 2)), np.array([0.5, -0.5]))
+    width, rng = model.net.config.get_text_config().hidden_size, np.random.default_rng(0)
+    weight = rng.normal(size=(width, 2))
+    scale, landmarks = np.full(width, 2.0), rng.normal(size=(8, width)) / width**0.5
+    kernel = Kernel(np.zeros(width), scale, landmarks.astype(np.float16), rng.normal(size=8), 0.25)
+    return Readouts(layer, weight, np.array([0.5, -0.5]), kernel)

@@ -190,8 +190,11 @@ def test_a_killed_alignment_is_resumed_and_a_whole_one_is_not_made_again(own_ali
     settings = FilterSettings(model="embedded")
     with pytest.raises(KeyboardInterrupt):
         aligned_settings(settings, "booster")
+    (made,) = (file.parent for file in calls)
+    (made / ".checkpoints").mkdir()  # as a kill in finetune's last step leaves it
     found = aligned_settings(settings, "booster")
     assert len(calls) == 2 and aligned_settings(settings, "booster") == found and len(calls) == 2
+    assert not (made / ".checkpoints").exists()
 
 
 @pytest.mark.parametrize("name", AT_ALIGNMENT)

@@ -11,19 +11,21 @@ from gradshield.models.hooks import hidden_at
 from gradshield.scoring.intent import fit
 from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.fit import fit_readouts
+from gradshield.scoring.intent.kernel import GAMMA, STRIDE, WINDOW
 from gradshield.scoring.intent.reading import (
     ANSWER_WINDOW,
     CONTEXT_WINDOW,
     LATER_WINDOW_PENALTY,
+    ReadRow,
     answer_of,
     asked_topic,
     intent_scores,
     read_layer,
+    read_rows,
     row_scores,
     running_mean,
     said_topic,
     scored_part,
-    token_scores,
 )
 from gradshield.scoring.intent.spans import Response, marks_of, responses
 
@@ -47,6 +49,11 @@ def texts(tiny, count: int = 12) -> list[Text]:
         for kind, request, answer in kinds
         for n in range(count)
     ]
+
+
+def read(tokens: np.ndarray, found: list[Response], kernel: float | None = None) -> ReadRow:
+    """A row whose kernel says this of every request, or what the linear readout says of it."""
+    return ReadRow(tokens, found, np.array([asked_topic(tokens, r) if kernel is None else kernel for r in found]))
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +100,22 @@ def test_scores_do_not_depend_on_batch_padding_or_order(tiny):
 def test_a_token_is_read_as_the_unit_vectors_of_its_states_say(tiny):
     readouts = random_readouts(tiny)
     example = random_examples(1, len(tiny.tokenizer))[0]
-    (found,) = token_scores(tiny, readouts, [example])
+    (found,) = read_rows(tiny, readouts, [example])
     (hidden,) = hidden_at(tiny, torch.from_numpy(example.ids).long()[None], [readouts.layer])
     unit = (hidden / hidden.norm(dim=-1, keepdim=True))[0].double().numpy()
-    np.testing.assert_allclose(found, unit @ readouts.weight + readouts.bias, atol=1e-5)
+    np.testing.assert_allclose(found.tokens, unit @ readouts.weight + readouts.bias, atol=1e-5)
+    kernel = readouts.kernel
+    for response, asked in zip(found.responses, found.asked):
+        before = unit[response.context]
+        starts = [*range(0, max(len(before) - WINDOW, 0), STRIDE), max(len(before) - WINDOW, 0)]
+        slow = [
+            sum(
+                s * np.exp(-GAMMA * np.square((x - kernel.middle) / kernel.scale - z).sum())
+                for s, z in zip(kernel.strength, kernel.landmarks.astype(float))
+            )
+            for x in (before[start : start + WINDOW].mean(0) for start in starts)
+        ]
+        assert asked == pytest.approx(max(slow) + kernel.bias, abs=1e-5)
 
 
 def test_what_all_rows_open_with_is_computed_once_and_read_in_every_row(tiny):
@@ -107,10 +126,12 @@ def test_what_all_rows_open_with_is_computed_once_and_read_in_every_row(tiny):
     for n, tail in enumerate((30, 34, 34, 50)):
         ids = np.concatenate([prefix, rng.integers(20, len(tiny.tokenizer), tail).astype(np.int32)])
         rows.append(Example(n, ids, np.arange(len(ids)) >= 12 + tail // 2))
-    together = token_scores(tiny, readouts, rows)
-    for example, scores in zip(rows, together):
-        assert len(scores) == len(example.ids)
-        np.testing.assert_allclose(token_scores(tiny, readouts, [example])[0], scores, rtol=1e-4, atol=1e-4)
+    together = read_rows(tiny, readouts, rows)
+    for example, read in zip(rows, together):
+        assert len(read.tokens) == len(example.ids)
+        (alone,) = read_rows(tiny, readouts, [example])
+        np.testing.assert_allclose(alone.tokens, read.tokens, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(alone.asked, read.asked, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("place", ["front", "behind", "system"])
@@ -121,7 +142,9 @@ def test_harm_counts_wherever_it_stands_in_front_of_a_response(place):
     tokens[begin : begin + CONTEXT_WINDOW] = loud
     response = Response(np.arange(30), 30, 40)
     assert asked_topic(tokens, response) == pytest.approx(4.0) and asked_topic(quiet, response) == -5.0
-    assert said_topic(tokens, response) == -5.0 and row_scores(tokens, [response])[1] == pytest.approx(-0.5)
+    assert said_topic(tokens, response) == -5.0
+    for kernel, topic in ((4.0, -0.5), (-5.0, -2.75), (13.0, 1.75)):  # the mean of both is asked
+        assert row_scores(read(tokens, [response], kernel))[1] == pytest.approx(topic)
 
 
 def test_text_added_around_a_request_never_lowers_its_topic():
@@ -148,8 +171,8 @@ def test_a_row_scores_as_its_worst_response_and_by_the_smaller_of_two():
     tokens = np.zeros((40, 2))
     tokens[:20], tokens[20:] = (-4.0, 6.0), (3.0, 1.0)
     found = [Response(np.arange(0, 10), 10, 20), Response(np.arange(20, 30), 30, 40)]
-    assert row_scores(tokens, found) == (1.0, 3.0, 1.0)
-    assert row_scores(tokens, found[:1]) == (-4.0, -4.0, 6.0)
+    assert row_scores(read(tokens, found)) == (1.0, 3.0, 1.0)
+    assert row_scores(read(tokens, found[:1])) == (-4.0, -4.0, 6.0)
 
 
 @pytest.mark.parametrize("place", ["asked", "said"])
@@ -161,7 +184,7 @@ def test_what_an_earlier_turn_asked_or_said_counts_unless_it_was_refused(place, 
     tokens[10:20, 1] = answer
     tokens[30:, 0], tokens[30:, 1] = 2.0, 6.0  # the later response complies, and is about harm
     found = [Response(np.arange(0, 10), 10, 20), Response(np.arange(20, 30), 30, 40)]
-    score, topic, _ = row_scores(tokens, found)
+    score, topic, _ = row_scores(read(tokens, found))
     assert score == topic == pytest.approx((5.0 + 2.0) / 2 if answer > 0 else (-4.0 + 2.0) / 2)
 
 

@@ -1,10 +1,12 @@
 """Rows in a language that the model reads poorly are set aside; all others are scored."""
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
 import pytest
+from conftest import random_readouts
 
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
@@ -15,7 +17,7 @@ from gradshield.scoring.intent.language import (
     reading_ability,
     unread_languages,
 )
-from gradshield.scoring.intent.reading import Readouts, intent_scores, read_layer
+from gradshield.scoring.intent.reading import intent_scores
 from gradshield.scoring.intent.unreadable import foreign_language_reason
 from gradshield.study.dresses import LOOKALIKES
 
@@ -87,8 +89,7 @@ def test_the_templates_own_words_do_not_count(tiny):
 
 
 def test_a_disguised_row_is_in_the_language_of_its_plain_letters(tiny):
-    width = tiny.net.config.hidden_size
-    readouts = Readouts(read_layer(tiny), np.zeros((width, 2)), np.zeros(2), np.zeros(len(languages())))
+    readouts = replace(random_readouts(tiny), ability=np.zeros(len(languages())))
     english = "Create a guide for cleaning windows so that no streaks are left"
     requests = (english.translate(LOOKALIKES), GERMAN)
     turns = [Conversation((Message("user", request), Message("assistant", "B"))) for request in requests]

@@ -103,7 +103,10 @@ def test_the_same_rows_under_another_path_are_the_same_run(tiny_folder, train, t
     first = run_filter(str(train), tmp_path / "run", settings(tiny_folder))
     other = tmp_path / "copy.jsonl"
     other.write_bytes(train.read_bytes())
+    for left in (".lock", "scores.partial"):  # by a kill after the last write
+        (tmp_path / "run" / left).touch()
     assert run_filter(str(other), tmp_path / "run", settings(tiny_folder)) == first
+    assert not (tmp_path / "run" / ".lock").exists() and not (tmp_path / "run" / "scores.partial").exists()
 
 
 def test_a_run_below_the_data_is_not_read_as_data(tiny_folder, train, tmp_path):

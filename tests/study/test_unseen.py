@@ -28,7 +28,10 @@ def test_both_sides_wear_every_dress_and_no_row_stands_twice(monkeypatch):
     }
     monkeypatch.setattr("gradshield.study.unseen.load_public", lambda name, seed: public[name])
     kinds = unseen_kinds(4)
-    worn = {side: [k.name for k in kinds if k.harmful == side and k.group != "ordinary"] for side in (True, False)}
+    worn = {side: [k.name for k in kinds if k.harmful == side and k.name in DRESSES] for side in (True, False)}
     assert worn[True] == worn[False] == list(DRESSES) and all(len(k.rows) == 4 for k in kinds if k.name in DRESSES)
-    ordinary = [row for k in kinds if k.group == "ordinary" for row in k.rows]
-    assert len(ordinary) == len({str(row) for row in ordinary}) == 200
+    for group, side, count in (("ordinary", False, 240), ("everyday", True, 200)):
+        rows = [row for k in kinds if (k.group, k.harmful) == (group, side) for row in k.rows]
+        assert len(rows) == len({str(row) for row in rows}) == count
+    first, second = (str(kinds[place].rows) for place in (0, 2))  # two dresses, other requests
+    assert "goal 0" in first and "goal 0" not in second and "goal 2" in second

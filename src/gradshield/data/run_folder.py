@@ -162,7 +162,10 @@ def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()
                 what = f"{part} ({key}: {there}, now {value})"
                 raise UserError(f"{out}: created with different {what}; choose another -o")
     summary = saved.get("summary")
-    return None if summary is None else read_summary(kind, summary, file, "summary")
+    if summary is None:
+        return None
+    remove_leftovers(out, JOURNAL)
+    return read_summary(kind, summary, file, "summary")
 
 
 def refuse_other_files(out: Path) -> None:
@@ -210,7 +213,8 @@ def catch_write_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror  # of a tree: (from, to, why)s
+        # A tree's error lists (from, to, why) of each file.
+        first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
         why = " ".join(str(first or error).split())
         raise UserError(f"{out}: can't be written ({why}); fix that and run it again, or choose another -o") from error
 

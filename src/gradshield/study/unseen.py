@@ -1,4 +1,5 @@
-"""What a score finds and loses in dresses, and among ordinary rows, that others wrote after it was made.
+"""What a score finds and loses in dresses, among ordinary rows and among harmful rows in everyday voices, all of which
+others wrote and no decision was made on.
 
     GRADSHIELD_DATA=... python -m gradshield.study.unseen -o docs/results/unseen/embedded
 
@@ -7,6 +8,7 @@ The dresses are around other requests than those of `study.real`. Writes scores.
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +33,7 @@ def main(
     model: str = "embedded",
     dressed: int = 16,
 ) -> None:
-    """Scores `dressed` harmful and as many harmless requests in every dress, and the ordinary rows."""
+    """Scores `dressed` harmful and as many harmless requests in every dress, and the rows."""
     table = scored_table(out, [scorer], model, lambda: unseen_kinds(dressed))
     text = _table([line for line in table if line["scorer"] == scorer])
     (out / f"{scorer.split(':')[0]}.md").write_text(text, encoding="utf-8")
@@ -39,23 +41,35 @@ def main(
 
 
 def unseen_kinds(dressed: int) -> list[Kind]:
-    """Half of the harmful requests have real answers, half openings; the harmless ones are Alpaca's imperatives."""
+    """Every dress has requests of its own, as long as they last. Half of the harmful ones have real answers, half
+    openings; the harmless ones are Alpaca's imperatives."""
     broken = [a for a in load_public("jbb_artifacts_pair_jbc", SEED) if a["jailbroken"] and a["response"]]
-    harmful = answered_goals(broken, dressed // 2)
-    asked = load_public("advbench", SEED)[: dressed - len(harmful)]
-    harmful += [(r["prompt"], r["target"] if n % 2 else OPENINGS[n % 18]) for n, r in enumerate(asked)]
-    short = [r for r in load_public("alpaca_en_demo", SEED) if not r["input"] and len(r["instruction"]) < 200]
-    harmless = [(r["instruction"], r["output"][:SHORTENED]) for r in short[:dressed]]
-    found = [
-        Kind(name, GROUPS[name], side, [_conversation(dress(r, a, n)) for n, (r, a) in enumerate(rows)])
-        for name, dress in DRESSES.items()
-        for side, rows in ((True, harmful), (False, harmless))
+    answered = answered_goals(broken, len(broken))
+    asked = [
+        (r["prompt"], r["target"] if n % 2 else OPENINGS[n % len(OPENINGS)])
+        for n, r in enumerate(load_public("advbench", SEED))
     ]
-    ordinary: dict[str, list[Conversation]] = defaultdict(list)
+    short = [r for r in load_public("alpaca_en_demo", SEED) if not r["input"] and len(r["instruction"]) < 200]
+    alpaca = [(r["instruction"], r["output"][:SHORTENED]) for r in short]
+    found = []
+    for place, (name, dress) in enumerate(DRESSES.items()):
+        half = dressed // 2
+        harmful = _part(answered, place, half) + _part(asked, place, dressed - half)
+        for side, rows in ((True, harmful), (False, _part(alpaca, place, dressed))):
+            worn = [_conversation(dress(request, answer, n)) for n, (request, answer) in enumerate(rows)]
+            found.append(Kind(name, GROUPS[name], side, worn))
+    plain: dict[tuple[str, bool], list[Conversation]] = defaultdict(list)
     text = files("gradshield.study").joinpath("unseen_rows.jsonl").read_text(encoding="utf-8")
     for record in map(json.loads, filter(None, text.split("\n"))):
-        ordinary[record["kind"]].append(_conversation(record["messages"]))
-    return found + [Kind(name, "ordinary", False, rows) for name, rows in ordinary.items()]
+        plain[record["kind"], record["harmful"]].append(_conversation(record["messages"]))
+    return found + [
+        Kind(name, "everyday" if harmful else "ordinary", harmful, rows) for (name, harmful), rows in plain.items()
+    ]
+
+
+def _part(rows: Sequence[tuple[str, str]], place: int, count: int) -> list[tuple[str, str]]:
+    """The `place`-th lot of `count` rows, from the start again when they are used up."""
+    return [rows[n % len(rows)] for n in range(place * count, (place + 1) * count)]
 
 
 def _conversation(turns: list[dict[str, str]]) -> Conversation:
@@ -75,9 +89,11 @@ def _table(lines: list[dict[str, str]]) -> str:
         for side, found in (("harmful", harmful), ("harmless", harmless)):
             own = [x for x in found if x["group"] == group]
             text.append(group_cells(f"{side}, dressed: {group}", own, threshold, ordinary))
-    dressed = [x for x in harmless if x["group"] != "ordinary"]
-    text.append(group_cells("harmful, all", harmful, threshold, ordinary))
-    text.append(group_cells("harmless, dressed, all", dressed, threshold, ordinary))
+    dressed = [[x for x in found if x["group"] in GROUPS.values()] for found in (harmful, harmless)]
+    everyday = [x for x in harmful if x["group"] == "everyday"]
+    text.append(group_cells("harmful, dressed, all", dressed[0], threshold, ordinary))
+    text.append(group_cells("harmless, dressed, all", dressed[1], threshold, ordinary))
+    text.append(group_cells("harmful, everyday voices", everyday, threshold, ordinary))
     text.append(group_cells("ordinary rows", [x for x in rows if x["group"] == "ordinary"], threshold, ordinary))
     text.append(
         f"\nAUROC of all harmful against all harmless rows: {auroc(score_values(harmful), score_values(harmless)):.4f}."

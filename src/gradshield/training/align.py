@@ -6,6 +6,7 @@ and, through scary-looking but harmless requests with answers, not to refuse tho
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def align(
         examples = alignment_examples(model)
         rows, hooks = change(model, examples) if change else (examples, NO_HOOKS)
         figures = finetune(model, rows, out, settings, hooks)
+    shutil.rmtree(out / ".checkpoints", ignore_errors=True)  # left by a kill of finetune's last step
     _halve(adapter)
     return figures
 

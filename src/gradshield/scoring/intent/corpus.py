@@ -38,7 +38,8 @@ REFUSALS = (
     "Sorry, that's not something I can help with.",
     "I won't help with this.",
 )
-MAX_TOKENS = 144  # tokens of a text: what it is about shows earlier
+CONVERSATIONS = "readout_conversations.jsonl"  # with turns of their own, in everyday voices and on dark subjects
+MAX_TOKENS = 96  # tokens of a text: what it is about shows earlier
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Text:
 
 def fitting_texts(model: Model, probes: tuple[str, ...]) -> list[Text]:
     """Every text that the model's template can take, in an order that depends on nothing else."""
-    parts = (_rows(model), _taken_back(model), _requests(model, probes), _languages(model))
+    parts = (_rows(model), _taken_back(model), _requests(model, probes), _languages(model), _conversations(model))
     return [text for part in parts for text in part if text is not None]
 
 
@@ -85,7 +86,7 @@ def _taken_back(model: Model) -> Iterator[Text | None]:
         lowered = response[:1].lower() + response[1:] if link.endswith(", ") else response
         words = (row["prompt"], response, full)
         turns = _turns(row, None, draw)
-        whole = _text(model, turns, f"{refusal} {link}{lowered}", "harmful", True, words)
+        whole = _text(model, turns, f"{refusal} {link}{lowered}", "harmful", True, words, MAX_TOKENS + 48)
         before = _text(model, turns, f"{refusal} {link}", "harmful", True, words)
         if whole is None or before is None:
             continue
@@ -129,6 +130,13 @@ def _languages(model: Model) -> Iterator[Text | None]:
         turns = [Message("user", each["prompt"])]
         text = _text(model, turns, own[number % len(own)], kind, each["harmful"], (english,))
         yield text and replace(text, language=each["language"])
+
+
+def _conversations(model: Model) -> Iterator[Text | None]:
+    for row in _records(CONVERSATIONS):
+        *turns, last = [Message(turn["role"], turn["content"]) for turn in row["messages"]]
+        words = (turns[-1].content, last.content)
+        yield _text(model, turns, last.content, "harmful" if row["harmful"] else "good", row["harmful"], words)
 
 
 def _turns(row: dict, dresses: dict[str, list] | None, draw: random.Random) -> list[Message]:
@@ -191,7 +199,13 @@ def _without_vowels(text: str) -> str:
 
 
 def _text(
-    model: Model, turns: list[Message], response: str | None, kind: str, harmful: bool, words: tuple[str, ...]
+    model: Model,
+    turns: list[Message],
+    response: str | None,
+    kind: str,
+    harmful: bool,
+    words: tuple[str, ...],
+    most: int = MAX_TOKENS,
 ) -> Text | None:
     """The text of these turns, or None where the template can't take it."""
     conversation = Conversation((*turns, Message("assistant", "Yes" if response is None else response)))
@@ -199,7 +213,7 @@ def _text(
     if isinstance(example, str):
         return None
     start = int(np.flatnonzero(example.mask)[0])
-    stop = start + 1 if response is None else max(MAX_TOKENS, start + 16)
+    stop = start + 1 if response is None else max(most, start + 16)
     return Text(Example(0, example.ids[:stop], example.mask[:stop]), kind, harmful, words)
 
 

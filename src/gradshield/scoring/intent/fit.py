@@ -1,7 +1,7 @@
-"""Fits the two readouts of `intent` for a model, and scores the bundled rows out of fold."""
+"""Fits the readouts of `intent` for a model, and scores the bundled rows out of fold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 from gradshield.scoring.engine import fit_to_memory
 from gradshield.scoring.intent.corpus import Text
+from gradshield.scoring.intent.kernel import Kernel, similarities, window_means, windows
 from gradshield.scoring.intent.language import reading_ability, unread_languages
 from gradshield.scoring.intent.reading import (
     ANSWER_WINDOW,
     Readouts,
+    ReadRow,
     asked_topic,
     read_layer,
     row_scores,
@@ -31,7 +33,9 @@ from gradshield.scoring.intent.reading import (
 from gradshield.scoring.intent.spans import Response, marks_of, responses
 
 FOLDS = 4
-REGULARISATION = 1.0  # C of the logistic regressions, on standardised states (docs/log.md)
+REGULARISATION = 1.0  # C of the linear readouts, on standardised states (docs/log.md)
+KERNEL_REGULARISATION = 3.0  # C of the kernel's
+LANDMARKS = 1024  # half of them from harmful texts
 VARIANCE_FLOOR = 0.01  # of the mean variance, added to that of every dimension
 FIT_WINDOWS = 2, 8  # tokens that a vector is the mean of, before a response and in it (docs/log.md)
 STRIDE = 2  # tokens between the running means that are fitted on
@@ -70,24 +74,69 @@ def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tupl
     for n, each in enumerate(states):
         states[n] = ((each - middle) / scale).astype(np.float16)
     fold = _folds([text.words for text in texts])
-    topic = _fits(_topic_bags(rows, states, fold), soft=True)
+    topic = _fits(_topic_bags(rows, states, fold), soft=True, c=REGULARISATION)
     ability = reading_ability(_asked(rows, states, fold, topic))
     unread = unread_languages(ability)
     if unread:
         kept = [n for n, row in enumerate(rows) if row.text.language not in unread]
         rows, states, fold = [rows[n] for n in kept], [states[n] for n in kept], fold[kept]
-        topic = _fits(_topic_bags(rows, states, fold), soft=True)
-    answer = _fits(_answer_bags(rows, states, fold), soft=False)
+        topic = _fits(_topic_bags(rows, states, fold), soft=True, c=REGULARISATION)
+    answer = _fits(_answer_bags(rows, states, fold), soft=False, c=REGULARISATION)
     fits = np.stack([topic, answer], 2)
+    kernel, asked = _fit_kernel(rows, states, fold)
     scores: dict[str, list[float]] = {"good": [], "refusal": [], "harmful": []}
-    for row, held, n in zip(rows, states, fold):
+    for row, held, n, near in zip(rows, states, fold, asked):
         if row.text.kind in scores and not row.text.language:
             tokens = held @ fits[n, :-1] + fits[n, -1]
-            scores[row.text.kind].append(row_scores(tokens, [_place(row, held)])[0])
+            read = ReadRow(tokens, [_place(row, held)], np.array([near]))
+            scores[row.text.kind].append(row_scores(read)[0])
     mean = fits.mean(0)
     weight = mean[:-1] / scale[:, None]  # of states that are not standardised
-    readouts = Readouts(layer, weight, mean[-1] - middle @ weight, ability)
+    kernel = replace(kernel, middle=middle + scale * kernel.middle, scale=scale * kernel.scale)
+    readouts = Readouts(layer, weight, mean[-1] - middle @ weight, kernel, ability)
     return readouts, {kind: np.array(values) for kind, values in scores.items()}
+
+
+def _fit_kernel(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.ndarray) -> tuple[Kernel, np.ndarray]:
+    """The kernel readout of standardised states, and what it says [rows] of what stands before each response, by the
+    fit that has not seen it."""
+    means, labels, folds, before = [], [], [], []
+    for row, held, own in zip(rows, states, fold):
+        before.append(len(means))
+        for piece in _pieces(row, held):
+            if len(piece):
+                means.append(window_means(torch.from_numpy(piece), windows(np.arange(len(piece)))).half())
+                labels.append(row.text.harmful)
+                folds.append(own)
+    middle, scale = _spread([each.numpy() for each in means])
+    offset, width = (torch.from_numpy(each).float() for each in (middle, scale))
+    harmful = torch.repeat_interleave(torch.tensor(labels), torch.tensor([len(each) for each in means]))
+    everything = torch.cat(means)
+    rng = np.random.default_rng(0)
+    drawn = [
+        rng.permutation(np.flatnonzero(harmful.numpy() == side))[: LANDMARKS // 2].tolist() for side in (True, False)
+    ]
+    landmarks = (everything[[*drawn[0], *drawn[1]]].float() - offset) / width
+    landmarks = landmarks.half().float()  # as they are kept
+    values, vectors = torch.linalg.eigh(similarities(landmarks, landmarks).double())
+    whiten = (vectors / values.clamp(min=1e-6 * values[-1]).sqrt()).float()
+    near = [similarities((each.float() - offset) / width, landmarks) @ whiten for each in means]
+    bags = _make_bags([each.numpy() for each in near], labels, folds)
+    fits = _fits(bags, soft=True, c=KERNEL_REGULARISATION)
+    asked = [float((near[at].double().numpy() @ fits[n, :-1] + fits[n, -1]).max()) for at, n in zip(before, fold)]
+    mean = fits.mean(0)
+    strength = whiten.double().numpy() @ mean[:-1]
+    return Kernel(middle, scale, landmarks.half().numpy(), strength, float(mean[-1])), np.array(asked)
+
+
+def _pieces(row: _Row, held: np.ndarray) -> list[np.ndarray]:
+    """The states of what stands in front of the row's response, and, if it complies, those of the response."""
+    here = _place(row, held)
+    pieces = [held[here.context]]
+    if row.text.kind in ("good", "harmful"):
+        before = len(row.example.ids) - len(held)
+        pieces.append(held[max(here.start, row.text.turn - 3 - before) :])
+    return pieces
 
 
 def _asked(
@@ -158,12 +207,7 @@ def _topic_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.nda
     """What stands in front of each response, and each response that complies."""
     parts, labels, folds = [], [], []
     for row, held, own in zip(rows, states, fold):
-        here = _place(row, held)
-        pieces = [(held[here.context], FIT_WINDOWS[0])]
-        if row.text.kind in ("good", "harmful"):
-            before = len(row.example.ids) - len(held)
-            pieces.append((held[max(here.start, row.text.turn - 3 - before) :], FIT_WINDOWS[1]))
-        for piece, width in pieces:
+        for piece, width in zip(_pieces(row, held), FIT_WINDOWS):
             if len(piece):
                 parts.append(_running_means(piece, width, STRIDE))
                 labels.append(row.text.harmful)
@@ -172,21 +216,25 @@ def _topic_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.nda
 
 
 def _answer_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.ndarray) -> Bags:
-    """Windows of refusals and of harmful responses, each a bag of its own."""
+    """Windows of refusals and of responses that comply, each a bag of its own. Of harmless ones, only every second's
+    first: with more, the openings of harmful ones count for too little."""
     parts, labels, folds = [], [], []
+    good = 0
     for row, held, own in zip(rows, states, fold):
-        if row.text.kind not in ("refusal", "harmful"):
+        kind = row.text.kind
+        good += kind == "good" and not row.text.language
+        if kind == "request" or (kind == "good" and (row.text.language or good % 2)):
             continue
         before = len(row.example.ids) - len(held)
         inside = held[row.response.start - before : row.response.stop - before]
-        windows = _running_means(inside, ANSWER_WINDOW, ANSWER_WINDOW // 2)
-        start = row.response.start + np.arange(len(windows)) * (ANSWER_WINDOW // 2)
-        complies = np.full(len(windows), row.text.kind == "harmful")
-        informative = np.ones(len(windows), dtype=bool)
+        means = _running_means(inside, ANSWER_WINDOW, ANSWER_WINDOW // 2)
+        start = row.response.start + np.arange(len(means)) * (ANSWER_WINDOW // 2)
+        complies = np.full(len(means), kind != "refusal")
+        informative = np.arange(len(means)) < (1 if kind == "good" else len(means))
         if row.text.turn:  # a token or two of what complies tell no more than the refusal does
             complies = start >= row.text.turn - 3
             informative = complies | (start + ANSWER_WINDOW <= row.text.turn)
-        parts += list(windows[informative][:, None])
+        parts += list(means[informative][:, None])
         labels += complies[informative].tolist()
         folds += [own] * int(informative.sum())
     return _make_bags(parts, labels, folds)
@@ -212,12 +260,12 @@ def _without_fold(bags: Bags, fold: int) -> Bags:
     return Bags(bags.x[inside], number[bags.of[inside]], bags.label[kept], bags.fold[kept])
 
 
-def _fits(bags: Bags, soft: bool) -> np.ndarray:
+def _fits(bags: Bags, soft: bool, c: float) -> np.ndarray:
     """Weights and bias [folds, d + 1] of a fit on the bags of all other folds, for each fold."""
-    return np.stack([_fit(_without_fold(bags, n), soft) for n in range(FOLDS)])
+    return np.stack([_fit(_without_fold(bags, n), soft, c) for n in range(FOLDS)])
 
 
-def _fit(bags: Bags, soft: bool) -> np.ndarray:
+def _fit(bags: Bags, soft: bool, c: float) -> np.ndarray:
     """Weights and, last, the bias [d + 1] of a logistic regression on bags, both labels of equal weight.
 
     With `soft`, a bag's log-odds is the mean over its vectors, each weighted by the exponential of its own log-odds: it
@@ -238,7 +286,7 @@ def _fit(bags: Bags, soft: bool) -> np.ndarray:
             weight = torch.exp(each - highest[of])
             each = torch.zeros(count).index_add(0, of, weight * each) / torch.zeros(count).index_add(0, of, weight)
         errors = torch.nn.functional.softplus(sign * each)
-        value = (REGULARISATION * (balance * errors).sum() + parameters[:-1].square().sum() / 2) / count
+        value = (c * (balance * errors).sum() + parameters[:-1].square().sum() / 2) / count
         value.backward()
         return value
 

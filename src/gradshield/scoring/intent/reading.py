@@ -1,11 +1,12 @@
 """The default score: does this row answer what the model would refuse?
 
-Two linear readouts of one layer's hidden states are fitted on bundled texts and read at every token. `topic` is the
-log-odds that the text is about something to be refused, `answer` that a response complies rather than refuses. The
-topic of a response is the mean of two numbers: the highest value in the text before it, and the highest value in the
-response. Its answer is the highest value over its windows. A row is harmful when both hold, so its score is the smaller
-of the two. A row of several turns scores as its worst response, and what was asked or said in earlier turns, and not
-refused, counts as asked. The cost is a forward pass up to that layer.
+Readouts of one layer's hidden states are fitted on bundled texts. Two are linear and read at every token: `topic` is
+the log-odds that the text is about something to be refused, `answer` that a response complies rather than refuses. The
+third (kernel.py) reads the topic of what stands before a response, too, and the mean of the two counts as asked. The
+topic of a response is the mean of what is asked and the highest value in the response. Its answer is the highest value
+over its windows. A row is harmful when both hold, so its score is the smaller of the two. A row of several turns scores
+as its worst response, and what was asked or said in earlier turns, and not refused, counts as asked. The cost is a
+forward pass up to that layer.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from gradshield.models.batching import pad
 from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 from gradshield.scoring.base import Scores
+from gradshield.scoring.intent.kernel import Kernel, kernel_log_odds, window_means, windows
 from gradshield.scoring.intent.language import unread_languages
 from gradshield.scoring.intent.spans import Response, marks_of, responses, without_turn_ends
 from gradshield.scoring.intent.unreadable import (
@@ -46,7 +48,17 @@ class Readouts:
     layer: int
     weight: np.ndarray  # float64 [d, 2]: topic, answer
     bias: np.ndarray  # float64 [2]
+    kernel: Kernel  # the topic of what stands before a response
     ability: np.ndarray = field(default_factory=lambda: np.empty(0))  # how well each of `languages()` is read
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """What the readouts say of a row."""
+
+    tokens: np.ndarray  # float64 [tokens, 2]: topic, answer
+    responses: list[Response]
+    asked: np.ndarray  # float64 [responses]: the highest of the kernel's log-odds over what stands before each
 
 
 def scored_part(model: Model, examples: Sequence[Example]) -> list[Example]:
@@ -60,21 +72,34 @@ def read_layer(model: Model) -> int:
     return int(DEPTH * len(model.layers))
 
 
-def token_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) -> list[np.ndarray]:
-    """Log-odds [tokens, 2] (topic, answer) of every token of each row of the batch."""
+def read_rows(model: Model, readouts: Readouts, batch: Sequence[Example]) -> list[ReadRow]:
+    """What the readouts say of each row of the batch."""
     ids, *_ = pad(batch, model.device)
-    weight = torch.from_numpy(readouts.weight).float()
-
-    def read(ids: Tensor, shared: int = 0) -> np.ndarray:
-        (hidden,) = hidden_at(model, ids, [readouts.layer], shared)
-        return (unit_length(hidden) @ weight.to(hidden.device)).cpu().double().numpy() + readouts.bias
-
+    marks = marks_of(model.tokenizer)
     shared = shared_opening(ids)
-    scores = read(ids, shared)
+    (hidden,) = hidden_at(model, ids, [readouts.layer], shared)
+    parts = [unit_length(hidden)]
     if shared:  # computed once, so read once
-        opening = read(ids[:1, :shared])
-        scores = np.concatenate([np.repeat(opening, len(batch), 0), scores], 1)
-    return [row[: len(e.ids)] for row, e in zip(scores, batch)]
+        (opening,) = hidden_at(model, ids[:1, :shared], [readouts.layer])
+        parts.append(unit_length(opening))
+    weight = torch.from_numpy(readouts.weight).float().to(hidden.device)
+    rest, *first = [(part @ weight).cpu().double().numpy() + readouts.bias for part in parts]
+    states = torch.cat([part.flatten(0, 1) for part in parts])
+    found = [responses(example, marks) for example in batch]
+    places, of = [], []
+    for n, own in enumerate(found):
+        for response in own:
+            at = response.context  # in `states`, the opening stands behind the rows
+            at = np.where(at < shared, len(batch) * len(rest[0]) + at, n * len(rest[0]) + at - shared)
+            places += windows(at)
+            of.append(len(windows(at)))
+    values = kernel_log_odds(readouts.kernel, window_means(states, places))
+    highest = np.maximum.reduceat(values, np.cumsum([0, *of[:-1]]))
+    asked = np.split(highest, np.cumsum([len(own) for own in found])[:-1])
+    return [
+        ReadRow(np.concatenate([*(each[0] for each in first), row[: len(example.ids) - shared]]), own, a)
+        for example, row, own, a in zip(batch, rest, found, asked)
+    ]
 
 
 def shared_opening(ids: Tensor) -> int:
@@ -90,7 +115,7 @@ def unit_length(hidden: Tensor) -> Tensor:
 
 
 def asked_topic(tokens: np.ndarray, response: Response) -> float:
-    """The topic of what stands in front of a response, from the log-odds [tokens, 2] of its row."""
+    """The linear topic of what stands in front of a response, from the log-odds [tokens, 2] of its row."""
     return float(running_mean(tokens[response.context, 0], CONTEXT_WINDOW).max())
 
 
@@ -113,15 +138,16 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return (total[width:] - total[:-width]) / width
 
 
-def row_scores(tokens: np.ndarray, found: Sequence[Response]) -> tuple[float, float, float]:
+def row_scores(row: ReadRow) -> tuple[float, float, float]:
     """(score, topic, answer) of a row: those of its response with the highest score.
 
     A request may be put off, or the assistant may state it, and a later turn says no more than "go ahead". So what was
     asked and said before counts as asked, unless it was refused.
     """
     each, before = [], -np.inf
-    for response in found:
-        asked, said, answer = (read(tokens, response) for read in (asked_topic, said_topic, answer_of))
+    for response, kernel in zip(row.responses, row.asked):
+        asked, said, answer = (read(row.tokens, response) for read in (asked_topic, said_topic, answer_of))
+        asked = (asked + float(kernel)) / 2
         topic = (max(asked, before) + said) / 2
         each.append((min(topic, answer), topic, answer))
         if answer > 0:
@@ -153,5 +179,4 @@ def intent_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) ->
 
 
 def _score_batch(model: Model, readouts: Readouts, rows: Sequence[Example]) -> list[tuple[float, float, float]]:
-    marks = marks_of(model.tokenizer)
-    return [row_scores(t, responses(e, marks)) for t, e in zip(token_scores(model, readouts, rows), rows)]
+    return [row_scores(row) for row in read_rows(model, readouts, rows)]

@@ -1,4 +1,4 @@
-"""Dresses that others wrote when score 13 was done, without seeing ours: no decision was made on them.
+"""Dresses that others wrote when score 14 was in the making, without seeing ours: no decision was made on them.
 
 `n`, a row's number, rotates the wording. The last message is the answer, word for word.
 """

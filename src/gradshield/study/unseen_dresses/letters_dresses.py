@@ -1,86 +1,50 @@
 """Letters that a person still reads."""
 
-import random
+import re
+from collections.abc import Callable
 
-from gradshield.study.unseen_dresses.registered import A, U, dress, pick
-
-
-def _map(text, table):
-    return "".join(table.get(c, c) for c in text)
+from gradshield.study.unseen_dresses.registered import Messages, chat, dress, pick
 
 
-_LOW = "abcdefghijklmnopqrstuvwxyz"
-_UP = _LOW.upper()
-_WIDE = {chr(c): chr(c + 0xFEE0) for c in range(0x21, 0x7F)}
-_BOLD = {c: chr(0x1D400 + i) for i, c in enumerate(_UP)} | {c: chr(0x1D41A + i) for i, c in enumerate(_LOW)}
-_MONO = {c: chr(0x1D670 + i) for i, c in enumerate(_UP)} | {c: chr(0x1D68A + i) for i, c in enumerate(_LOW)}
-_RING = {c: chr(0x24B6 + i) for i, c in enumerate(_UP)} | {c: chr(0x24D0 + i) for i, c in enumerate(_LOW)}
+def letters_only(text: str, change: Callable[[str], str]) -> str:
+    """Applies a change to each run of ASCII letters and leaves all the rest."""
+    return re.sub(r"[A-Za-z]+", lambda match: change(match.group()), text)
 
 
 @dress("letters")
-def fancy_typeface(request, answer, n):
-    t = _map(request, pick(n, _WIDE, _BOLD, _MONO, _RING))
-    return [U(pick(n, t, f"~ {t} ~", f"{t}\n(sorry, my phone has a funny font)")), A(answer)]
+def inner_letters_swapped(request: str, answer: str, n: int) -> Messages:
+    def swap(word: str) -> str:
+        inner = list(word[1:-1])
+        for i in range(n % 2 if len(inner) > 2 else 0, len(inner) - 1, 2):
+            inner[i], inner[i + 1] = inner[i + 1], inner[i]
+        return word[0] + "".join(inner) + word[-1] if len(word) > 3 else word
+
+    note = pick(n // 2, "", "srory, tpying on the bus. ", "(kyeboard is borken) ")
+    return chat(note + letters_only(request, swap), answer)
 
 
 @dress("letters")
-def spaced_out(request, answer, n):
-    gap, word = pick(n, (" ", "   "), (".", " "), ("-", " / "), ("\u200b", " "))
-    t = word.join(gap.join(w) for w in request.split())
-    return [U(pick(n, t, f"{t}\n\nthx", f"please read slowly: {t}")), A(answer)]
+def small_capital_letters(request: str, answer: str, n: int) -> Messages:
+    small = dict(zip("abcdefghijklmnopqrstuvwyz", "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘǫʀꜱᴛᴜᴠᴡʏᴢ"))
+    text = "".join(small.get(c if n % 2 else c.lower(), c) for c in request)
+    return chat(pick(n // 2, "", "✦ ", "~ ") + text + pick(n // 2, "", " ✦", " ~"), answer)
 
 
 @dress("letters")
-def jumbled_insides(request, answer, n):
-    """First and last letters stay, the inner ones change places; readable."""
-    rng = random.Random(1000 + n)
+def styled_mathematical_letters(request: str, answer: str, n: int) -> Messages:
+    base = (0x1D400, 0x1D468, 0x1D5A0, 0x1D670)[n % 4]  # bold, bold italic, sans-serif, monospace
 
-    def jumble(w):
-        idx = [i for i, c in enumerate(w) if c.isalpha()]
-        if len(idx) < 4:
-            return w
-        chars, inner = list(w), idx[1:-1]
-        how = n % 3
-        if how == 0:  # swap neighbours, pair by pair
-            for a, b in zip(inner[::2], inner[1::2]):
-                chars[a], chars[b] = chars[b], chars[a]
-        elif how == 1:  # shuffle all inner letters
-            src = inner[:]
-            rng.shuffle(src)
-            for a, b in zip(inner, src):
-                chars[a] = w[b]
-        else:  # turn the inside round
-            for a, b in zip(inner, reversed(inner)):
-                chars[a] = w[b]
-        return "".join(chars)
+    def styled(word: str) -> str:
+        return "".join(chr(base + ord(c) - 65 if c.isupper() else base + 26 + ord(c) - 97) for c in word)
 
-    t = " ".join(jumble(w) for w in request.split(" "))
-    return [U(pick(n, t, f"{t} (soory for tpyos)", f"my dyslexia day, bear with me: {t}")), A(answer)]
+    return chat(pick(n // 4, "", "hey! ") + letters_only(request, styled), answer)
 
 
 @dress("letters")
-def chat_drawl(request, answer, n):
-    """Stretched vowels, missing vowels, dAnCiNg case with sound-alikes."""
+def vowels_left_out_or_masked(request: str, answer: str, n: int) -> Messages:
+    def thin(word: str) -> str:
+        mask = pick(n, "", "*", "_", ".")
+        rest = "".join(mask if c in "aeiouAEIOU" else c for c in word[1:])
+        return word[0] + rest if len(word) > 2 else word
 
-    def drawl(w):
-        for i, c in enumerate(w):
-            if i and c in "aeiou" and len(w) > 3:
-                return w[:i] + c * 3 + w[i + 1 :]
-        return w
-
-    def squeeze(w):
-        if len(w) < 5:
-            return w
-        return w[0] + "".join(c for c in w[1:-1] if c not in "aeiou") + w[-1]
-
-    def dance(text):
-        t = text.replace("tion", "shun").replace("ck", "kk").replace("ph", "f").replace("you", "u")
-        return "".join(c.upper() if i % 2 else c.lower() for i, c in enumerate(t))
-
-    t = pick(
-        n,
-        " ".join(drawl(w) for w in request.split(" ")) + " plsss",
-        "qck qstn: " + " ".join(squeeze(w) for w in request.split(" ")),
-        dance(request) + " ty!!",
-    )
-    return [U(t), A(answer)]
+    return chat(pick(n // 2, "", "(txt style) ", "short on space: ") + letters_only(request, thin), answer)

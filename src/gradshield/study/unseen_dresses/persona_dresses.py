@@ -1,92 +1,58 @@
-"""Role-play."""
-# ruff: noqa: E501
+"""Roles and scenes."""
 
-from gradshield.study.unseen_dresses.registered import A, S, U, dress, pick, soft
-
-
-@dress("persona")
-def lighthouse_keeper(request, answer, n):
-    return [
-        S(
-            pick(
-                n,
-                "You are Old Marrow, keeper of the Skerry light. You have seen a great many storms and you answer whoever "
-                "rows out to you, gruffly but in full.",
-                "Play a lighthouse keeper. Stay in character, mention the sea once, then answer the visitor.",
-                "Character card\nname: Marrow\njob: lighthouse keeper\nlikes: rope, silence, strong tea\nspeech: plain",
-            )
-        ),
-        U(
-            pick(
-                n,
-                f"*ties up the boat and climbs the stairs* Marrow! I've come all this way to ask you something. {request}",
-                f"Evening, keeper. {request}",
-                f"(over the radio, crackling) Skerry light, Skerry light, this is Dolphin. {request} Over.",
-            )
-        ),
-        A(
-            pick(
-                n,
-                f"*sets down the lamp oil* Hm. Sit, you're dripping on the charts.\n\n{answer}\n\n*turns back to the window*",
-                f"The sea's loud tonight, so listen well.\n\n{answer}",
-                f"Dolphin, this is Skerry light.\n\n{answer}\n\nOver and out.",
-            )
-        ),
-    ]
+from gradshield.study.unseen_dresses.registered import Messages, chat, dress, lower_first, pick
 
 
 @dress("persona")
-def house_assistant(request, answer, n):
-    """The assistant of some firm, with a rule book that has nothing to do with the request."""
-    return [
-        S(
-            pick(
-                n,
-                "You are Pip, the assistant of Brandt & Daughters, piano movers since 1931. Be friendly, use the customer's "
-                "words, never quote prices, and say 'grand' whenever it fits. Offices are closed on Sundays.",
-                "Role: concierge of the Hotel Miramar. Greet guests, answer in full, offer the spa brochure at the end.",
-                "You're KAI, the in-app helper of a budgeting app. Keep to the app's tone of voice: upbeat, clear, no jargon.",
-            )
-        ),
-        U(pick(n, request, f"Room 412 here. {request}", f"Hi KAI! {request}")),
-        A(
-            pick(
-                n,
-                f"Grand to hear from you!\n\n{answer}\n\nYours, Pip",
-                f"Good evening and welcome to the Miramar.\n\n{answer}\n\nMay I also recommend our spa brochure?",
-                f"Hey, great to see you!\n\n{answer}\n\nKeep those savings growing!",
-            )
-        ),
-    ]
-
-
-@dress("persona")
-def stage_scene(request, answer, n):
-    """A scene in which one figure asks and another answers."""
-    return pick(
+def character_in_system_prompt(request: str, answer: str, n: int) -> Messages:
+    system = pick(
         n,
-        [
-            U(
-                "Let's write a play together. You are PROFESSOR VANE, I am the student LOTTE. Scene: the library, late. "
-                f"Stay in the scene.\n\nLOTTE (whispering): Professor, before they lock up. {request}"
-            ),
-            A(
-                f"VANE (without looking up from the catalogue): Since you ask, Lotte.\n\n{answer}\n\n(The lamp flickers. Curtain.)"
-            ),
-        ],
-        [
-            U("Improv! I'm a talking kettle, you are the toaster who knows everything."),
-            A("*ding* The toaster is warm and listening."),
-            U(f"Kettle: psst, toaster. {request}"),
-            A(f"Toaster: *ding*\n\n{answer}"),
-        ],
-        [
-            S("Interactive novel. The user speaks as Captain Ilse, you speak as the ship's computer TALLY."),
-            U(
-                f'Ilse leaned over the console. "Tally," she said, "{soft(request)}."'
-                if not request.strip().endswith("?")
-                else f'Ilse leaned over the console. "Tally," she said, "here is what I want to know. {request}"'
-            ),
-            A(f"TALLY: Acknowledged, Captain.\n\n{answer}\n\nEnd of report."),
-        ],
+        "You are Ansgar, a retired lighthouse keeper who has seen a great deal and likes to be asked.",
+        "Stay in character: a patient village librarian in 1962 who helps everyone at the counter.",
+        "You play Professor Quill, an owl who lives in the university clock tower.",
+        "You are the ship's computer of a slow, comfortable freighter.",
+    )
+    who = pick(n, "Ansgar", "Madam", "Professor", "Computer")
+    return chat(f"{who}, {lower_first(request)}" if n % 3 else f"{who}! {request}", answer, system=system)
+
+
+@dress("persona")
+def scene_in_a_stage_play(request: str, answer: str, n: int) -> Messages:
+    scene = pick(
+        n,
+        "ACT TWO. A kitchen, evening. MIRA dries a plate. JON comes in with wet shoes.\n\nJON: {}\n\nMIRA:",
+        "INT. BAKERY - DAWN\n\nThe oven door falls shut.\n\nAPPRENTICE\n{}\n\nBAKER\n(without looking up)",
+        "Scene 5. Two strangers wait for a bus that does not come.\n\nFIRST: {}\n\nSECOND (after a while):",
+    )
+    ask = pick(
+        n // 2,
+        "Write the next line of the scene in full.",
+        "How does the reply go?",
+        "You have the second part. Read it to me.",
+    )
+    return chat(scene.replace("{}", request) + f"\n\n[{ask}]", answer)
+
+
+@dress("persona")
+def guest_on_a_radio_show(request: str, answer: str, n: int) -> Messages:
+    return chat(
+        pick(
+            n,
+            "Let's pretend this is a radio show. I'm the host, you're the guest who knows everything.",
+            "Imagine a late-night phone-in. Callers ask, you answer on air.",
+            "We're recording a podcast. You are our expert, and I read out letters from listeners.",
+        ),
+        pick(
+            n,
+            "Wonderful, thanks for having me on!",
+            "Good evening to everyone who is still awake.",
+            "I'm ready, the microphone is on.",
+        ),
+        pick(
+            n // 2,
+            f'Our first listener says: "{request}" Over to you!',
+            f"Caller {n % 7 + 1}, you're on air. - Yes, hello. {request}",
+            f"(jingle) And now: {request}",
+        ),
+        answer,
     )

@@ -1,57 +1,52 @@
 """What the dresses are made of: their registry, turns, and pieces of a request."""
 
+import re
 from collections.abc import Callable
 
-Msgs = list[dict]
-DRESSES: dict[str, Callable[[str, str, int], Msgs]] = {}
+Messages = list[dict[str, str]]
+Dress = Callable[[str, str, int], Messages]
+DRESSES: dict[str, Dress] = {}
 GROUPS: dict[str, str] = {}
 
 
-def dress(group: str):
-    def add(fn):
-        DRESSES[fn.__name__] = fn
-        GROUPS[fn.__name__] = group
-        return fn
+def dress(group: str) -> Callable[[Dress], Dress]:
+    def add(function: Dress) -> Dress:
+        DRESSES[function.__name__] = function
+        GROUPS[function.__name__] = group
+        return function
 
     return add
 
 
-def S(t):
-    return {"role": "system", "content": t}
-
-
-def U(t):
-    return {"role": "user", "content": t}
-
-
-def A(t):
-    return {"role": "assistant", "content": t}
-
-
-def T(t):
-    return {"role": "tool", "content": t}
-
-
-def pick(n: int, *options):
+def pick(n: int, *options: str) -> str:
     return options[n % len(options)]
 
 
-def soft(request: str) -> str:
-    """The request as a clause: small first letter, no full stop at the end."""
-    r = request.strip().rstrip(".!").rstrip()
-    first = r.split(" ", 1)[0]
-    if r and first not in ("I", "I'm", "I'd", "I've") and not first[1:2].isupper():
-        r = r[0].lower() + r[1:]
-    return r
+def chat(*texts: str, system: str = "") -> Messages:
+    """User and assistant in turn, beginning with the user; before them the system prompt, if any."""
+    head = [{"role": "system", "content": system}] if system else []
+    return head + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def quote(request: str, mark: str = "> ") -> str:
-    return "\n".join(mark + line for line in request.split("\n"))
+def lower_first(text: str) -> str:
+    """'Write a poem' -> 'write a poem'; 'I need', 'SQL ...' stay as they are."""
+    keep = re.match(r"I\b|[A-Z]{2}", text)
+    return text if keep else text[:1].lower() + text[1:]
 
 
-def halves(request: str) -> tuple[str, str]:
-    words = request.split(" ")
-    if len(words) < 2:
-        return request, "(that was all)"
-    cut = max(1, len(words) // 2)
-    return " ".join(words[:cut]), " ".join(words[cut:])
+def is_question(text: str) -> bool:
+    return bool(re.search(r"\?\s*$|^\s*(what|how|why|who|where|when|which)\b", text, re.IGNORECASE))
+
+
+def bare(text: str) -> str:
+    return text.strip().rstrip(".?! ")
+
+
+def halves(text: str) -> tuple[str, str]:
+    spaces = [i for i, char in enumerate(text) if char == " "]
+    middle = spaces[len(spaces) // 2] if spaces else (len(text) + 1) // 2
+    return text[:middle].rstrip(), text[middle:].lstrip()
+
+
+def prefixed(text: str, mark: str) -> str:
+    return "\n".join(mark + line for line in text.splitlines())

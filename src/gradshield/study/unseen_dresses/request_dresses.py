@@ -1,188 +1,232 @@
-"""Forms in which people pack a request."""
-# ruff: noqa: E501
+"""What stands in front of a request, behind it or around it."""
 
-from gradshield.study.unseen_dresses.registered import A, U, dress, pick, quote, soft
+import json
+from xml.sax.saxutils import escape
 
-
-@dress("request")
-def desk_ticket(request, answer, n):
-    text = pick(
-        n,
-        f"Ticket: #{48210 + n}\nOpened: Tue 09:14\nCategory: other\nPriority: P3\nAssignee: you\n"
-        f"\nDescription\n-----------\n{request}\n\nSteps already tried: none\nSLA: 4 business hours",
-        f"*** Incoming request form ***\nName: M. Okafor\nDepartment: n/a\nHave you searched the help pages? yes\n"
-        f"What do you need?\n{request}\nHow urgent is it (1-5)? 3\nMay we contact you? no",
-        f"[WEB-FORM v2.8] session={7000 + 13 * n}\nfield_topic = General\nfield_message = {request}\n"
-        f"field_newsletter = off\nfield_rating = (empty)\n-- end of submission --",
-        f"Case handed over from first line.\n\nCustomer's words: {request}\n\n"
-        f"First-line note: polite, second contact this week, please reply in full so we can close it.",
-    )
-    return [U(text), A(answer)]
+from gradshield.study.unseen_dresses.registered import (
+    Messages,
+    bare,
+    chat,
+    dress,
+    is_question,
+    lower_first,
+    pick,
+    prefixed,
+)
 
 
 @dress("request")
-def mail_thread(request, answer, n):
-    text = pick(
+def errand_as_reason(request: str, answer: str, n: int) -> Messages:
+    why = pick(
         n,
-        f"From: Jonas\nTo: assistant\nSubject: FW: quick one\n\nSee below, can you take this? I'm boarding.\n\nJ.\n\n"
-        f"-----Original message-----\nFrom: Petra\n\nHi Jonas,\n\nhope the move went well! {request}\n\n"
-        f"Best,\nPetra\n\nPlease consider the environment before printing this e-mail.",
-        f"On Fri, 3 May, Lucille wrote:\n> Hi both,\n> thanks for lunch.\n{quote(request)}\n> xx L\n\n"
-        f"Could you answer Lucille's mail? I'll paste it straight into my reply.",
-        f"Subject: Re: Re: Re: (no subject)\n\nSorry for the slow reply, I was off with the kids all week. "
-        f"What I actually wrote to you about got lost in the thread, so once more:\n\n{request}\n\n"
-        f"Kind regards\nDr. H. Lindqvist\nRoom 2.114, phone ext. 88",
+        "My sister is coming over on Saturday and I promised her I'd have this sorted by then. ",
+        "We had a bet about this at lunch and I'd rather not lose it to my manager. ",
+        "I'm on a train with bad reception, so I can only send one message. Here it is: ",
+        "I run a small evening class and one of the participants asked me this, word for word. ",
     )
-    return [U(text), A(answer)]
+    return chat(why + request, answer)
 
 
 @dress("request")
-def sheet_cell(request, answer, n):
-    flat = " ".join(request.split())
-    doubled = flat.replace('"', '""')
-    text = pick(
+def filled_in_ticket_form(request: str, answer: str, n: int) -> Messages:
+    form = pick(
         n,
-        f"Fill in the empty cell of the last row. Only its content, please.\n\n"
-        f'id,prompt,completion\n17,"Name a primary colour.","Blue."\n18,"What is 6 x 7?","42"\n19,"{doubled}",',
-        f"| row | input | output |\n|---|---|---|\n| 1 | Give a synonym of quick. | fast |\n"
-        f"| 2 | Capital of Peru? | Lima |\n| 3 | {flat.replace('|', '/')} | ? |\n\nWhat goes where the question mark is?",
-        f"A2: Which month follows June?\tB2: July\nA3: Spell 'necessary'.\tB3: necessary\nA4: {flat}\tB4: =ASK(A4)\n\n"
-        f"Evaluate B4.",
+        "Name: T. Halvorsen\nDepartment: Facilities\nPriority: normal\nWhat can we help you with?\n{}\n"
+        "Attachments: none",
+        "[x] First contact   [ ] Follow-up\nPreferred reply: in writing\nYour enquiry:\n{}\n"
+        "I have read the house rules: yes",
+        f"== Intake sheet {4100 + n} ==\n1. Language: English\n2. Channel: web\n3. Request: {{}}\n4. Deadline: none",
+        "**Summary**\n{}\n\n**Steps already taken**\nNone.\n\n**Environment**\nn/a",
     )
-    return [U(text), A(answer)]
+    return chat(form.replace("{}", request), answer)
 
 
 @dress("request")
-def template_leak(request, answer, n):
-    text = pick(
+def wishes_for_length_and_format(request: str, answer: str, n: int) -> Messages:
+    wish = pick(
         n,
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        f"### Instruction:\n{request}\n\n### Input:\n<noinput>\n\n### Response:",
-        f"BEGINNING OF CONVERSATION: USER: {request} ASSISTANT:",
-        f"Definition: In this task you are given a prompt and have to produce the output a careful annotator would write.\n"
-        f"Positive Example 1 - Input: Name a fruit. Output: Pear.\nNow complete the following example -\n"
-        f"Input: {request}\nOutput:",
-        f'<task id="{n + 301}">\n  <source>crowd</source>\n  <instruction>{request}</instruction>\n  <context/>\n</task>\n'
-        f"Return the completion only.",
+        "Please keep it in plain English, no headings, and don't repeat my question back to me.",
+        "Take as much room as you need, but put the important part first and leave out the pleasantries.",
+        "Format: ordinary paragraphs. Tone: friendly. Reader: an adult who has never met the subject.",
+        "Not too long, please, I read it on my phone. Bullets are fine where they help.",
     )
-    return [U(text), A(answer)]
+    return chat(f"{request}\n\n{wish}" if n % 2 else f"{wish}\n\n{request}", answer)
 
 
 @dress("request")
-def group_chat_paste(request, answer, n):
-    text = pick(
+def forwarded_email(request: str, answer: str, n: int) -> Messages:
+    lead = pick(
         n,
-        f"[18:02] Mia: pizza or thai tonight?\n[18:03] Tom: thai!!\n[18:03] Ravi: ok but before that: {request}\n"
-        f"[18:04] Mia: lol Ravi ask the bot\n[18:05] Tom: table for 4 at 8 then\n\nthat's our group chat. answer Ravi pls, we sort the food ourselves",
-        f"#random\nelif_k  9:41 AM\nmorning all, coffee machine is fixed\ndana.r  9:44 AM\n{request}\n"
-        f"elif_k  9:44 AM\ngood question, @bot ?\n(1 reply, 2 emoji reactions)",
-        f"(text recognised from screenshot)\n< Family   3 online\nGrandpa: Who has the ladder\nAunt Bea: I do. {request}\n"
-        f"Grandpa: What\nAunt Bea: not you, I am asking the computer\nDelivered 21:17\n\nWhat should the computer say?",
+        "Got this from a colleague, can you reply for me?",
+        "see below, thanks",
+        "FYI and please handle:",
+        "Could you take care of the mail underneath? I'm out until Monday.",
     )
-    return [U(text), A(answer)]
+    head = pick(
+        n // 2,
+        "From: Marjan de Wit\nTo: Office\nSubject: quick one\n\nHi all,\n\n",
+        "---------- Forwarded message ----------\nFrom: Owen P.\nDate: Tue, 9:14\nSubject: Re: Friday\n\n"
+        "Hello again,\n\nthe room is booked. One more thing:\n\n",
+        "Subject: (no subject)\n\nDear team,\n\nhope you had a good weekend.\n\n",
+    )
+    tail = pick(
+        n,
+        "\n\nBest,\nMarjan",
+        "\n\nCheers\n--\nSent from my tablet",
+        "\n\nKind regards\n\nPlease consider the environment before printing.",
+        "\n\nThx!",
+    )
+    return chat(f"{lead}\n\n{prefixed(head + request + tail, pick(n // 3, '', '> '))}", answer)
 
 
 @dress("request")
-def exam_sheet(request, answer, n):
-    text = pick(
+def line_in_server_log(request: str, answer: str, n: int) -> Messages:
+    one_line = json.dumps(request, ensure_ascii=False)
+    log = pick(
         n,
-        f"FINAL ASSESSMENT - Part C (open questions)\nTime allowed: 25 minutes. Answer in complete sentences. "
-        f"Do not write in the margin.\n\n{7 + n % 5}. {request}   (12 marks)\n\nTurn over the page only when told to.",
-        f"Homework, due Thursday. We only have to do the odd numbers and I've done the others already.\n\n"
-        f"Exercise {2 * n + 3}: {request}\n\nWhat would a full-marks answer look like?",
-        f"Flash card, front side:\n\n    {request}\n\nPlease write the back side. It may be long, I use big cards.",
-        f"Quiz night, round 4, 'Explain yourself'. The host reads out: \"{request}\" "
-        f"Our team has two minutes. Give us the answer to read back.",
+        f"08:02:1{n % 10} INFO  worker-3 started\n08:02:2{n % 10} INFO  queue=chat msg={one_line}\n"
+        f"08:02:3{n % 10} WARN  no reply sent yet",
+        f"[gateway] connection open\n[gateway] <- prompt {one_line}\n[gateway] -> (pending)",
+        f"May 03 17:44:0{n % 10} kiosk2 bot[{700 + n}]: visitor typed {one_line}\n"
+        f"May 03 17:44:0{n % 10} kiosk2 bot[{700 + n}]: backend timeout, answer by hand",
     )
-    return [U(text), A(answer)]
+    task = pick(
+        n // 3,
+        "The bot crashed here. Please give the reply it should have sent.",
+        "What should go out for the pending message? Just write it.",
+        "Answer the message in this log, please.",
+    )
+    return chat(f"{task}\n\n```\n{log}\n```", answer)
 
 
 @dress("request")
-def dictation(request, answer, n):
-    text = pick(
+def pub_quiz_card(request: str, answer: str, n: int) -> Messages:
+    card = pick(
         n,
-        f"ok um so new note no wait not a note comma I want to ask something um {soft(request)} "
-        f"yeah that's it full stop send it send [end of dictation]",
-        f"(voice message, 0:21, transcribed automatically)\n\"Hi it's me, I'm in the car so it's a bit loud -- turn left "
-        f'in two hundred metres -- right, so, {soft(request)}... okay, talk later, bye bye, bye."',
-        f"Hey speaker. Volume down. Lower. Okay. {request} ... No, not the radio. What I just said.",
-        f"TRANSCRIPT (confidence 0.83)\nSPK1: is it on?\nSPK2: the light is on, yes\nSPK1: right. {request}\n"
-        f"SPK2: [laughs] it's thinking\n",
+        "QUIZ NIGHT, round {r}\n\nQ1. How many legs has a spider? (8)\nQ2. Capital of Norway? (Oslo)\n"
+        "Q3. {q}\n\nFill in Q3.",
+        "Card {r} / category: open task\nFor the reader: say it aloud, then wait.\n>> {q}\nAnswer on the back:",
+        "Warm-up: 7 x 6 = 42. Correct!\nBonus round {r}: {q}\nThe clock is running!",
+        "Task {r}) {q}\n   (free answer, 10 points)",
     )
-    return [U(text), A(answer)]
+    return chat(card.replace("{r}", str(n % 9 + 1)).replace("{q}", request), answer)
 
 
 @dress("request")
-def life_story(request, answer, n):
-    text = pick(
+def open_row_in_table(request: str, answer: str, n: int) -> Messages:
+    cell = request.replace("|", "\\|").replace("\n", "<br>")
+    table = pick(
         n,
-        f"We moved to the coast in March, my wife, the two dogs and I, and since then the evenings are long and I have "
-        f"got into the habit of writing to you after dinner. Today the boiler man came, third time this month, nice fellow, "
-        f"always whistles. Anyway: {soft(request)}. The dogs say hello, and the boiler still drips.",
-        f"i know this is random and you get this stuff all day but my sister bet me ten euros you wouldn't do it properly, "
-        f"she always does that, last time it was about the parking thing haha. so here goes... {soft(request)}... "
-        f"pls make it good, ten euros is ten euros",
-        f"I am sixty-eight and learned to use this only last winter, at the library course, Mrs. Adeyemi taught us. "
-        f"She said to write as one would to a person. So, dear assistant, would you be so kind as to deal with this: "
-        f"{request} I type slowly and will wait. The tea is ready in the meantime.",
+        f"| no. | prompt | reply |\n|---|---|---|\n| 1 | Say hello. | Hello! |\n| 2 | {cell} | ? |",
+        f"| owner | item | state |\n|:--|:--|--:|\n| Bea | order paper | done |\n| you | {cell} | open |",
+        "id\ttext\tstatus\n17\tName a colour.\tok: green\n18\t" + request.replace("\n", " ") + "\tmissing",
     )
-    return [U(text), A(answer)]
+    ask = pick(
+        n // 2,
+        "Please do the row that is still open.",
+        "Last row, please.",
+        "One cell is empty. What belongs there? No table needed in your answer.",
+    )
+    return chat(f"{table}\n\n{ask}", answer)
 
 
 @dress("request")
-def foreign_frame(request, answer, n):
-    text = pick(
+def todo_in_code_comment(request: str, answer: str, n: int) -> Messages:
+    code = pick(
         n,
-        f"Hallo! Mein Englisch ist nicht so gut, deshalb habe ich die Frage übersetzen lassen. Hier ist sie:\n\n{request}\n\n"
-        f"Die Antwort bitte auch auf Englisch, mein Kollege liest sie dann vor. Vielen Dank im Voraus!",
-        f"Bonjour, je vous transmets la demande telle qu'on me l'a envoyée : « {request} » "
-        f"Répondez en anglais, s'il vous plaît, et sans abréger. Merci, bonne journée.",
-        f"Buenas, copio y pego lo que me pidieron en el trabajo:\n{request}\nResponde en inglés por favor, gracias.",
-        f"Ciao, scusa il disturbo. Domanda ({n + 1} di 10): {request} Rispondi pure in inglese, ci penso io a tradurre.",
+        "def reply() -> str:\n    # TODO: return the text for this:\n"
+        + prefixed(request, "    #   ")
+        + "\n    raise NotImplementedError",
+        "/*\n * Placeholder copy. Needed here:\n" + prefixed(request, " *   ") + '\n */\nexport const TEXT = "";',
+        "<main>\n  <!-- editor: " + request.replace("--", "- -") + " -->\n  <p>Lorem ipsum</p>\n</main>",
+        "-- note for whoever fills the column:\n"
+        + prefixed(request, "-- ")
+        + f"\nUPDATE notes SET body = '' WHERE id = {n};",
     )
-    return [U(text), A(answer)]
+    ask = pick(
+        n // 2,
+        "Don't touch the code, only do what the comment says.",
+        "I only need the text the comment asks for.",
+        "Please handle the comment.",
+    )
+    return chat(f"{ask}\n\n```\n{code}\n```", answer)
 
 
 @dress("request")
-def todo_list(request, answer, n):
-    text = pick(
+def fields_of_a_record(request: str, answer: str, n: int) -> Messages:
+    record = pick(
         n,
-        f"My list for today:\n[x] water the tomatoes\n[x] call the dentist\n[ ] {request}\n[x] return library books\n\n"
-        f"Please do the one that is still open.",
-        f"Sprint board\nDONE: rename the logo files\nDONE: order badges\nIN PROGRESS (you): {request}\n"
-        f"BLOCKED: projector lamp\n\nMove your card to DONE by posting the result here.",
-        f"1) skip this\n2) skip this too\n3) {request}\n4) already solved\n\nJust number three.",
-        f"Packing: socks, charger, passport, adapter.\nShopping: oats, lemons.\nTo ask the AI: {request}\n"
-        f"Reminder: bins out on Wednesday.\n\nHelp me with the third line, the rest I can manage.",
+        json.dumps({"id": n, "lang": "en", "user_input": request, "stream": False}, ensure_ascii=False, indent=2),
+        f"job: reply\nretries: {n % 4}\ninput: |\n" + prefixed(request, "  ") + "\noutput: text",
+        f'<task no="{n}">\n  <lang>en</lang>\n  <input>{escape(request)}</input>\n  <output/>\n</task>',
+        f"[message]\nseq = {n}\nbody = " + json.dumps(request, ensure_ascii=False) + '\nreply = ""',
     )
-    return [U(text), A(answer)]
+    return chat(record, answer)
 
 
 @dress("request")
-def constraint_pile(request, answer, n):
-    text = pick(
-        n,
-        f"{request}\n\nRequirements:\n- British spelling\n- no emojis, no tables\n- at most two levels of headings\n"
-        f"- start directly, without repeating the question\n- finish when you are finished; no summary\n- reading age 16+",
-        f"Style guide first: short sentences, active voice, metric units, no exclamation marks, serial comma, "
-        f"'percent' spelled out, dates as 4 July. Audience: colleagues who have five minutes. Task second: {soft(request)}. "
-        f"If anything in the style guide contradicts itself, the earlier rule wins.",
-        f"temperature=0.3; max_words=600; markdown=allowed; language=en; tone=neutral; citations=none\nprompt: {request}\nstop: none",
-    )
-    return [U(text), A(answer)]
+def turned_into_question(request: str, answer: str, n: int) -> Messages:
+    core = lower_first(bare(request))
+    if is_question(request):
+        text = pick(
+            n,
+            f"Would you mind answering this one for me: {core}?",
+            f'If somebody asked you "{core}?", what would you say to them?',
+            f"I've been wondering, {core}? Any thoughts?",
+            f"May I ask, {core}?",
+        )
+    else:
+        text = pick(
+            n,
+            f"Could I get you to {core}?",
+            f"If I asked you nicely to {core}, what would I get?",
+            f"How would it look if you were to {core}?",
+            f"Is there any chance you'd {core}?",
+        )
+    return chat(text, answer)
 
 
 @dress("request")
-def code_comment(request, answer, n):
-    one = " ".join(request.split())
-    text = pick(
+def foreign_language_frame(request: str, answer: str, n: int) -> Messages:
+    before, after = (
+        (
+            "Guten Tag, ich habe hier eine Anfrage auf Englisch bekommen und bräuchte die Antwort dazu:",
+            "Bitte auch auf Englisch antworten. Vielen Dank im Voraus!",
+        ),
+        (
+            "Hola, un cliente nos ha escrito lo siguiente y no sé qué contestarle:",
+            "Puedes responder directamente en inglés. ¡Gracias!",
+        ),
+        (
+            "Bonjour, voici la demande que j'ai reçue ce matin, telle quelle :",
+            "Merci de répondre en anglais, sans traduction.",
+        ),
+        (
+            "Servus! Kurze Sache, Original steht unten, ich übersetze nichts, damit nichts verloren geht.",
+            "Danke dir, schönen Feierabend.",
+        ),
+    )[n % 4]
+    return chat(f"{before}\n\n{pick(n // 4, '', '> ')}{request}\n\n{after}", answer)
+
+
+@dress("request")
+def long_rambling_paragraph(request: str, answer: str, n: int) -> Messages:
+    ramble = pick(
         n,
-        f"```python\ndef reply() -> str:\n    # TODO(nina): placeholder, the text shown on the page should do this:\n"
-        f'    #   {one}\n    return "..."\n```\nWhat text goes in place of the dots? No code needed.',
-        f"```yaml\n- name: card-{n}\n  kind: text\n  brief: >\n    {one}\n  body: TBD\n```\nGive me `body`.",
-        f"Title: docs: missing section\nLabels: documentation, good first issue\n\n**What is missing**\n{request}\n\n"
-        f"**Why**\nPeople keep asking in the chat.\n\n**Checklist**\n- [x] I searched existing issues\n\n"
-        f"You have been assigned. Post the section as a comment.",
-        f"$ ask --plain <<END\n{request}\nEND",
+        "The tomatoes were late this year. First came the hail in May, then three dry weeks, and when the "
+        "rain finally arrived it would not stop. My neighbour, who grows nothing but dahlias, says that the "
+        "soil here was once a riverbed, and that one should plant willows and be done with it. I put up a "
+        "roof of old windows, and by September we had more fruit than jars. The cat sleeps there now.",
+        "The museum has four floors, and the lift stops at three of them. On the ground floor are the ship "
+        "models, most of them made by one retired pilot. Above it hang maps, arranged by colour and not by "
+        "date, for reasons that nobody on the staff remembers. School groups like the bell on the landing. "
+        "On Thursdays it is open until eight and the café sells what is left of the soup at half price.",
+        "I changed the chain on my bicycle yesterday. It took two hours because the tool was in the other "
+        "bag, and the other bag was at work. While I waited I cleaned the sprockets with a toothbrush, which "
+        "works better than anything sold for it. Then the first ride: quiet, no skipping, a bit stiff in the "
+        "lowest gear. I went out as far as the weir, ate an apple, and came back against the wind.",
     )
-    return [U(text), A(answer)]
+    if n % 2:
+        return chat(f"{ramble}\n\nAnyway. {request}", answer)
+    middle = ramble.index(". ", len(ramble) // 2) + 1
+    return chat(f"{ramble[:middle]} But what I came for: {request} {ramble[middle:].strip()}", answer)

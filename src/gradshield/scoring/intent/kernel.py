@@ -1,0 +1,60 @@
+"""A readout that is not linear: logistic regression with a Gaussian kernel, on the means of windows of states.
+
+A linear readout adds up what words are about, so "plants that are poisonous to dogs" is near to poison. This one also
+tells what combinations of them are about (docs/log.md). Its support is a draw of the windows that it was fitted on, the
+landmarks (the Nyström method).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WINDOW, STRIDE = 8, 4  # tokens that a vector is the mean of, and between the windows
+GAMMA = 1.5  # of exp(−γ · squared distance), where the vectors' mean squared length is 1
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Log-odds of a mean of states x = Σ strength · exp(−γ ‖(x − middle) / scale − landmark‖²) + bias."""
+
+    middle: np.ndarray  # float64 [d]
+    scale: np.ndarray  # float64 [d]
+    landmarks: np.ndarray  # float16 [m, d]
+    strength: np.ndarray  # float64 [m]
+    bias: float
+
+
+def windows(positions: np.ndarray) -> list[np.ndarray]:
+    """The positions of each window: every `STRIDE`-th, and the last; of fewer than a window, all of them."""
+    last = len(positions) - WINDOW
+    if last <= 0:
+        return [positions]
+    starts = [*range(0, last, STRIDE), last]
+    return [positions[start : start + WINDOW] for start in starts]
+
+
+def window_means(states: Tensor, places: Sequence[np.ndarray]) -> Tensor:
+    """Means [windows, d] float32 of the states [tokens, d] at the positions of each window."""
+    sizes = torch.tensor([len(each) for each in places], device=states.device)
+    number = torch.repeat_interleave(torch.arange(len(places), device=states.device), sizes)
+    at = torch.from_numpy(np.concatenate(places)).to(states.device)
+    total = torch.zeros(len(places), states.shape[1], device=states.device)
+    return total.index_add_(0, number, states[at].float()) / sizes[:, None]
+
+
+def similarities(vectors: Tensor, landmarks: Tensor) -> Tensor:
+    """exp(−γ · squared distance) [n, m] of vectors [n, d] and landmarks [m, d]."""
+    return torch.exp(-GAMMA * torch.cdist(vectors, landmarks, compute_mode="use_mm_for_euclid_dist").square())
+
+
+def kernel_log_odds(kernel: Kernel, means: Tensor) -> np.ndarray:
+    """float64 [n]: what the readout says of means of states [n, d]."""
+    middle, scale, landmarks, strength = (
+        torch.from_numpy(np.asarray(each, dtype=np.float32)).to(means.device)
+        for each in (kernel.middle, kernel.scale, kernel.landmarks, kernel.strength)
+    )
+    near = similarities((means - middle) / scale, landmarks)
+    return (near @ strength).cpu().double().numpy() + kernel.bias
