@@ -25,6 +25,8 @@ INTENT = [
     "-k",
     "surer or worst or wherever or earlier_turn or since_the_one or running_means",
 ]
+READ = ["tests/scoring/test_intent.py", "-k", "unit_vectors or computed_once"]
+KERNEL = ["tests/scoring/test_kernel.py"]
 FITTED = ["tests/scoring/test_intent.py", "-k", "raw_states"]
 LAYERS = ["tests/scoring/test_intent.py", "-k", "middle"]
 MASK = ["tests/data/test_encode.py", "-k", "cut_is_on_the_right or loss_on_and_weight or special_tokens_once"]
@@ -95,6 +97,15 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("scoring/intent/reading.py", "before = max(before, asked, said)", "before = max(before, asked)", INTENT),
     ("scoring/intent/reading.py", "before = max(before, asked, said)", "before = max(before, said)", INTENT),
     ("scoring/intent/reading.py", "running_mean(tokens[response.context, 0], CONTEXT_WINDOW).max()", "running_mean(tokens[response.context, 0], CONTEXT_WINDOW)[-1]", INTENT),
+    ("scoring/intent/reading.py", "(asked + float(kernel)) / 2", "asked", INTENT),
+    ("scoring/intent/reading.py", "(asked + float(kernel)) / 2", "float(kernel)", INTENT),
+    ("scoring/intent/reading.py", "n * len(rest[0]) + at - shared", "n * len(rest[0]) + at", READ),
+    ("scoring/intent/kernel.py", "torch.exp(-GAMMA", "torch.exp(GAMMA", KERNEL),
+    ("scoring/intent/kernel.py", "[*range(0, last, STRIDE), last]", "[*range(0, last, STRIDE)]", KERNEL),
+    ("scoring/intent/kernel.py", "+ kernel.bias", "", READ),
+    ("scoring/intent/fit.py", "@ fits[n, :-1] + fits[n, -1]).max()", "@ fits[0, :-1] + fits[0, -1]).max()", KERNEL),
+    ("scoring/intent/fit.py", "kind == \"good\" and (row.text.language or good % 2)", "kind == \"good\"", KERNEL),
+    ("scoring/intent/fit.py", "middle=middle + scale * kernel.middle", "middle=middle", FITTED),
     ("scoring/intent/reading.py", "response.stop, 1], ANSWER_WINDOW)", "response.stop, 0], ANSWER_WINDOW)", INTENT),
     ("scoring/intent/reading.py", "(total[width:] - total[:-width]) / width", "(total[width:] - total[:-width])", INTENT),
     ("data/encode.py", "mask[:1] = False", "pass", MASK),

@@ -1,1 +1,1 @@
-"""The default score: two linear readouts of hidden states."""
+"""The default score: readouts of hidden states."""

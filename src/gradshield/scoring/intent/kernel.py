@@ -38,11 +38,11 @@ def windows(positions: np.ndarray) -> list[np.ndarray]:
 
 def window_means(states: Tensor, places: Sequence[np.ndarray]) -> Tensor:
     """Means [windows, d] float32 of the states [tokens, d] at the positions of each window."""
-    sizes = torch.tensor([len(each) for each in places], device=states.device)
-    number = torch.repeat_interleave(torch.arange(len(places), device=states.device), sizes)
-    at = torch.from_numpy(np.concatenate(places)).to(states.device)
-    total = torch.zeros(len(places), states.shape[1], device=states.device)
-    return total.index_add_(0, number, states[at].float()) / sizes[:, None]
+    at, part = np.zeros((len(places), WINDOW), dtype=np.int64), np.zeros((len(places), WINDOW), dtype=np.float32)
+    for n, each in enumerate(places):
+        at[n, : len(each)], part[n, : len(each)] = each, 1 / len(each)
+    found = states[torch.from_numpy(at).to(states.device)].float()
+    return (found * torch.from_numpy(part).to(states.device)[..., None]).sum(1)
 
 
 def similarities(vectors: Tensor, landmarks: Tensor) -> Tensor:
