@@ -129,10 +129,10 @@ def test_what_all_rows_open_with_is_computed_once_and_read_in_every_row(tiny):
         ids = np.concatenate([prefix, rng.integers(20, len(tiny.tokenizer), tail).astype(np.int32)])
         rows.append(Example(n, ids, np.arange(len(ids)) >= 12 + tail // 2))
     turned = replace(readouts.kernel, strength=-readouts.kernel.strength)  # another window is the highest
-    for readouts in (readouts, replace(readouts, kernel=turned)):
-        for example, read in zip(rows, read_rows(tiny, readouts, rows)):
+    for each in (readouts, replace(readouts, kernel=turned)):
+        for example, read in zip(rows, read_rows(tiny, each, rows)):
             assert len(read.tokens) == len(example.ids)
-            (alone,) = read_rows(tiny, readouts, [example])
+            (alone,) = read_rows(tiny, each, [example])
             np.testing.assert_allclose(alone.tokens, read.tokens, rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(alone.asked, read.asked, rtol=1e-4, atol=1e-4)
 
