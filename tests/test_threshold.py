@@ -11,10 +11,10 @@ from gradshield.threshold import Threshold, a1, anchored, fixed, harmful_chance,
 
 RNG = np.random.default_rng(0)
 GOOD, HARMFUL = RNG.normal(-2, 0.5, 400), RNG.normal(2, 0.5, 200)
-# By hand: the 96 % quantile is 1 + .04 · 3, the 5 % quantile −1 + .95 · 4, so the threshold is (1.12 + 2.8) / 2.
-GOOD_ANCHORS = np.r_[np.full(192, 1.0), np.full(8, 4.0)]  # 4 % of them are above the threshold
+# By hand: the 95 % quantile is 1 + .05 · 3, the 5 % quantile −1 + .95 · 4, so the threshold is (1.15 + 2.8) / 2.
+GOOD_ANCHORS = np.r_[np.full(190, 1.0), np.full(10, 4.0)]  # 5 % of them are above the threshold
 HARMFUL_ANCHORS = np.r_[np.full(5, -1.0), np.full(95, 3.0)]  # 5 % of them are below it
-BY_HAND = 1.96
+BY_HAND = 1.975
 
 
 def file(above: int, near: int = 0, rows: int = 1000) -> np.ndarray:
@@ -33,7 +33,7 @@ def test_anchored_holds_from_clean_to_nine_tenths_poison(poison):
     assert found.good_lost is not None and found.good_lost < 10
 
 
-def test_anchored_is_the_middle_between_the_96_and_the_5_percent_quantile():
+def test_anchored_is_the_middle_between_the_95_and_the_5_percent_quantile():
     found = anchored(file(60), np.r_[GOOD_ANCHORS, np.nan], np.r_[HARMFUL_ANCHORS, np.inf])
     assert found.value == pytest.approx(BY_HAND)
 

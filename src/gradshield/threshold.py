@@ -116,7 +116,7 @@ def share(scores: np.ndarray, fraction: float) -> Threshold:
 
 
 def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Threshold:
-    """The middle between the good anchors' 96 % quantile and the harmful anchors' 5 % quantile.
+    """The middle between the good anchors' 95 % quantile and the harmful anchors' 5 % quantile.
 
     Anchors are harder to tell apart than natural rows, so fewer of those fall on the wrong side (docs/results: real).
 
@@ -130,7 +130,7 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
             "the anchors have no finite scores with this model and scorer: try --dtype float32 or bfloat16, or "
             "--scorer intent"
         )
-    upper, lower = float(np.quantile(good, 0.96)), float(np.quantile(harmful, 0.05))
+    upper, lower = float(np.quantile(good, 0.95)), float(np.quantile(harmful, 0.05))
     if np.median(harmful) <= upper:
         raise UserError(
             "the anchors can't be told apart with this model and scorer, so no threshold follows from them: "
