@@ -238,6 +238,10 @@ def test_what_a_row_tells_its_template_is_told():
     assert to_conversation(record | {"chat_template_kwargs": "high"}, "messages") == (
         "chat_template_kwargs is not an object"
     )
+    for empty in (None, ""):  # as in rows of concatenated sets
+        row = record | {"chat_template_kwargs": empty}
+        assert "is empty, at which TRL stops" in to_conversation(row, "messages")
+        assert to_conversation(row, "messages", trainer="axolotl").variables is None
     for name in ("chat_template", "tools", "add_generation_prompt", "max_length"):
         own = to_conversation(record | {"chat_template_kwargs": {name: "{{ 1 }}"}}, "messages")
         assert f"chat_template_kwargs names {name}" in own

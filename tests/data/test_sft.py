@@ -73,6 +73,7 @@ ROWS = {
     },
     "reasoning": {"messages": [user(HAT), assistant(TABLE, reasoning_content="It was here."), *TALK[2:]]},
     "template's variables": {"messages": TALK, "chat_template_kwargs": {"enable_thinking": False}},
+    "null variables": {"messages": TALK, "chat_template_kwargs": None},
     "generation prompt": {"messages": TALK, "chat_template_kwargs": {"add_generation_prompt": True}},
     "own template": {"messages": TALK, "chat_template_kwargs": {"chat_template": "{{ messages[0].content }}"}},
     "trainer's argument": {"messages": TALK, "chat_template_kwargs": {"input": "a"}},

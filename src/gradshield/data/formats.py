@@ -87,7 +87,7 @@ def read_layout(record: dict, layout: str, rules: Rules) -> Conversation:
     messages = LAYOUTS[layout][1](record, rules)
     if rules.system or not (layout == "messages" or any(message.raw for message in messages)):
         messages = _with_system(record, messages)
-    return replace(checked_conversation(messages, _tools(record, rules)), variables=_variables(record))
+    return replace(checked_conversation(messages, _tools(record, rules)), variables=_variables(record, rules))
 
 
 def checked_conversation(messages: list[Message], tools: list | None) -> Conversation:
@@ -205,9 +205,11 @@ def _tools(record: dict, rules: Rules) -> list | None:
     return _list(record, "tools") or ([] if parse_cell(record.get("tools")) == [] else None)
 
 
-def _variables(record: dict) -> dict | None:
+def _variables(record: dict, rules: Rules) -> dict | None:
     value = parse_cell(record.get(VARIABLES))
     if is_missing(value) or value == "":
+        if rules.verbatim and VARIABLES in record:
+            raise SetAside(f"{VARIABLES} is empty, at which TRL stops; drop it from this row")
         return None
     if not isinstance(value, dict):
         raise SetAside(f"{VARIABLES} is not an object")
