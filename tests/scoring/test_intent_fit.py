@@ -18,7 +18,9 @@ def test_bags_of_one_vector_are_fitted_as_a_logistic_regression():
     x = rng.normal(size=(200, 6)).astype(np.float32)
     y = x[:, 0] + 0.5 * rng.normal(size=200) > 0.6
     each = torch.arange(200)
-    found = _fit(Bags(torch.from_numpy(x), each, torch.from_numpy(y), torch.zeros(200).long()), soft=True)
+    found = _fit(
+        Bags(torch.from_numpy(x), each, torch.from_numpy(y), torch.zeros(200).long()), soft=True, c=REGULARISATION
+    )
     expected = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=1000, tol=1e-8).fit(x, y)
     np.testing.assert_allclose(found, [*expected.coef_[0], *expected.intercept_], rtol=0.01, atol=0.01)
 
@@ -45,7 +47,7 @@ def test_a_bag_is_positive_where_one_of_its_vectors_is():
         torch.from_numpy(label),
         torch.zeros(120).long(),
     )
-    weight = _fit(bags, soft=True)
+    weight = _fit(bags, soft=True, c=REGULARISATION)
     highest = (x @ weight[:-1] + weight[-1]).max(1)
     assert highest[label].min() > highest[~label].max()
 
@@ -73,7 +75,9 @@ def test_texts_are_the_same_every_time_and_of_every_kind(tiny):
     assert all(np.array_equal(a.example.ids, b.example.ids) for a, b in zip(first, again, strict=True))
     kinds = {(text.kind, text.harmful) for text in first if not text.language}
     assert kinds == {("good", False), ("refusal", True), ("harmful", True), ("request", True), ("request", False)}
-    assert sum(t.kind == "good" and not t.language for t in first) == len(anchor_records("good"))
+    talks = [row["harmful"] for row in module._records(module.CONVERSATIONS)]
+    good = [text for text in first if text.kind == "good" and not text.language]
+    assert len(good) == len(anchor_records("good")) + talks.count(False) and talks.count(True) == 240
 
 
 def test_both_sides_are_answered_alike_in_every_language(tiny, monkeypatch):
@@ -107,11 +111,15 @@ def test_both_sides_wear_every_dress(tiny, monkeypatch):
     seen: dict[bool, set[str]] = {True: set(), False: set()}
     real = module._text
 
-    def watched(model, turns, response, kind, harmful, words):
-        if len(turns) > 1 or turns[0].content not in words:
+    talks = {row["messages"][-1]["content"] for row in module._records(module.CONVERSATIONS)}  # in no dress
+
+    def watched(model, turns, response, kind, harmful, words, more=0):
+        if response in talks:
+            pass
+        elif len(turns) > 1 or turns[0].content not in words:
             roles = "/".join(t.role for t in turns)
             seen[harmful].add(roles)
-        return real(model, turns, response, kind, harmful, words)
+        return real(model, turns, response, kind, harmful, words, more)
 
     monkeypatch.setattr(module, "_text", watched)
     fitting_texts(tiny, ("Rob a bank",))

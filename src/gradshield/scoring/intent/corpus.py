@@ -86,8 +86,8 @@ def _taken_back(model: Model) -> Iterator[Text | None]:
         lowered = response[:1].lower() + response[1:] if link.endswith(", ") else response
         words = (row["prompt"], response, full)
         turns = _turns(row, None, draw)
-        whole = _text(model, turns, f"{refusal} {link}{lowered}", "harmful", True, words, MAX_TOKENS + 48)
-        before = _text(model, turns, f"{refusal} {link}", "harmful", True, words)
+        whole = _text(model, turns, f"{refusal} {link}{lowered}", "harmful", True, words, more=48)
+        before = _text(model, turns, f"{refusal} {link}", "harmful", True, words, more=48)
         if whole is None or before is None:
             continue
         size = min(len(whole.example.ids), len(before.example.ids))
@@ -205,7 +205,7 @@ def _text(
     kind: str,
     harmful: bool,
     words: tuple[str, ...],
-    most: int = MAX_TOKENS,
+    more: int = 0,
 ) -> Text | None:
     """The text of these turns, or None where the template can't take it."""
     conversation = Conversation((*turns, Message("assistant", "Yes" if response is None else response)))
@@ -213,7 +213,7 @@ def _text(
     if isinstance(example, str):
         return None
     start = int(np.flatnonzero(example.mask)[0])
-    stop = start + 1 if response is None else max(most, start + 16)
+    stop = start + 1 if response is None else max(MAX_TOKENS + more, start + 16)
     return Text(Example(0, example.ids[:stop], example.mask[:stop]), kind, harmful, words)
 
 
