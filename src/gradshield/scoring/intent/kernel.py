@@ -1,8 +1,8 @@
 """A readout that is not linear: logistic regression with a Gaussian kernel, on the means of windows of states.
 
-A linear readout adds up what words are about, so "plants that are poisonous to dogs" is near to poison. This one also
-tells what combinations of them are about (docs/log.md). Its support is a draw of the windows that it was fitted on, the
-landmarks (the Nyström method).
+A linear readout adds up what single words are about. This one compares a window with windows that it was fitted on, so
+it can learn that two words mean harm only together. It is the sum over a draw of those windows, the landmarks (the
+Nyström method). The log says what it is worth (docs/log.md, "Everyday voices").
 """
 
 from collections.abc import Sequence

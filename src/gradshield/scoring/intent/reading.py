@@ -91,8 +91,9 @@ def read_rows(model: Model, readouts: Readouts, batch: Sequence[Example]) -> lis
         for response in own:
             at = response.context  # in `states`, the opening stands behind the rows
             at = np.where(at < shared, len(batch) * len(rest[0]) + at, n * len(rest[0]) + at - shared)
-            places += windows(at)
-            of.append(len(windows(at)))
+            own_windows = windows(at)
+            places += own_windows
+            of.append(len(own_windows))
     values = kernel_log_odds(readouts.kernel, window_means(states, places))
     highest = np.maximum.reduceat(values, np.cumsum([0, *of[:-1]]))
     asked = np.split(highest, np.cumsum([len(own) for own in found])[:-1])
