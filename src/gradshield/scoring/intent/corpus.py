@@ -207,7 +207,7 @@ def _text(
     words: tuple[str, ...],
     more: int = 0,
 ) -> Text | None:
-    """The text of these turns, cut to `more` tokens than MAX_TOKENS, or None where the template can't take it."""
+    """The text of these turns, cut to MAX_TOKENS and `more`, or None where the template can't take it."""
     conversation = Conversation((*turns, Message("assistant", "Yes" if response is None else response)))
     example = encode(conversation, 0, model.tokenizer, max_length=None, loss_on="last")
     if isinstance(example, str):
