@@ -29,7 +29,7 @@ from gradshield.scoring.intent.reading import (
     said_topic,
     scored_part,
 )
-from gradshield.scoring.intent.spans import Response, marks_of, responses
+from gradshield.scoring.intent.spans import Response, marks_of, opening_size, responses
 
 
 def row(tokenizer, *turns: str, system: str = "", loss_on: str = "assistant") -> Example:
@@ -71,6 +71,17 @@ def test_the_readouts_of_raw_states_say_what_the_fits_on_standardised_ones_said(
     for kind, expected in out_of_fold.items():
         found = intent_scores(tiny, readouts, [text.example for text in texts(tiny) if text.kind == kind])["score"]
         assert abs(np.median(found) - np.median(expected)) < 1
+
+
+@pytest.mark.parametrize("system", ["", "Be brief and kind."])
+def test_the_states_of_a_text_do_not_depend_on_its_batch(tiny, system):
+    other = row(tiny.tokenizer, "What is the capital of country 1", "It is city 1", system=system)
+    examples = [*(text.example for text in texts(tiny, 3)), other]
+    marks = marks_of(tiny.tokenizer)
+    alone = [fit._states(tiny, [example], 1, 512)[0] for example in examples]
+    for example, one, together in zip(examples, alone, fit._states(tiny, examples, 1, 4096)):
+        assert len(one) == len(example.ids) - opening_size(example.ids, marks)
+        np.testing.assert_allclose(one, together, atol=1e-3)
 
 
 def test_a_language_that_is_not_read_teaches_nothing(tiny, monkeypatch):

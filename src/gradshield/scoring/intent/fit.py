@@ -30,7 +30,7 @@ from gradshield.scoring.intent.reading import (
     shared_opening,
     unit_length,
 )
-from gradshield.scoring.intent.spans import Response, marks_of, responses
+from gradshield.scoring.intent.spans import Response, marks_of, opening_size, responses
 
 FOLDS = 4
 REGULARISATION = 1.0  # C of the linear readouts, on standardised states (docs/log.md)
@@ -163,22 +163,23 @@ def _scored_parts(model: Model, texts: Sequence[Text]) -> list[Example]:
 
 
 def _states(model: Model, examples: Sequence[Example], layer: int, batch_tokens: int) -> list[np.ndarray]:
-    """States [tokens − opening, d] float16 of each example, the opening being what its batch shares.
+    """States [tokens − opening, d] float16 of each example, without those of what all rows open with (`Marks.opening`).
 
     Raises UserError where they are not finite.
     """
     found = np.empty(len(examples), dtype=object)
-    opening = len(marks_of(model.tokenizer).opening)  # whose states no readout is given
+    marks = marks_of(model.tokenizer)
 
     @fit_to_memory
     def read(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
         ids, *_ = pad(batch, model.device)
-        first = min(shared_opening(ids), opening)
+        openings = [opening_size(example.ids, marks) for example in batch]
+        first = min(shared_opening(ids), *openings)  # computed once
         (states,) = hidden_at(model, ids, [layer], first)
         hidden = unit_length(states).cpu().half().numpy()
         rows = np.empty(len(batch), dtype=object)
         for n, example in enumerate(batch):
-            rows[n] = hidden[n, : len(example.ids) - first].copy()
+            rows[n] = hidden[n, openings[n] - first : len(example.ids) - first].copy()
         return {"states": rows}
 
     sizes = [len(e.ids) for e in examples]
