@@ -73,7 +73,9 @@ def sparse_logistic(x: Tensor, y: Tensor, penalty: float, steps: int = 2000) -> 
     x = torch.where(varies, (x - mean) / torch.where(varies, std, 1.0), 0.0)
     weight = torch.where(y == 1, (1 - y).sum() / y.sum(), 1.0) / len(y)  # positives count as much as negatives
     x1 = torch.cat([x, torch.ones(len(x), 1)], 1)
-    step = 4 / float(torch.linalg.matrix_norm(x1 * weight.sqrt()[:, None], 2) ** 2 * 1.0001 + 1e-12)
+    weighted = x1 * weight.sqrt()[:, None]
+    steepest = torch.linalg.eigvalsh(weighted @ weighted.T)[-1]  # [N, N]: the vocabulary is the longer side
+    step = 4 / float(steepest * 1.0001 + 1e-12)
     w = v = torch.zeros(x1.shape[1])
     t = 1.0
     for _ in range(steps):
