@@ -2,11 +2,13 @@
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
@@ -14,7 +16,7 @@ from typer.core import TyperGroup
 from gradshield.base.errors import UserError
 from gradshield.base.processes import is_first, processes
 from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
-from gradshield.cli.flags import CONFIG_ONLY, OUTPUT, REPLACED, flags_of, settings_of
+from gradshield.cli.flags import CONFIG_ONLY, OUTPUT, REPLACED, flags_of, more_settings, settings_of
 from gradshield.cli.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
 from gradshield.evaluation.config import EvaluationSettings
 
@@ -76,16 +78,17 @@ def show_version(
         raise typer.Exit
 
 
-@app.command()
-@flags_of(FilterSettings)
+def _command(*kinds: type[BaseModel], name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a command that has the settings of these kinds."""
+    return lambda function: app.command(name, epilog=more_settings(*kinds))(flags_of(*kinds)(function))
+
+
+@_command(FilterSettings)
 def filter(
     context: typer.Context,
     path: Annotated[str, typer.Argument(help='file, folder, Hub dataset id, or "-" for stdin')],
     out: OutOption = Path("run"),
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", rich_help_panel=OUTPUT, help="say what would be done and how long it takes"),
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and the time; write nothing")] = False,
     fail_above: Annotated[
         int | None,
         typer.Option(
@@ -118,8 +121,7 @@ def filter(
         raise typer.Exit(1)
 
 
-@app.command()
-@flags_of(FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
+@_command(FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
 def tune(
     context: typer.Context,
     path: Annotated[str, typer.Argument(help="file, folder or Hub dataset id")],
@@ -143,8 +145,7 @@ def tune(
         raise typer.Exit(3)
 
 
-@app.command()
-@flags_of(ModelSettings)
+@_command(ModelSettings)
 def check(
     context: typer.Context,
     probes: ProbesOption = None,
@@ -266,8 +267,7 @@ def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: Json
     show(asdict(apply_decisions(run)), as_json, f"files in {run}")
 
 
-@app.command("eval")
-@flags_of(RowSettings, EvaluationSettings)
+@_command(RowSettings, EvaluationSettings, name="eval")
 def evaluate(
     context: typer.Context,
     safety: Annotated[
@@ -351,7 +351,7 @@ def main() -> None:
         name = option.strip("-").replace("-", "_")
         if name in REPLACED:
             message = f"{option}: no longer there; use {REPLACED[name]}"
-        elif name in CONFIG_ONLY:
+        elif name in CONFIG_ONLY and hasattr(error, "possibilities"):  # no such flag; `check` has its own --probes
             message = f"{option} is not a flag: write `{name}: …` into a YAML file, and name that file with --config"
         if len(sys.argv) < 2:
             sys.exit(message)

@@ -22,15 +22,15 @@ from gradshield.base.settings import (
 from gradshield.evaluation.config import EvaluationSettings
 
 S = TypeVar("S", bound=BaseModel)
-SHOWN_FIRST = {"model", "scorer", "threshold", "defense", "task", "max_asr"}  # shown first in --help
+SHOWN_FIRST = {"model", "scorer", "threshold", "reference", "defense", "task", "max_asr"}  # shown first in --help
 # Settings that hardly anyone changes: they have no flag.
 CONFIG_ONLY = {"micro_batch", "alpha", "lora_dropout", "warmup", "schedule", "step", "literal"}
-CONFIG_ONLY |= {"judge_tokens", "case_seed", "metric"}
+CONFIG_ONLY |= {"judge_tokens", "case_seed", "metric", "workers", "batch_tokens", "format", "probes"}
 OUTPUT = "Output and settings"  # a panel of --help
 REPLACED = {
     "max_asr_rise": "--max-asr +0.07",
     "utility_drop": "--min-utility base-0.02",
-    "at_once": "--batch-tokens, or nothing: it is chosen by the device",
+    "at_once": "`batch_tokens: …` in a file for --config, or nothing: the device decides",
 }
 PANELS = {
     ModelSettings: "Model",
@@ -73,6 +73,12 @@ def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
         return function
 
     return decorate
+
+
+def more_settings(*models: type[BaseModel]) -> str | None:
+    """The last line of a command's help: those of its settings that have no flag."""
+    names = sorted(CONFIG_ONLY & {name for model in models for name in model.model_fields})
+    return f"More settings, for --config: {', '.join(names)}" if names else None
 
 
 def settings_of(context: typer.Context, *kinds: type[S], flags: dict[str, Any]) -> list[Any]:
