@@ -7,6 +7,7 @@ import yaml
 
 from gradshield.base.errors import UserError
 from gradshield.base.presets import PAPER
+from gradshield.base.storage import write_yaml
 from gradshield.cli.commands import main
 
 
@@ -138,3 +139,12 @@ def test_a_file_of_probes_for_check_is_a_flag_of_its_own(monkeypatch, capsys, tm
         with pytest.raises(SystemExit):
             main()
         assert words in capsys.readouterr().err
+
+
+def test_the_run_yaml_of_a_run_is_a_file_of_settings(resolved, tmp_path):
+    parts = {"settings": {"max_length": 77, "threshold": "a1", "model": "m"}, "tune": {"max_asr": "+0.07", "step": 0.1}}
+    file = tmp_path / "run.yaml"
+    write_yaml(file, {"input": {"path": "x.jsonl"}, "model": {"name": "m"}, **parts, "finetune": {"epochs": 2.0}})
+    assert resolved("filter", "x.jsonl", "--config", str(file))["threshold"] == "a1"
+    found = resolved("tune", "x.jsonl", "--config", str(file), "--max-length", "88")
+    assert [found[name] for name in ("max_length", "max_asr", "step", "epochs")] == [88, "+0.07", 0.1, 2.0]

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from report.made import PAYLOADS, RUN, Page, report, row, threshold
 from gradshield.base.errors import UserError
 from gradshield.report.figure import draw_scores
 from gradshield.report.text import visible
+from gradshield.report.words import command_again
 
 
 def hostile(tmp_path, payload):
@@ -31,6 +33,7 @@ def hostile(tmp_path, payload):
         set_aside={payload: [payload]},
         settings={payload: {payload: [payload]}},
         next_steps=[(payload, payload)],
+        again=payload,
     )  # fmt: skip
 
 
@@ -303,3 +306,10 @@ def test_importing_the_report_draws_nothing_yet():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_the_page_says_how_to_repeat_the_run(tmp_path):
+    again = command_again("/data/my rows.jsonl", Path("my run"))
+    assert again == "gradshield filter '/data/my rows.jsonl' --config 'my run/run.yaml' -o again"
+    assert again in "".join(Page(report(tmp_path, again=again)).text)
+    assert command_again("-", Path("run")) == "" and "came from stdin" in report(tmp_path)

@@ -58,11 +58,13 @@ def write_report(
     settings: Mapping[str, Any],
     axis: str,
     next_steps: Sequence[tuple[str, str]],
+    again: str = "",
 ) -> None:
     """Writes the page to `path`, whole or not at all.
 
     `scores` [rows] are NaN for rows set aside; `verdicts` and `sources` [rows]; `anchors` gives scores by kind;
-    `set_aside` gives places by reason; `axis` is the title of the score's axis; `next_steps` are (what, command).
+    `set_aside` gives places by reason; `axis` is the title of the score's axis; `next_steps` are (what, command);
+    `again` is the command that repeats the run.
     Raises RuntimeError unless rows in = kept + quarantined + set aside in every one of these, UserError where the file
     can't be written.
     """
@@ -79,6 +81,7 @@ def write_report(
         headline=_headline(summary, threshold),
         errors=_errors(threshold),
         next_steps=next_steps,
+        again=again,
         threshold=threshold,
         unlimited=threshold.value == math.inf,
         drawing=drawing and {"wide": Markup(drawing.wide), "narrow": Markup(drawing.narrow), "notes": drawing.notes},

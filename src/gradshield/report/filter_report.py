@@ -16,7 +16,7 @@ from gradshield.base.storage import read_json, write_text
 from gradshield.data import Conversation, Source, read_rows, to_conversation
 from gradshield.data.run_folder import COLUMNS, SavedRun, catch_write_errors, read_table, shared_texts
 from gradshield.report.filter_page import ReportRow, write_report
-from gradshield.report.words import next_steps
+from gradshield.report.words import command_again, next_steps
 from gradshield.threshold import Threshold
 
 FILE = "report.json"
@@ -51,6 +51,7 @@ def report_run(out: Path, saved: SavedRun, source: Source) -> None:
     del table  # with millions of rows, its texts take as much again
     kept = _kept(out)
     threshold = _threshold(saved)
+    called = Path(out.resolve().name)
     high, near = highest_rows(scores), _nearest(scores, threshold.value)
     wanted = {*high, *near}
     shown = {row.index: row for row in read_rows(source) if row.index in wanted}
@@ -84,7 +85,8 @@ def report_run(out: Path, saved: SavedRun, source: Source) -> None:
         set_aside=aside,
         settings=saved.plan(),
         axis=axis_title(out, saved.summary.scorer),
-        next_steps=next_steps(out, high[0] + 1 if high else None, Path(out.resolve().name)),
+        next_steps=next_steps(out, high[0] + 1 if high else None, called),
+        again=command_again(saved.input.path, called),
     )
 
 
