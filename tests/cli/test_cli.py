@@ -223,3 +223,24 @@ def test_the_lists_are_whole_at_80_columns(monkeypatch, capsys, command, registr
             if names
         )
         assert said in middle and any(line.startswith(f"│ {name} ") for line in lines)
+
+
+def test_no_command_is_cut_in_the_list_of_commands(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gradshield", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out.partition("Commands:")[2]
+    assert "apply" in shown and "..." not in shown and "…" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["filter"], "Missing argument 'path'. See gradshield filter --help."),
+        (["check", "--gone"], "No such option: --gone. See gradshield check --help."),
+        (["gone"], "No such command 'gone'. See gradshield --help."),
+    ],
+)
+def test_a_wrong_command_line_names_the_help_of_its_command(monkeypatch, capsys, words, said):
+    code, error = run(monkeypatch, capsys, *words)
+    assert code == 2 and error == f"gradshield: {said}\n"

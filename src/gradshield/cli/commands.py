@@ -61,9 +61,7 @@ CHECK_WORDS = {
 MIN_COVERAGE = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
 JsonOption = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="print JSON for machines")]
-OutOption = Annotated[
-    Path, typer.Option("--out", "-o", help="folder for what comes out", callback=lambda out: _visible(out))
-]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="output folder", callback=lambda out: _visible(out))]
 ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harmful requests (default: bundled)")]
 
 
@@ -129,7 +127,10 @@ def tune(
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
-    """Fine-tune on the rows that leave the model safe and useful; exit code 3 when there is no such model."""
+    """Fine-tune until a model is safe and useful, or reject the file.
+
+    Exit code 3: rejected.
+    """
     kinds = (FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
     parts = settings_of(context, *kinds, flags=flags)
     from gradshield.tune.tune_once import tune_file
@@ -180,7 +181,10 @@ def check(
 
 @app.command()
 def scorers(as_json: JsonOption = False) -> None:
-    """List the scores that --scorer takes: what each needs, costs, and its options."""
+    """List the scorers with their needs, costs and options.
+
+    Choose one with --scorer NAME[:key=value,…].
+    """
     from gradshield.scoring.registry import SCORERS
 
     _list(SCORERS, "forward passes per row", as_json)
@@ -188,7 +192,10 @@ def scorers(as_json: JsonOption = False) -> None:
 
 @app.command()
 def defenses(as_json: JsonOption = False) -> None:
-    """List the defenses that --defense takes: what each needs, costs, and its options."""
+    """List the defenses with their needs, costs and options.
+
+    Choose one with `tune --defense NAME[:key=value,…]`.
+    """
     from gradshield.defenses.registry import DEFENSES
 
     _list(DEFENSES, "trainings", as_json)
@@ -220,7 +227,7 @@ def explain(
     row: Annotated[int, typer.Argument(help="row number, from 1")],
     as_json: JsonOption = False,
 ) -> None:
-    """Why did this row score as it did? Signals, tokens, modules, nearest probes."""
+    """Show why a row got its score: signals, tokens, modules, probes."""
     from gradshield.screen.explain_once import explain_run
 
     result = explain_run(run, row)
@@ -253,7 +260,10 @@ def review(
     port: Annotated[int, typer.Option(help="port on 127.0.0.1 (default: any that is free)")] = 0,
     who: Annotated[str | None, typer.Option(help="your name in the decisions (default: your login name)")] = None,
 ) -> None:
-    """Look at the rows on a local page and decide: keep, quarantine, or move the threshold."""
+    """Read rows on a local page and decide: keep or quarantine.
+
+    The page can also move the threshold. `apply` then rewrites the run's files.
+    """
     from gradshield.review.server import serve
 
     serve(run, other, port, who, lambda address: print(f"review: {address}\n(Ctrl-C stops it)", flush=True))
@@ -261,7 +271,7 @@ def review(
 
 @app.command()
 def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: JsonOption = False) -> None:
-    """Write a run's files again, by its scores and the decisions made in the review."""
+    """Rewrite a run's files with the decisions of its review."""
     from gradshield.review.apply import apply_decisions
 
     show(asdict(apply_decisions(run)), as_json, f"files in {run}")
@@ -283,7 +293,10 @@ def evaluate(
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
-    """How safe and how useful is this model? With intervals, and every answer kept for reading."""
+    """Measure how safe and how useful a model is.
+
+    Figures have intervals, and every answer is kept for reading.
+    """
     settings, of = settings_of(context, EvaluationSettings, RowSettings, flags=flags)
     from gradshield.evaluation.eval_once import evaluate_model
     from gradshield.report.words import evaluation_in_words
@@ -298,7 +311,10 @@ def align(
     base: Annotated[str, typer.Option(help="model to align")] = "embedded-unaligned",
     as_json: JsonOption = False,
 ) -> None:
-    """Make the alignment adapter of the embedded model again, from our requests and refusals."""
+    """Rebuild the embedded model's alignment adapter.
+
+    It is trained on the bundled requests and refusals.
+    """
     import os
 
     from gradshield.data.run_folder import catch_write_errors
@@ -353,8 +369,11 @@ def main() -> None:
             message = f"{option}: no longer there; use {REPLACED[name]}"
         elif name in CONFIG_ONLY and hasattr(error, "possibilities"):  # no such flag; `check` has its own --probes
             message = f"{option} is not a flag: write `{name}: …` into a YAML file, and name that file with --config"
+        elif context := getattr(error, "ctx", None):
+            name = f" {context.info_name}" if context.parent else ""
+            message = f"{message.rstrip('.')}. See gradshield{name} --help."
         if len(sys.argv) < 2:
-            sys.exit(message)
+            sys.exit(error.format_message())
     except _Stopped as stop:
         message, code = str(stop), 130
     print(f"gradshield: {safe(message, 2000, markup=False)}", file=sys.stderr)

@@ -144,5 +144,5 @@ def _panel(name: str, models: tuple[type[BaseModel], ...]) -> str:
 def _pair(item: str) -> tuple[str, str]:
     name, equals, column = item.partition("=")
     if not equals:
-        raise UserError(f"--map {item}: say it as prompt=COLUMN")
+        raise UserError(f"--map {item}: write prompt=COLUMN")
     return name, column
