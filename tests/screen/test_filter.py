@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -345,3 +346,17 @@ def test_a_row_longer_than_the_models_positions_is_set_aside(tiny, monkeypatch):
     short, long = (encode_row(row, "prompt_completion", tiny, FilterSettings()) for row in rows)
     assert not isinstance(short, str)
     assert re.fullmatch(r"it has \d{3} tokens, and the model 70 positions \(lower --max-length\)", str(long))
+
+
+def test_the_time_left_of_each_step_includes_the_steps_after_it(tiny_folder, train, tmp_path, monkeypatch):
+    later = []
+
+    @contextmanager
+    def noted(tokens):
+        later.append(tokens)
+        yield
+
+    monkeypatch.setattr(pipeline, "followed_by", noted)
+    run_filter(str(train), tmp_path / "run", settings(tiny_folder, scorer="fihs:probes=2", batch_tokens=100))
+    fitting, scoring = later
+    assert scoring == round(100 * 3 / 2.5) and fitting > scoring  # as many tokens as one batch holds
