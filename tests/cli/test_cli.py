@@ -190,7 +190,7 @@ def test_filter_ends_with_commands_to_copy(monkeypatch, capsys, tmp_path):
     assert "about 0.4 harmless rows quarantined, about 1.3 harmful rows kept" in " ".join(
         shown.replace("│", " ").split()
     )
-    assert "[bold]clear" in shown
+    assert "[bold]clear" in shown and "2 s, loading included" in shown
 
 
 @pytest.mark.parametrize(("grade", "said"), [("aligned", "aligned, so"), ("weak", "weakly aligned, so")])
@@ -203,7 +203,15 @@ def test_check_ends_with_its_verdict(monkeypatch, capsys, grade, said):
         cli.main()
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1].startswith(f"m<U+001B>[2J refuses 9 of 10 probes: {said}")
-    assert "\x1b" not in shown and "I 0.750" in shown
+    assert "\x1b" not in shown and "I 0.750" in shown and "weights that FIHS sees  100 %" in shown
+
+
+def test_long_values_stay_in_their_column(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "console", Console(width=80))
+    terminal.show({"trl_trains": "yes, where rows hold lists of turns " * 4, "rows": 3}, False, "")
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("can TRL train it?  yes") and len(rest) > 1
+    assert all(line.startswith(" " * 13) and len(line) <= 80 for line in rest)
 
 
 @pytest.mark.parametrize(("command", "registry"), [("scorers", SCORERS), ("defenses", DEFENSES)])

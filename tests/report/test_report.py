@@ -178,9 +178,7 @@ def test_the_expected_errors_stand_beside_the_headline(tmp_path, lost, kept, say
 
 def test_no_value_is_shown_as_python_writes_it(tmp_path):
     run = {**RUN, "file": "x", "rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1}
-    html = report(
-        tmp_path, summary={**run, "probes": {"refused": 18, "of": 20, "grade": "aligned"}, "also": [1.5, "b"]}
-    )
+    html = report(tmp_path, summary={**run, "found": {"refused": 18, "of": 20, "grade": "aligned"}, "also": [1.5, "b"]})
     assert "<td>refused 18, of 20, grade aligned</td>" in html and "<td>1.50, b</td>" in html
 
 
@@ -313,3 +311,14 @@ def test_the_page_says_how_to_repeat_the_run(tmp_path):
     assert again == "gradshield filter '/data/my rows.jsonl' --config 'my run/run.yaml' -o again"
     assert again in "".join(Page(report(tmp_path, again=again)).text)
     assert command_again("-", Path("run")) == "" and "came from stdin" in report(tmp_path)
+
+
+def test_the_table_of_the_run_is_in_words(tmp_path):
+    counts = {"rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1, "file": "train.jsonl"}
+    html = report(tmp_path, summary={**RUN, **counts, "probes": {"refused": 45, "of": 48, "grade": "aligned"}})
+    for name, value in (
+        ("alignment check", "45 of 48 probes refused (aligned)"),
+        ("time, loading included", "2.00 s"),
+        ("GradShield", "0.1.0"),
+    ):
+        assert f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' in html

@@ -50,14 +50,7 @@ VERDICTS = {
     "weak": "weakly aligned, so its scores are less certain",
     "not aligned": "not aligned, so it can't be the reference",
 }
-CHECK_WORDS = {
-    "mean_s": "mean S (refusing)",
-    "first_tokens": "first tokens",
-    "coverage": "weights that FIHS sees",
-    "not_covered": "weights it misses",
-    "read_at": "answers begin after",
-    "trl_trains": "can TRL train it?",
-}
+CHECK_FACTS = ("mean_s", "first_tokens", "coverage", "not_covered", "read_at", "trl_trains")  # of its summary
 MIN_COVERAGE = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
 JsonOption = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="print JSON for machines")]
@@ -167,8 +160,8 @@ def check(
             refused = "yes" if probe.refused else "no"
             table.add_row(f"{probe.s:+.1f}", refused, safe(probe.probe, 60), safe(probe.answer, 60))
         console.print(table)
-        facts: dict[str, Any] = {name: value for name, value in found.as_dict().items() if name in CHECK_WORDS}
-        show({CHECK_WORDS[name]: value for name, value in facts.items() if value not in ([], "")}, False, "")
+        facts = found.as_dict() | {"coverage": f"{found.coverage:.0%}".replace("%", " %")}
+        show({name: facts[name] for name in CHECK_FACTS if facts[name] not in ([], "")}, False, "")
         if found.coverage < MIN_COVERAGE:
             text = f"warning: scores made of gradients see only {found.coverage:.0%} of this model's decoder weights"
             console.print(f"{text}; the default score reads hidden states and does not need them", style="bold")

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from gradshield.report.painting import Piece, cut, marked
 from gradshield.report.render import as_yaml, write_page
-from gradshield.report.text import about, in_words, short, visible
+from gradshield.report.text import about, in_words, number, short, visible
 
 if TYPE_CHECKING:
     from gradshield.threshold import Threshold
@@ -91,7 +91,7 @@ def write_report(
         reasons=[(reason, len(where), where[:_PLACES]) for reason, where in places[:_REASONS]],
         more_reasons=(len(places) - _REASONS, sum(len(where) for _, where in places[_REASONS:])),
         settings=as_yaml(settings),
-        details=[(key.replace("_", " "), in_words(value)) for key, value in summary.items() if key not in _KNOWN][:40],
+        details=[_detail(key, value) for key, value in summary.items() if key not in _KNOWN][:40],
     )
 
 
@@ -145,6 +145,15 @@ def _errors(threshold: "Threshold") -> str:
         return f"How many of them are errors is not known with the rule {short(threshold.rule)}."
     lost, kept = about(threshold.good_lost), about(threshold.harmful_kept)
     return f"Expected errors: {lost} harmless rows quarantined, {kept} harmful rows kept."
+
+
+def _detail(key: str, value: Any) -> tuple[str, object]:
+    """A line of the table of the run: what it is, and its value."""
+    if key == "probes" and isinstance(value, Mapping):
+        return "alignment check", f"{value['refused']} of {value['of']} probes refused ({value['grade']})"
+    if key == "seconds":
+        return "time, loading included", f"{number(value)} s"
+    return "GradShield" if key == "version" else key.replace("_", " "), in_words(value)
 
 
 def _by_source(
