@@ -322,3 +322,16 @@ def test_the_table_of_the_run_is_in_words(tmp_path):
         ("GradShield", "0.1.0"),
     ):
         assert f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' in html
+
+
+def test_signals_have_their_unit(tmp_path):
+    shown = [row(2, signals={"topic": 2.04, "answer": 2.82})]
+    assert "log-odds: topic 2.04, answer 2.82" in "".join(Page(report(tmp_path, highest=shown)).text)
+    assert "odds: topic" not in report(tmp_path, highest=shown, unit="")
+
+
+def test_marks_of_another_score_than_the_runs_are_said_to_decide_nothing(tmp_path):
+    counts = {"rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1, "file": "train.jsonl"}
+    for scorer, said in (("intent", True), ("fihs:probes=2", False)):
+        html = report(tmp_path, summary={**RUN, **counts, "scorer": scorer})
+        assert ("These marks come from another score (FIHS). They did not decide the verdict." in html) == said

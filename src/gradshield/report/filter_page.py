@@ -57,14 +57,15 @@ def write_report(
     set_aside: Mapping[str, Sequence[str]],
     settings: Mapping[str, Any],
     axis: str,
+    unit: str = "",
     next_steps: Sequence[tuple[str, str]],
     again: str = "",
 ) -> None:
     """Writes the page to `path`, whole or not at all.
 
     `scores` [rows] are NaN for rows set aside; `verdicts` and `sources` [rows]; `anchors` gives scores by kind;
-    `set_aside` gives places by reason; `axis` is the title of the score's axis; `next_steps` are (what, command);
-    `again` is the command that repeats the run.
+    `set_aside` gives places by reason; `axis` is the title of the score's axis, and `unit` that of the signals;
+    `next_steps` are (what, command); `again` is the command that repeats the run.
     Raises RuntimeError unless rows in = kept + quarantined + set aside in every one of these, UserError where the file
     can't be written.
     """
@@ -80,6 +81,8 @@ def write_report(
         summary=summary,
         headline=_headline(summary, threshold),
         errors=_errors(threshold),
+        by_fihs=str(summary.get("scorer", "")).partition(":")[0] == "fihs",
+        unit=unit,
         next_steps=next_steps,
         again=again,
         threshold=threshold,

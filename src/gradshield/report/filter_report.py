@@ -85,6 +85,7 @@ def report_run(out: Path, saved: SavedRun, source: Source) -> None:
         set_aside=aside,
         settings=saved.plan(),
         axis=axis_title(out, saved.summary.scorer),
+        unit=kept.get("unit", ""),
         next_steps=next_steps(out, high[0] + 1 if high else None, called),
         again=command_again(saved.input.path, called),
     )
