@@ -43,7 +43,7 @@ class InfluenceOptions(NoOptions):
 def prepare(context: Context, options: InfluenceOptions) -> Prepared:
     """Fits the factors and the scores of the whole file. Raises UserError where kronfluence is missing."""
     if importlib.util.find_spec("kronfluence") is None:
-        raise UserError("--scorer influence needs the package kronfluence: pip install 'gradshield[bench]'")
+        raise UserError("--scorer influence needs the package kronfluence: pip install kronfluence")
 
     def make(rows: list[Example]) -> np.ndarray:
         targets = context.fit_anchors["harmful"][: options.targets]
