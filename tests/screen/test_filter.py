@@ -18,7 +18,7 @@ from gradshield.base.storage import exclusive_lock
 from gradshield.data import open_source
 from gradshield.data.rows import Row
 from gradshield.models.load import load_model
-from gradshield.screen import highest, rebuild
+from gradshield.screen import mark_tokens, rebuild
 from gradshield.screen.encoding import encode_row
 from gradshield.screen.estimate import estimate
 from gradshield.screen.explain import explain
@@ -333,7 +333,7 @@ def test_a_model_without_gradients_is_filtered_by_the_default_and_its_tokens_go_
     def gradient(*_):
         raise NotImplementedError("no backward for this kernel")
 
-    monkeypatch.setattr(highest, "probe_gradient", gradient)
+    monkeypatch.setattr(mark_tokens, "probe_gradient", gradient)
     summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder))
     assert summary.quarantined == 8 and (tmp_path / "run" / "report.html").exists()
     assert "not marked" in caplog.text

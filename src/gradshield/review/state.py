@@ -10,7 +10,7 @@ from gradshield.base.errors import UserError
 from gradshield.data.run_folder import SavedRun, read_run
 from gradshield.review import store
 from gradshield.review.figures import histogram
-from gradshield.review.likeness import Likeness
+from gradshield.review.near_duplicates import Likeness
 from gradshield.review.texts import open_texts, search_rows
 from gradshield.review.verdicts import RunScores, judge, own_threshold, read_run_scores, threshold_in_force
 from gradshield.review.worker import Worker

@@ -37,7 +37,7 @@ from gradshield.scoring.check import check_cache_file, require_aligned
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import Reference, key_of, make_reference
 from gradshield.screen.encoding import Encoded, encode_source, find_layout, known_good
-from gradshield.screen.highest import COST, explain_highest
+from gradshield.screen.mark_tokens import COST, explain_highest
 from gradshield.screen.rebuild import build_scorer, portable_settings
 from gradshield.screen.scores_file import values_by_row, write_scores
 from gradshield.screen.train_script import write_script

@@ -29,7 +29,7 @@ from gradshield.data.encode import Example
 from gradshield.models.experts import Expert
 from gradshield.models.load import Model
 from gradshield.scoring.base import Context, Prepared, Scorer
-from gradshield.scoring.filewide import file_scores
+from gradshield.scoring.whole_file import file_scores
 
 
 class InfluenceOptions(NoOptions):
