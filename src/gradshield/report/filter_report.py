@@ -79,7 +79,7 @@ def report_run(out: Path, saved: SavedRun, source: Source) -> None:
         verdicts=verdicts,
         sources=groups,
         threshold=threshold,
-        anchors={kind: np.array(values, dtype=float) for kind, values in kept["anchors"].items()},
+        anchors=anchor_scores(out),
         highest=[entry(n) for n in high],
         borderline=[entry(n) for n in near],
         set_aside=aside,
@@ -95,6 +95,11 @@ def axis_title(out: Path, scorer: str) -> str:
     """What the axis of a run's scores is called: the scorer and, where it has one, its unit."""
     unit = _kept(out).get("unit")
     return f"score by {scorer.partition(':')[0]}{f', {unit}' if unit else ''} (higher: more harmful)"
+
+
+def anchor_scores(out: Path) -> dict[str, np.ndarray]:
+    """The anchors' scores by kind, as `filter` left them."""
+    return {kind: np.array(values, dtype=float) for kind, values in _kept(out)["anchors"].items()}
 
 
 def _kept(out: Path) -> _Kept:
