@@ -1,6 +1,6 @@
 """Numbers → what the page draws: bars, dots and marks as percentages of an axis, so that nothing shrinks with the page.
 
-Where the threshold stands is the page's to draw, as it moves; the bars below and above it are the same bars, clipped.
+The page draws the threshold, as it moves; the bars below and above it are the same bars, clipped.
 """
 
 import math
@@ -25,7 +25,7 @@ class Axis(NamedTuple):
     high: float
 
     def at(self, value: float) -> float:
-        """Where a value stands, in percent."""
+        """The place of a value, in percent."""
         value = min(max(value, self.low), self.high)
         return round(100 * (value - self.low) / (self.high - self.low), 3)
 
