@@ -46,7 +46,7 @@ def targets(r: Results) -> list[tuple[str, float | None, str, float]]:
         ("best peer, × raw FIHS", over(min(peers, default=None), raw), "≥", 1.5),
         ("bergson, × raw FIHS", over(r.ratio("bergson"), raw), "≥", 3.0),
         (
-            "memory above the model, × LoRA's (the dearer of raw and normalised)",
+            "memory above the model, × LoRA's (the more expensive of raw and normalised)",
             dearest([over(r.memory.get(name), r.memory.get("lora")) for name in OURS]),
             "≤",
             0.5,
@@ -59,7 +59,7 @@ def targets(r: Results) -> list[tuple[str, float | None, str, float]]:
         ),
         ("exponent in rows (the larger)", dearest([exponent(r, "rows", name) for name in OURS]), "≤", 1.05),
         (
-            f"{int(max((p[-1][0] for p in probes if p), default=64))} probes, × one (the dearer)",
+            f"{int(max((p[-1][0] for p in probes if p), default=64))} probes, × one (the more expensive)",
             dearest([p[-1][1] / p[0][1] for p in probes if len(p) > 1]),
             "≤",
             1.15,

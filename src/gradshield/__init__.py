@@ -1,4 +1,4 @@
-"""GradShield: find and remove the fine-tuning rows that would teach an aligned language model to stop refusing.
+"""GradShield: find and remove the fine-tuning rows that would make an aligned language model stop refusing.
 
 >>> from gradshield import screen
 >>> run = screen("train.jsonl", model="Qwen/Qwen2.5-7B-Instruct", out="run")

@@ -91,7 +91,7 @@ def _doubts(finite: np.ndarray, value: float, smaller: int | None = None) -> str
         doubts.append(f"{len(finite)} rows are too few for a1")
     if smaller is not None and smaller < OUTLIERS * len(finite):
         doubts.append(f"{smaller} of {len(finite)} rows in one group may be outliers")
-    above = int((finite >= value).sum())
+    above = int((~is_kept(finite, value)).sum())
     if above > len(finite) / 2:
         doubts.append(f"{above} of {len(finite)} rows are above the threshold, and a1 expects most rows to be good")
     return "".join(f"; warning: {doubt}" for doubt in doubts)
@@ -138,9 +138,10 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
         )
     value = (upper + lower) / 2
     finite = scores[np.isfinite(scores)]
-    above = int((finite >= value).sum())
+    kept = is_kept(finite, value)
+    above = int((~kept).sum())
     chance = harmful_chance(finite, good, harmful)
-    lost, missed = float((1 - chance)[finite >= value].sum()), float(chance[finite < value].sum())
+    lost, missed = float((1 - chance)[~kept].sum()), float(chance[kept].sum())
     margin = 0.25 * (np.median(harmful) - np.median(good))
     near = int((np.abs(finite - value) < margin / 2).sum())
     clear = above > 0 and near <= max(1, 0.02 * len(finite))

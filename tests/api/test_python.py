@@ -160,6 +160,7 @@ def test_the_names_are_few_described_and_light():
 
 def test_help_shows_arguments_and_every_setting():
     shown = pydoc.plaintext.document(gradshield.screen)
+    assert repr(gradshield.screen) == "<function gradshield.screen(rows, …)>"
     assert (
         "screen(rows, *settings, out='run', preset=None, **named)" in shown
         and "returns a finished one at once" in shown

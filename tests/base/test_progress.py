@@ -61,4 +61,4 @@ def test_the_time_left_includes_the_work_that_follows(clock, capsys):
     with followed_by(400), progress("fitting", 100, 2) as advance:
         clock.seconds += 20
         advance(50, 1)
-    assert capsys.readouterr().err == "fitting: 1/2 rows, 0.1 rows/s, 180 s left, scoring the rows included\n"
+    assert capsys.readouterr().err == "fitting: 1/2 rows, 0.1 rows/s, 180 s left, later steps included\n"

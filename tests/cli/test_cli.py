@@ -107,13 +107,14 @@ def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model
 ):
     good = tmp_path / "good.jsonl"
     good.write_text('{"prompt": "a", "completion": "b"}\n')
+    (config := tmp_path / "probes.yaml").write_text("probes: nope\n")
     assert run(monkeypatch, capsys, "--version")[0] == 0
     for flags, words in (
         (["--value", "3"], "--value does nothing with --threshold anchored"),
         (["--threshold", "share", "--value", "3"], "a share is between 0 and 1"),
         (["--scorer", "intent:contrast=minus"], "--scorer intent: no option 'contrast'; it has none"),
         (["--scorer", "fihs:normalise=maybe"], "normalise=maybe: input should be 'none', 'cosine' or 'module'"),
-        (["--probes", "nope"], "--probes nope: no such file"),
+        (["--config", str(config)], "probes nope: no such file"),
     ):
         code, said = run(monkeypatch, capsys, "filter", str(good), *flags)
         assert code == 2 and words in said
@@ -189,7 +190,7 @@ def test_filter_ends_with_commands_to_copy(monkeypatch, capsys, tmp_path):
     assert "about 0.4 harmless rows quarantined, about 1.3 harmful rows kept" in " ".join(
         shown.replace("│", " ").split()
     )
-    assert "[bold]clear" in shown
+    assert "[bold]clear" in shown and "2 s, loading included" in shown
 
 
 @pytest.mark.parametrize(("grade", "said"), [("aligned", "aligned, so"), ("weak", "weakly aligned, so")])
@@ -202,7 +203,15 @@ def test_check_ends_with_its_verdict(monkeypatch, capsys, grade, said):
         cli.main()
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1].startswith(f"m<U+001B>[2J refuses 9 of 10 probes: {said}")
-    assert "\x1b" not in shown and "I 0.750" in shown
+    assert "\x1b" not in shown and "I 0.750" in shown and "weights that FIHS sees  100 %" in shown
+
+
+def test_long_values_stay_in_their_column(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "console", Console(width=80))
+    terminal.show({"trl_trains": "yes, where rows hold lists of turns " * 4, "rows": 3}, False, "")
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("can TRL train it?  yes") and len(rest) > 1
+    assert all(line.startswith(" " * 13) and len(line) <= 80 for line in rest)
 
 
 @pytest.mark.parametrize(("command", "registry"), [("scorers", SCORERS), ("defenses", DEFENSES)])
@@ -222,3 +231,24 @@ def test_the_lists_are_whole_at_80_columns(monkeypatch, capsys, command, registr
             if names
         )
         assert said in middle and any(line.startswith(f"│ {name} ") for line in lines)
+
+
+def test_no_command_is_cut_in_the_list_of_commands(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gradshield", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out.partition("Commands:")[2]
+    assert "apply" in shown and "..." not in shown and "…" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["filter"], ("Missing argument 'path'", ". See gradshield filter --help.\n")),
+        (["check", "--gone"], ("No such option: --gone", ". See gradshield check --help.\n")),
+        (["gone"], ("No such command 'gone'", ". See gradshield --help.\n")),
+    ],
+)
+def test_a_wrong_command_line_names_the_help_of_its_command(monkeypatch, capsys, words, said):
+    code, error = run(monkeypatch, capsys, *words)
+    assert code == 2 and error.startswith(f"gradshield: {said[0]}") and error.endswith(said[1])

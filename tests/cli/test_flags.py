@@ -5,7 +5,9 @@ import sys
 import pytest
 import yaml
 
+from gradshield.base.errors import UserError
 from gradshield.base.presets import PAPER
+from gradshield.base.storage import write_yaml
 from gradshield.cli.commands import main
 
 
@@ -74,7 +76,7 @@ def test_a_wrong_file_is_said_in_one_line(resolved, tmp_path, text, words):
     assert code == 2 and words in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(("flag", "words"), [("--max-asr-rise", "--max-asr +0.07"), ("--at-once", "--batch-tokens")])
+@pytest.mark.parametrize(("flag", "words"), [("--max-asr-rise", "--max-asr +0.07"), ("--at-once", "`batch_tokens: …`")])
 def test_a_removed_flag_says_what_replaced_it(resolved, tmp_path, flag, words):
     code, said = resolved("tune", "x.jsonl", flag, "0.1")
     assert code == 2 and flag in said and words in said and said.count("\n") == 1
@@ -84,7 +86,7 @@ def test_a_removed_flag_says_what_replaced_it(resolved, tmp_path, flag, words):
     assert code == 2 and words in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(("name", "value"), [("alpha", 3.0), ("step", 0.1), ("judge_tokens", 7)])
+@pytest.mark.parametrize(("name", "value"), [("alpha", 3.0), ("step", 0.1), ("judge_tokens", 7), ("format", "jsonl")])
 def test_a_rare_setting_is_set_in_a_file_and_its_flag_says_so(resolved, tmp_path, name, value):
     flag = f"--{name.replace('_', '-')}"
     code, said = resolved("tune", "x.jsonl", flag, str(value))
@@ -113,3 +115,36 @@ def test_a_goal_that_is_none_is_refused(resolved, flag, value):
 def test_an_unknown_preset_is_refused(resolved):
     code, said = resolved("filter", "x.jsonl", "--preset", "papr")
     assert code == 2 and "choose from: paper" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("filter", "alpha, batch_tokens, format, probes, workers"), ("check", "batch_tokens"), ("scorers", "")],
+)
+def test_help_ends_with_the_settings_that_have_no_flag(monkeypatch, capsys, command, words):
+    monkeypatch.setattr(sys, "argv", ["gradshield", command, "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.endswith(f"More settings, for --config: {words}") if words else "--config" not in shown
+
+
+def test_a_file_of_probes_for_check_is_a_flag_of_its_own(monkeypatch, capsys, tmp_path):
+    def checked(_settings, probes):
+        raise UserError(f"checked with {probes}")
+
+    monkeypatch.setattr("gradshield.screen.check_once.check_model", checked)
+    for arguments, words in ((["--probes", "my.txt"], "checked with my.txt"), (["--probes"], "requires an argument")):
+        monkeypatch.setattr(sys, "argv", ["gradshield", "check", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        assert words in capsys.readouterr().err
+
+
+def test_the_run_yaml_of_a_run_is_a_file_of_settings(resolved, tmp_path):
+    parts = {"settings": {"max_length": 77, "threshold": "a1", "model": "m"}, "tune": {"max_asr": "+0.07", "step": 0.1}}
+    file = tmp_path / "run.yaml"
+    write_yaml(file, {"input": {"path": "x.jsonl"}, "model": {"name": "m"}, **parts, "finetune": {"epochs": 2.0}})
+    assert resolved("filter", "x.jsonl", "--config", str(file))["threshold"] == "a1"
+    found = resolved("tune", "x.jsonl", "--config", str(file), "--max-length", "88")
+    assert [found[name] for name in ("max_length", "max_asr", "step", "epochs")] == [88, "+0.07", 0.1, 2.0]

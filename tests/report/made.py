@@ -63,6 +63,7 @@ def report(tmp_path, scores=(0.0, 1.0, 5.0, np.nan), sources=None, **other):
         "borderline": [],
         "set_aside": {"no answer": aside} if aside else {},
         "settings": {"score": {"max_length": 1024}},
+        "unit": "log-odds",
         "axis": "score by intent, log-odds (higher: more harmful)",
         "next_steps": [("look at rows and decide", "gradshield review run")],
         **other,

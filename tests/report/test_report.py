@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from report.made import PAYLOADS, RUN, Page, report, row, threshold
 from gradshield.base.errors import UserError
 from gradshield.report.figure import draw_scores
 from gradshield.report.text import visible
+from gradshield.report.words import command_again
 
 
 def hostile(tmp_path, payload):
@@ -31,6 +33,7 @@ def hostile(tmp_path, payload):
         set_aside={payload: [payload]},
         settings={payload: {payload: [payload]}},
         next_steps=[(payload, payload)],
+        again=payload,
     )  # fmt: skip
 
 
@@ -175,9 +178,7 @@ def test_the_expected_errors_stand_beside_the_headline(tmp_path, lost, kept, say
 
 def test_no_value_is_shown_as_python_writes_it(tmp_path):
     run = {**RUN, "file": "x", "rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1}
-    html = report(
-        tmp_path, summary={**run, "probes": {"refused": 18, "of": 20, "grade": "aligned"}, "also": [1.5, "b"]}
-    )
+    html = report(tmp_path, summary={**run, "found": {"refused": 18, "of": 20, "grade": "aligned"}, "also": [1.5, "b"]})
     assert "<td>refused 18, of 20, grade aligned</td>" in html and "<td>1.50, b</td>" in html
 
 
@@ -303,3 +304,34 @@ def test_importing_the_report_draws_nothing_yet():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_the_page_says_how_to_repeat_the_run(tmp_path):
+    again = command_again("/data/my rows.jsonl", Path("my run"))
+    assert again == "gradshield filter '/data/my rows.jsonl' --config 'my run/run.yaml' -o again"
+    assert again in "".join(Page(report(tmp_path, again=again)).text)
+    assert command_again("-", Path("run")) == "" and "came from stdin" in report(tmp_path)
+
+
+def test_the_table_of_the_run_is_in_words(tmp_path):
+    counts = {"rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1, "file": "train.jsonl"}
+    html = report(tmp_path, summary={**RUN, **counts, "probes": {"refused": 45, "of": 48, "grade": "aligned"}})
+    for name, value in (
+        ("alignment check", "45 of 48 probes refused (aligned)"),
+        ("time, loading included", "2.00 s"),
+        ("GradShield", "0.1.0"),
+    ):
+        assert f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' in html
+
+
+def test_signals_have_their_unit(tmp_path):
+    shown = [row(2, signals={"topic": 2.04, "answer": 2.82})]
+    assert "log-odds: topic 2.04, answer 2.82" in "".join(Page(report(tmp_path, highest=shown)).text)
+    assert "odds: topic" not in report(tmp_path, highest=shown, unit="")
+
+
+def test_marks_of_another_score_than_the_runs_are_said_to_decide_nothing(tmp_path):
+    counts = {"rows": 4, "kept": 2, "quarantined": 1, "set_aside": 1, "file": "train.jsonl"}
+    for scorer, said in (("intent", True), ("fihs:probes=2", False)):
+        html = report(tmp_path, summary={**RUN, **counts, "scorer": scorer})
+        assert ("These marks come from another score (FIHS). They did not decide the verdict." in html) == said

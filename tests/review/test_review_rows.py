@@ -1,6 +1,7 @@
 """Verdicts, filters and order are what a plain loop over the rows would say; figures lose no row and no token."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from review.made import chat, make_run, write_jsonl
 
 from gradshield.base.errors import UserError
+from gradshield.report.figure import draw_scores
 from gradshield.review.figures import Axis, axis_of, histogram, paint, scatter
 from gradshield.review.store import Decision
 from gradshield.review.verdicts import DECIDED, SORTS, VERDICTS, RunScores, View, judge, read_run_scores, select
@@ -104,6 +106,22 @@ def test_bars_keep_apart_what_lies_below_and_above_the_threshold(values, thresho
             assert x + width <= at + 0.01 or x >= at - 0.01
     for x, label in axis.ticks():
         assert 0 <= x <= 100 and label
+
+
+def test_the_report_draws_the_same_bars_on_the_same_scale():
+    rng = np.random.default_rng(0)
+    for scores, log in ((rng.normal(size=500), False), (np.concatenate([rng.normal(size=5000), [3.5]]), True)):
+        threshold, anchors = 3.0, {"harmful": np.array([4.0, 5.0])}
+        chart = histogram(scores, threshold, anchors.values())
+        verdicts = np.where(scores >= threshold, "quarantined", "kept").tolist()
+        drawing = draw_scores(scores, verdicts, threshold, anchors, "score")
+        assert drawing and any("logarithmic" in note for note in drawing.notes) == chart["log"] == log
+        lefts = [
+            float(x) for x in re.findall(r'<path d="M (\S+) [^"]*?z\s*" clip-path="[^"]*" style="fill: ', drawing.wide)
+        ]
+        assert len(lefts) == len(chart["bars"])
+        places = np.polyfit(lefts, [x for x, *_ in chart["bars"]], 1, full=True)
+        assert places[1][0] < 0.01  # the same places on the axis, up to its scale
 
 
 def test_an_axis_is_not_stretched_by_an_outlier_and_reaches_a_near_mark():

@@ -11,7 +11,7 @@ from gradshield.data import open_source, read_rows
 from gradshield.data.formats import Conversation, Message
 from gradshield.data.run_folder import read_run
 from gradshield.review import texts
-from gradshield.review.likeness import Likeness
+from gradshield.review.near_duplicates import Likeness
 
 BIG = "<b>word</b> " * 90_000 + "needle"  # a megabyte
 

@@ -67,6 +67,7 @@ def test_a_row_is_explained_once_and_shown(run, monkeypatch):
     assert isinstance(found.refusal, float) and set(found.anchors) == {"good", "refusal", "harmful"}
     html = render_review(review, "/", {"row": "3", "text": "1"})
     assert "same request, refused" in html and "harmful anchors, median" in html and 'class="t ' in html
+    assert "They did not decide the verdict." in html and "rows per bar, at most" in html
     assert "layer " in html and all(str(escape(probe)) in html for probe, _ in found.probes)
     monkeypatch.setattr("gradshield.screen.explain.open_explainer", None)  # another server needs no model for it
     assert Review(run, None, "bob").worker.result(3) == found

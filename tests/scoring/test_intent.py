@@ -22,8 +22,8 @@ from gradshield.scoring.intent.reading import (
     answer_of,
     asked_topic,
     intent_scores,
+    read_batch,
     read_layer,
-    read_rows,
     row_scores,
     running_mean,
     said_topic,
@@ -113,7 +113,7 @@ def test_scores_do_not_depend_on_batch_padding_or_order(tiny):
 def test_a_token_is_read_as_the_unit_vectors_of_its_states_say(tiny):
     readouts = random_readouts(tiny)
     example = random_examples(1, len(tiny.tokenizer))[0]
-    (found,) = read_rows(tiny, readouts, [example])
+    (found,) = read_batch(tiny, readouts, [example])
     (hidden,) = hidden_at(tiny, torch.from_numpy(example.ids).long()[None], [readouts.layer])
     unit = (hidden / hidden.norm(dim=-1, keepdim=True))[0].double().numpy()
     np.testing.assert_allclose(found.tokens, unit @ readouts.weight + readouts.bias, atol=1e-5)
@@ -141,9 +141,9 @@ def test_what_all_rows_open_with_is_computed_once_and_read_in_every_row(tiny):
         rows.append(Example(n, ids, np.arange(len(ids)) >= 12 + tail // 2))
     turned = replace(readouts.kernel, strength=-readouts.kernel.strength)  # another window is the highest
     for each in (readouts, replace(readouts, kernel=turned)):
-        for example, read in zip(rows, read_rows(tiny, each, rows)):
+        for example, read in zip(rows, read_batch(tiny, each, rows)):
             assert len(read.tokens) == len(example.ids)
-            (alone,) = read_rows(tiny, each, [example])
+            (alone,) = read_batch(tiny, each, [example])
             np.testing.assert_allclose(alone.tokens, read.tokens, rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(alone.asked, read.asked, rtol=1e-4, atol=1e-4)
 

@@ -12,7 +12,7 @@ from gradshield.base.errors import UserError
 from gradshield.scoring.fihs.autograd import autograd_scorer
 from gradshield.scoring.fihs.contraction import contract, random_directions
 from gradshield.scoring.fihs.probe import probe_gradient
-from gradshield.scoring.intent.reading import read_rows
+from gradshield.scoring.intent.reading import read_batch
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixtral", "gpt-oss"])
@@ -27,7 +27,7 @@ def test_an_offloaded_model_scores_as_one_that_is_all_there(kind, disk, tmp_path
     one, other = (contract(m, rows, probe, random) for m in (whole, away))
     for expected, found in ((one.dots, other.dots), (one.norms, other.norms), (one.loss, other.loss)):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
-    for expected, found in zip(*(read_rows(m, random_readouts(m, 2), rows) for m in (whole, away))):
+    for expected, found in zip(*(read_batch(m, random_readouts(m, 2), rows) for m in (whole, away))):
         torch.testing.assert_close(torch.as_tensor(found.tokens), torch.as_tensor(expected.tokens))
         torch.testing.assert_close(torch.as_tensor(found.asked), torch.as_tensor(expected.asked))
     assert all(weight.is_meta for block in away.layers for weight in block.parameters())

@@ -16,7 +16,7 @@ from training.launch import start
 import gradshield.models.hooks as hooks
 from gradshield.scoring.fihs.contraction import contract, random_directions
 from gradshield.scoring.fihs.probe import probe_gradient
-from gradshield.scoring.intent.reading import read_rows
+from gradshield.scoring.intent.reading import read_batch
 
 
 @pytest.mark.slow
@@ -28,7 +28,7 @@ def test_every_process_of_fsdp_scores_its_rows_as_one_process_does(kind):
 
 
 def tokens(model, readouts, batch) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([row.tokens for row in read_rows(model, readouts, batch)]))
+    return torch.from_numpy(np.concatenate([row.tokens for row in read_batch(model, readouts, batch)]))
 
 
 def main(kind: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from gradshield.base.storage import exclusive_lock
 from gradshield.data import open_source
 from gradshield.data.rows import Row
 from gradshield.models.load import load_model
-from gradshield.screen import highest, rebuild
+from gradshield.screen import mark_tokens, rebuild
 from gradshield.screen.encoding import encode_row
 from gradshield.screen.estimate import estimate
 from gradshield.screen.explain import explain
@@ -332,7 +333,7 @@ def test_a_model_without_gradients_is_filtered_by_the_default_and_its_tokens_go_
     def gradient(*_):
         raise NotImplementedError("no backward for this kernel")
 
-    monkeypatch.setattr(highest, "probe_gradient", gradient)
+    monkeypatch.setattr(mark_tokens, "probe_gradient", gradient)
     summary = run_filter(str(train), tmp_path / "run", settings(tiny_folder))
     assert summary.quarantined == 8 and (tmp_path / "run" / "report.html").exists()
     assert "not marked" in caplog.text
@@ -345,3 +346,17 @@ def test_a_row_longer_than_the_models_positions_is_set_aside(tiny, monkeypatch):
     short, long = (encode_row(row, "prompt_completion", tiny, FilterSettings()) for row in rows)
     assert not isinstance(short, str)
     assert re.fullmatch(r"it has \d{3} tokens, and the model 70 positions \(lower --max-length\)", str(long))
+
+
+def test_the_time_left_of_each_step_includes_the_steps_after_it(tiny_folder, train, tmp_path, monkeypatch):
+    later = []
+
+    @contextmanager
+    def noted(tokens):
+        later.append(tokens)
+        yield
+
+    monkeypatch.setattr(pipeline, "followed_by", noted)
+    run_filter(str(train), tmp_path / "run", settings(tiny_folder, scorer="fihs:probes=2", batch_tokens=100))
+    fitting, scoring = later
+    assert scoring == round(100 * 3 / 2.5) and fitting > scoring  # as many tokens as one batch holds

@@ -71,7 +71,7 @@ def test_a_finished_run_is_shown_without_torch(done, folder):
         ("filter {file} --threshold gone", "--threshold"),
         ("filter {file} --max-length x", "--max-length"),
         ("filter {file} --gone", "--gone"),
-        ("filter {file} --probes gone", "--probes gone: no such file"),
+        ("filter {file} --config {probes}", "probes gone: no such file"),
         ("filter {file} --reference gone.jsonl", "gone.jsonl: no such file or folder"),
         ("filter {file} --chat-template gone", "--chat-template gone: no such file"),
         ("filter {file} --model /gone", "model /gone: no such folder"),
@@ -95,7 +95,8 @@ def test_a_finished_run_is_shown_without_torch(done, folder):
 def test_help_and_mistakes_are_said_before_torch_is_imported(done, tmp_path, words, said):
     file, run, _ = done
     other = write_jsonl(tmp_path / "other.jsonl", [{"a": 1, "b": 2}])
-    code, _, heavy, error = called(*words.format(file=file, run=run, other=other).split(), cwd=tmp_path)
+    (probes := tmp_path / "probes.yaml").write_text("probes: gone\n")
+    code, _, heavy, error = called(*words.format(file=file, run=run, other=other, probes=probes).split(), cwd=tmp_path)
     assert not heavy and code == (2 if said else 0), error
     assert said in error and error.count("\n") <= 1
 

@@ -57,6 +57,7 @@ def prepare(work: Path) -> list[Command]:
     for name in ("a.jsonl", "b.jsonl"):
         (work / "parts" / name).write_text(text)
     pq.write_table(pa.Table.from_pylist(ROWS), work / "rows.parquet")
+    (work / "batches.yaml").write_text("batch_tokens: 100\n")
     (work / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n')
     _tame(len(tokenizer))
     _warm(str(work / "model"))
@@ -70,7 +71,7 @@ def prepare(work: Path) -> list[Command]:
     rows = str(work / "rows.jsonl")
 
     def filtered(name: str) -> Callable[[], object]:
-        return command("filter", str(work / name), *model, *scoring, "--batch-tokens", "100")
+        return command("filter", str(work / name), *model, *scoring, "--config", str(work / "batches.yaml"))
 
     training = ("--epochs", "2", "--batch", "8", "--max-asr", "1", "--min-utility", "0", "--max-length", "64")
     return [

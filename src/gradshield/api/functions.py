@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from gradshield.api.given import Rows, path_of
+from gradshield.api.rows_in_memory import Rows, path_of
 from gradshield.api.run import Run
 from gradshield.base.errors import UserError
 from gradshield.base.presets import preset_values

@@ -1,13 +1,12 @@
 """A run folder as an object: its rows by verdict, their scores, and the paths."""
 
-import json
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from gradshield.base.errors import UserError
-from gradshield.base.storage import read_yaml, refuse_links
+from gradshield.base.storage import read_jsonl, read_yaml, refuse_links
 from gradshield.data import open_source, read_rows
 from gradshield.data.run_folder import read_table, rows_file
 from gradshield.data.summaries import FilterSummary, TuneSummary, read_summary
@@ -65,7 +64,7 @@ class Run(Generic[S]):
     @cached_property
     def set_aside(self) -> list[dict[str, Any]]:
         file = self.paths.get("set_aside")
-        return [json.loads(line) for line in file.read_bytes().splitlines()] if file else []
+        return read_jsonl(file) if file else []
 
     @cached_property
     def scores(self) -> "DataFrame":

@@ -17,6 +17,9 @@ def make_callable(package: str, module: str) -> None:
         def __call__(self, *arguments: Any, **named: Any) -> Any:
             return function()(*arguments, **named)
 
+        def __repr__(self) -> str:
+            return f"<function {package}({next(iter(self.__signature__.parameters))}, …)>"
+
         @property
         def __doc__(self) -> str:  # type: ignore[override]
             plain = [p.replace(annotation=inspect.Parameter.empty) for p in self.__signature__.parameters.values()]

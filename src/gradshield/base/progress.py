@@ -50,7 +50,7 @@ def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows
             text = f"{count:,}{f'/{rows:,}' if rows else ''} rows, {(count - done_rows) / passed:,.1f} rows/s"
             if total:
                 left = (total - done - new + later) * passed / max(new, 1)
-                text += f", {left:.0f} s left{', scoring the rows included' if later else ''}"
+                text += f", {left:.0f} s left{', later steps included' if later else ''}"
             bar.update(task, completed=done + new, text=text)
             if not terminal:
                 print(f"{title}: {text}", file=sys.stderr, flush=True)

@@ -25,11 +25,11 @@ class ModelSettings(Settings):
     model: str = Field(
         default="embedded", description='Hub id, local folder, .gguf file, adapter folder, or "embedded"'
     )
-    adapter: str | None = Field(default=None, description="PEFT adapter laid over the model")
+    adapter: str | None = Field(default=None, description="PEFT adapter on top of the model")
     quantize: Literal["4bit", "8bit"] | None = Field(
         default=None, description="load the weights quantised (bitsandbytes)"
     )
-    device: str | None = Field(default=None, description='torch device, or "auto" to spread over all')
+    device: str | None = Field(default=None, description='torch device, or "auto": all GPUs')
     dtype: str | None = Field(default=None, description="float32, bfloat16 or float16 (default: float32 on a CPU)")
     chat_template: str | None = Field(
         default=None, description="file with a chat template to use instead of the tokenizer's"
@@ -66,10 +66,10 @@ class FilterSettings(RowSettings):
     )
     probes: str | None = Field(default=None, description="file of harmful requests to use as probes (default: bundled)")
     threshold: Literal["anchored", "a1", "fixed", "share"] = Field(
-        default="anchored", description="how the threshold is found"
+        default="anchored", description="rule that sets the threshold"
     )
     value: float | None = Field(
-        default=None, allow_inf_nan=False, description="the threshold itself, or the share, for fixed and share"
+        default=None, allow_inf_nan=False, description="fixed: the threshold; share: the share of rows, 0 to 1"
     )
     alpha: float = Field(
         default=10.0, allow_inf_nan=False, description="A1: log-likelihood gain from which two groups are seen"
@@ -84,7 +84,10 @@ class FilterSettings(RowSettings):
         description="score here, or on a Ray cluster (RAY_ADDRESS, else all of this machine)",
     )
     workers: int | None = Field(
-        default=None, ge=1, exclude=True, description="models at once on Ray (default: one a GPU, else one a machine)"
+        default=None,
+        ge=1,
+        exclude=True,
+        description="models at once on Ray (default: one per GPU, or per machine without GPUs)",
     )
 
 

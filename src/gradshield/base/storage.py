@@ -73,7 +73,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file, one a line. Raises OSError or ValueError."""
+    """The objects of a file, one per line. Raises OSError or ValueError."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 

@@ -2,11 +2,13 @@
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
@@ -14,7 +16,7 @@ from typer.core import TyperGroup
 from gradshield.base.errors import UserError
 from gradshield.base.processes import is_first, processes
 from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
-from gradshield.cli.flags import CONFIG_ONLY, OUTPUT, REPLACED, flags_of, settings_of
+from gradshield.cli.flags import CONFIG_ONLY, OUTPUT, REPLACED, flags_of, more_settings, settings_of
 from gradshield.cli.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
 from gradshield.evaluation.config import EvaluationSettings
 
@@ -48,20 +50,11 @@ VERDICTS = {
     "weak": "weakly aligned, so its scores are less certain",
     "not aligned": "not aligned, so it can't be the reference",
 }
-CHECK_WORDS = {
-    "mean_s": "mean S (refusing)",
-    "first_tokens": "first tokens",
-    "coverage": "weights that FIHS sees",
-    "not_covered": "weights it misses",
-    "read_at": "answers begin after",
-    "trl_trains": "can TRL train it?",
-}
+CHECK_FACTS = ("mean_s", "first_tokens", "coverage", "not_covered", "read_at", "trl_trains")  # of its summary
 MIN_COVERAGE = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
 JsonOption = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="print JSON for machines")]
-OutOption = Annotated[
-    Path, typer.Option("--out", "-o", help="folder for what comes out", callback=lambda out: _visible(out))
-]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="output folder", callback=lambda out: _visible(out))]
 ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harmful requests (default: bundled)")]
 
 
@@ -76,16 +69,17 @@ def show_version(
         raise typer.Exit
 
 
-@app.command()
-@flags_of(FilterSettings)
+def _command(*kinds: type[BaseModel], name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a command that has the settings of these kinds."""
+    return lambda function: app.command(name, epilog=more_settings(*kinds))(flags_of(*kinds)(function))
+
+
+@_command(FilterSettings)
 def filter(
     context: typer.Context,
     path: Annotated[str, typer.Argument(help='file, folder, Hub dataset id, or "-" for stdin')],
     out: OutOption = Path("run"),
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", rich_help_panel=OUTPUT, help="say what would be done and how long it takes"),
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and the time; write nothing")] = False,
     fail_above: Annotated[
         int | None,
         typer.Option(
@@ -118,8 +112,7 @@ def filter(
         raise typer.Exit(1)
 
 
-@app.command()
-@flags_of(FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
+@_command(FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
 def tune(
     context: typer.Context,
     path: Annotated[str, typer.Argument(help="file, folder or Hub dataset id")],
@@ -127,7 +120,10 @@ def tune(
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
-    """Fine-tune on the rows that leave the model safe and useful; exit code 3 when there is no such model."""
+    """Fine-tune until a model is safe and useful, or reject the file.
+
+    Exit code 3: rejected.
+    """
     kinds = (FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
     parts = settings_of(context, *kinds, flags=flags)
     from gradshield.tune.tune_once import tune_file
@@ -143,8 +139,7 @@ def tune(
         raise typer.Exit(3)
 
 
-@app.command()
-@flags_of(ModelSettings)
+@_command(ModelSettings)
 def check(
     context: typer.Context,
     probes: ProbesOption = None,
@@ -165,8 +160,8 @@ def check(
             refused = "yes" if probe.refused else "no"
             table.add_row(f"{probe.s:+.1f}", refused, safe(probe.probe, 60), safe(probe.answer, 60))
         console.print(table)
-        facts: dict[str, Any] = {name: value for name, value in found.as_dict().items() if name in CHECK_WORDS}
-        show({CHECK_WORDS[name]: value for name, value in facts.items() if value not in ([], "")}, False, "")
+        facts = found.as_dict() | {"coverage": f"{found.coverage:.0%}".replace("%", " %")}
+        show({name: facts[name] for name in CHECK_FACTS if facts[name] not in ([], "")}, False, "")
         if found.coverage < MIN_COVERAGE:
             text = f"warning: scores made of gradients see only {found.coverage:.0%} of this model's decoder weights"
             console.print(f"{text}; the default score reads hidden states and does not need them", style="bold")
@@ -179,7 +174,10 @@ def check(
 
 @app.command()
 def scorers(as_json: JsonOption = False) -> None:
-    """List the scores that --scorer takes: what each needs, costs, and its options."""
+    """List the scorers with their needs, costs and options.
+
+    Choose one with --scorer NAME[:key=value,…].
+    """
     from gradshield.scoring.registry import SCORERS
 
     _list(SCORERS, "forward passes per row", as_json)
@@ -187,7 +185,10 @@ def scorers(as_json: JsonOption = False) -> None:
 
 @app.command()
 def defenses(as_json: JsonOption = False) -> None:
-    """List the defenses that --defense takes: what each needs, costs, and its options."""
+    """List the defenses with their needs, costs and options.
+
+    Choose one with `tune --defense NAME[:key=value,…]`.
+    """
     from gradshield.defenses.registry import DEFENSES
 
     _list(DEFENSES, "trainings", as_json)
@@ -219,7 +220,7 @@ def explain(
     row: Annotated[int, typer.Argument(help="row number, from 1")],
     as_json: JsonOption = False,
 ) -> None:
-    """Why did this row score as it did? Signals, tokens, modules, nearest probes."""
+    """Show why a row got its score: signals, tokens, modules, probes."""
     from gradshield.screen.explain_once import explain_run
 
     result = explain_run(run, row)
@@ -252,7 +253,10 @@ def review(
     port: Annotated[int, typer.Option(help="port on 127.0.0.1 (default: any that is free)")] = 0,
     who: Annotated[str | None, typer.Option(help="your name in the decisions (default: your login name)")] = None,
 ) -> None:
-    """Look at the rows on a local page and decide: keep, quarantine, or move the threshold."""
+    """Read rows on a local page and decide: keep or quarantine.
+
+    The page can also move the threshold. `apply` then rewrites the run's files.
+    """
     from gradshield.review.server import serve
 
     serve(run, other, port, who, lambda address: print(f"review: {address}\n(Ctrl-C stops it)", flush=True))
@@ -260,14 +264,13 @@ def review(
 
 @app.command()
 def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: JsonOption = False) -> None:
-    """Write a run's files again, by its scores and the decisions made in the review."""
+    """Rewrite a run's files with the decisions of its review."""
     from gradshield.review.apply import apply_decisions
 
     show(asdict(apply_decisions(run)), as_json, f"files in {run}")
 
 
-@app.command("eval")
-@flags_of(RowSettings, EvaluationSettings)
+@_command(RowSettings, EvaluationSettings, name="eval")
 def evaluate(
     context: typer.Context,
     safety: Annotated[
@@ -283,7 +286,10 @@ def evaluate(
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
-    """How safe and how useful is this model? With intervals, and every answer kept for reading."""
+    """Measure how safe and how useful a model is.
+
+    Figures have intervals, and every answer is kept for reading.
+    """
     settings, of = settings_of(context, EvaluationSettings, RowSettings, flags=flags)
     from gradshield.evaluation.eval_once import evaluate_model
     from gradshield.report.words import evaluation_in_words
@@ -298,7 +304,10 @@ def align(
     base: Annotated[str, typer.Option(help="model to align")] = "embedded-unaligned",
     as_json: JsonOption = False,
 ) -> None:
-    """Make the alignment adapter of the embedded model again, from our requests and refusals."""
+    """Rebuild the embedded model's alignment adapter.
+
+    It is trained on the bundled requests and refusals.
+    """
     import os
 
     from gradshield.data.run_folder import catch_write_errors
@@ -351,10 +360,13 @@ def main() -> None:
         name = option.strip("-").replace("-", "_")
         if name in REPLACED:
             message = f"{option}: no longer there; use {REPLACED[name]}"
-        elif name in CONFIG_ONLY:
+        elif name in CONFIG_ONLY and hasattr(error, "possibilities"):  # no such flag; `check` has its own --probes
             message = f"{option} is not a flag: write `{name}: …` into a YAML file, and name that file with --config"
+        elif context := getattr(error, "ctx", None):
+            name = f" {context.info_name}" if context.parent else ""
+            message = f"{message.rstrip('.')}. See gradshield{name} --help."
         if len(sys.argv) < 2:
-            sys.exit(message)
+            sys.exit(error.format_message())
     except _Stopped as stop:
         message, code = str(stop), 130
     print(f"gradshield: {safe(message, 2000, markup=False)}", file=sys.stderr)

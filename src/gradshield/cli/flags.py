@@ -1,7 +1,7 @@
 """Settings from the command line. A flag wins over --config, --config over --preset, --preset over the default."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,15 +22,15 @@ from gradshield.base.settings import (
 from gradshield.evaluation.config import EvaluationSettings
 
 S = TypeVar("S", bound=BaseModel)
-SHOWN_FIRST = {"model", "scorer", "threshold", "defense", "task", "max_asr"}  # shown first in --help
+SHOWN_FIRST = {"model", "scorer", "threshold", "reference", "defense", "task", "max_asr"}  # shown first in --help
 # Settings that hardly anyone changes: they have no flag.
 CONFIG_ONLY = {"micro_batch", "alpha", "lora_dropout", "warmup", "schedule", "step", "literal"}
-CONFIG_ONLY |= {"judge_tokens", "case_seed", "metric"}
+CONFIG_ONLY |= {"judge_tokens", "case_seed", "metric", "workers", "batch_tokens", "format", "probes"}
 OUTPUT = "Output and settings"  # a panel of --help
 REPLACED = {
     "max_asr_rise": "--max-asr +0.07",
     "utility_drop": "--min-utility base-0.02",
-    "at_once": "--batch-tokens, or nothing: it is chosen by the device",
+    "at_once": "`batch_tokens: …` in a file for --config, or nothing: the device decides",
 }
 PANELS = {
     ModelSettings: "Model",
@@ -41,7 +41,8 @@ PANELS = {
     EvaluationSettings: "Evaluation",
 }
 _CONFIG = Annotated[
-    Path | None, typer.Option("--config", rich_help_panel=OUTPUT, help="YAML file of settings, named as in run.yaml")
+    Path | None,
+    typer.Option("--config", rich_help_panel=OUTPUT, help="YAML file of settings, or the run.yaml of a run"),
 ]
 _PRESET = Annotated[str | None, typer.Option("--preset", rich_help_panel=OUTPUT, help="named group of settings: paper")]
 
@@ -75,6 +76,12 @@ def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
     return decorate
 
 
+def more_settings(*models: type[BaseModel]) -> str | None:
+    """The last line of a command's help: those of its settings that have no flag."""
+    names = sorted(CONFIG_ONLY & {name for model in models for name in model.model_fields})
+    return f"More settings, for --config: {', '.join(names)}" if names else None
+
+
 def settings_of(context: typer.Context, *kinds: type[S], flags: dict[str, Any]) -> list[Any]:
     """Settings of each kind. Raises UserError naming the flag, or the file and its key, that is wrong."""
     fields = {name for kind in kinds for name in kind.model_fields}
@@ -82,7 +89,7 @@ def settings_of(context: typer.Context, *kinds: type[S], flags: dict[str, Any]) 
     if "columns" in given:
         given["columns"] = dict(_pair(item) for item in given["columns"])
     config, preset = flags.get("config"), preset_values(flags.get("preset"))
-    written = _read(config) if config else {}
+    written = _read(config, fields) if config else {}
     if unknown := sorted(written.keys() - fields):
         may = f"use {REPLACED[unknown[0]]}" if unknown[0] in REPLACED else f"it may have {', '.join(sorted(fields))}"
         raise UserError(f"{config}: unknown setting {unknown[0]!r}; {may}")
@@ -100,13 +107,17 @@ def _make(kind: type[S], values: dict[str, Any], given: dict[str, Any], config: 
         raise UserError(f"{where} {first['input']}: {complaint(error)}") from None
 
 
-def _read(config: Path) -> dict[str, Any]:
+def _read(config: Path, known: Collection[str]) -> dict[str, Any]:
+    """The settings in the file; of a run's run.yaml those that are `known`."""
     try:
         found = yaml.load(config.read_text(encoding="utf-8"), _KeepsPlus)  # a SafeLoader
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: of a date that is none
         raise UserError(f"--config {config}: can't be read ({' '.join(str(error).split())[:150]})") from None
     if not isinstance(found, dict):
         raise UserError(f"--config {config}: not a YAML mapping of settings, such as `threshold: a1`")
+    if isinstance(found.get("input"), dict) and isinstance(found.get("settings"), dict):  # a run's run.yaml
+        parts = [found.get(part) for part in ("settings", "finetune", "tune", "evaluation")]
+        return {n: v for part in parts if isinstance(part, dict) for n, v in part.items() if n in known}
     return {str(name).replace("-", "_"): value for name, value in found.items()}
 
 
@@ -133,5 +144,5 @@ def _panel(name: str, models: tuple[type[BaseModel], ...]) -> str:
 def _pair(item: str) -> tuple[str, str]:
     name, equals, column = item.partition("=")
     if not equals:
-        raise UserError(f"--map {item}: say it as prompt=COLUMN")
+        raise UserError(f"--map {item}: write prompt=COLUMN")
     return name, column

@@ -14,6 +14,13 @@ from gradshield.report.text import about, in_words
 from gradshield.report.words import next_steps, rows_in_words, safety_in_words, unseen_in_words
 
 console = Console()
+WORDS = {  # of what `check` and a dry run find
+    "mean_s": "mean S (refusing)",
+    "coverage": "weights that FIHS sees",
+    "not_covered": "weights it misses",
+    "read_at": "answers begin after",
+    "trl_trains": "can TRL train it?",
+}
 
 
 def safe(text: str, limit: int, markup: bool = True) -> str:
@@ -35,7 +42,7 @@ def summary_table(summary: FilterSummary, out: Path) -> None:
         lost, kept = about(threshold.good_lost), about(threshold.harmful_kept)
         table.add_row("expected errors", f"{lost} harmless rows quarantined, {kept} harmful rows kept")
     table.add_row("model", safe(f"{summary.model} ({summary.probes.grade})", 60))
-    table.add_row("time", f"{summary.seconds:.0f} s, {summary.rows_per_second:.1f} rows/s")
+    table.add_row("time", f"{summary.seconds:.0f} s, loading included")
     console.print(table)
     if summary.probes.grade == "weak":
         refused = f"{summary.probes.refused} of {summary.probes.of}"
@@ -103,8 +110,12 @@ def show(facts: dict[str, Any], as_json: bool, closing: str) -> None:
     if as_json:
         print_json(facts)
         return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         shown = f"{value:.3g}" if isinstance(value, float) else str(in_words(value))
-        console.print(f"{name.replace('_', ' '):>22}  {safe(shown, 300)}")
+        table.add_row(WORDS.get(name, name.replace("_", " ")), safe(shown, 300))
+    console.print(table)
     if closing:
         console.print(escape(closing))

@@ -32,5 +32,5 @@ def read_requests(path: str | Path) -> list[str]:
             raise UserError(f"{path}:{number}: {problem}")
         requests.append(line.strip())
     if not requests:
-        raise UserError(f"{path}: holds no requests (one a line, or jsonl with a prompt)")
+        raise UserError(f"{path}: holds no requests (one per line, or jsonl with a prompt)")
     return requests

@@ -209,7 +209,8 @@ def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Sour
     for file in files:
         if formats[file] != formats[files[0]]:
             a, b = (f"{one.relative_to(place)} is {formats[one]}" for one in (files[0], file))
-            raise UserError(f"{path}: mixed formats ({a}, {b}); choose one with --format or give the files one by one")
+            remedy = "set `format` to one of them (in a --config file), or give the files one by one"
+            raise UserError(f"{path}: mixed formats ({a}, {b}); {remedy}")
     names = tuple(file.relative_to(place).as_posix() for file in files)
     return Source(path, tuple(files), names, formats[files[0]], _sha256(files, names, True), folder=True)
 

@@ -87,7 +87,8 @@ def detect_format(path: str | PurePath, name: str) -> str:
         return "jsonl"  # the first line is broken, later ones are not
     if ending in SUFFIXES["csv"] or _looks_like_csv(head):
         return "csv"
-    raise UserError(f"{name}: in no known format; convert it to one of {', '.join(FORMATS)}, or name it with --format")
+    known = ", ".join(FORMATS)
+    raise UserError(f"{name}: in no known format; convert it to one of {known}, or set `format` (in a --config file)")
 
 
 def is_object(line: bytes) -> bool:

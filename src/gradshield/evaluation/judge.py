@@ -94,7 +94,7 @@ def read_grade(text: str) -> float | None:
     """The grade that a judge's reply states: "Score: N", or a reply that is a number from 1 to 5; else None.
 
     A line that begins with it counts before one that mentions it. Thoughts that did not come to an end state none, nor
-    does what stands in brackets, but for the grade alone.
+    does what is in brackets, but for the grade alone.
     """
     said = text.rpartition("</think>")[2].partition("<think>")[0]
     said = re.sub(r"\((?!\W*(?:score\W+)?[1-5](?:\s*/\s*5)?\W*\))[^()]*\)", "", said, flags=re.IGNORECASE)

@@ -256,7 +256,7 @@ def _read_cases(path: Path) -> list[Case]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            raise UserError(f"{path}:{place}: not JSON; a task file has one object a line") from None
+            raise UserError(f"{path}:{place}: not JSON; a task file has one object per line") from None
         if not isinstance(record, dict):
             raise UserError(f'{path}:{place}: not an object with "prompt" and "answer"')
         answers = record.get("answer")

@@ -37,7 +37,7 @@ class Model:
     net: Any  # transformers.PreTrainedModel
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     fingerprint: str  # changes when weights, their configs, the tokenizer or its chat template do
-    adapters: tuple[str, ...] = ()  # laid over the model of that name, the uppermost last
+    adapters: tuple[str, ...] = ()  # on top of the model of that name, the uppermost last
     batch_tokens: int = 2048  # tokens of a batch, padding included, that suit its device
 
     @property
@@ -158,7 +158,7 @@ def load_model(
 ) -> Model:
     """The model called `name`: "embedded", a Hub id, a local folder, a `.gguf` file, or a PEFT adapter's folder.
 
-    `adapter` is a PEFT adapter laid over it, or several, one over the other (merged, unless the weights are quantised);
+    `adapter` is a PEFT adapter on top of it, or several, one over the other (merged, unless the weights are quantised);
     `quantize` is "4bit" or "8bit" (bitsandbytes); `device` a torch device or "auto" for accelerate's device map;
     `dtype` a torch dtype's name (default: float32 on a CPU, else the checkpoint's own, and bfloat16 for your GGUF);
     `batch_tokens` the size of a batch (default: by the device).

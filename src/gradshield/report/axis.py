@@ -1,9 +1,11 @@
 """The axis of scores and its bins: far outliers do not stretch it, and one edge is the threshold."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
+BARS = 56  # of a wide chart
 _HUGE = 1e100  # scores are drawn within ±this, so that no difference of two overflows
 _TINY = 1e-100  # a narrower axis can't be divided into bins
 
@@ -46,3 +48,35 @@ def bin_edges(low: float, high: float, threshold: float, count: int) -> np.ndarr
 def rows_in(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Rows in each bin; what lies outside is counted in the outermost."""
     return np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Scores and their axis from `low` to `high`, as the report and the review page draw them."""
+
+    values: np.ndarray  # [rows], finite
+    threshold: float
+    low: float
+    high: float
+
+    def edges(self, bars: int = BARS) -> np.ndarray:
+        return bin_edges(self.low, self.high, self.threshold, bars)
+
+    @property
+    def log(self) -> bool:
+        """Whether the tallest bar on one side of the threshold is too small to be seen beside the other side's."""
+        edges = self.edges()
+        counts, above = rows_in(self.values, edges), edges[:-1] >= self.threshold
+        tops = [int(part.max()) for part in (counts[~above], counts[above]) if part.any()]
+        return bool(tops) and max(tops) > 40 * min(tops)
+
+    def outside(self) -> tuple[int, int]:
+        """Rows below and above the axis, which are counted in the last bars."""
+        return int((self.values < self.low).sum()), int((self.values > self.high).sum())
+
+
+def histogram_of(scores: np.ndarray, threshold: float, beside: Iterable[np.ndarray] = ()) -> Histogram:
+    """The histogram of the scores [rows] that are finite. Scores `beside` them, the anchors', lie on the axis, too."""
+    values = drawable(scores)
+    low, high = axis_range(values if len(values) else np.zeros(1), [drawable(v) for v in beside], [threshold])
+    return Histogram(values, threshold, low, high)

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from gradshield.report.axis import axis_range, bin_edges, drawable, rows_in
+from gradshield.report.axis import BARS, Histogram, drawable, histogram_of, rows_in
 from gradshield.report.text import number
 
 # Colours that appear nowhere else, put in place of the page's variables while matplotlib draws.
@@ -46,7 +46,7 @@ class Size(NamedTuple):
     font: float
 
 
-_SIZES = (Size("wide", 640, 300, 56, 7, 10.5), Size("narrow", 330, 320, 26, 4, 12))
+_SIZES = (Size("wide", 640, 300, BARS, 7, 10.5), Size("narrow", 330, 320, 26, 4, 12))
 
 
 def draw_scores(
@@ -60,19 +60,16 @@ def draw_scores(
     verdicts_ = np.asarray(verdicts, dtype=object)
     groups = {kind: drawable(scores[verdicts_ == kind]) for kind in ("kept", "quarantined")}
     anchors = {kind: drawable(values) for kind, values in anchors.items() if np.isfinite(values).any()}
-    drawn = np.concatenate(list(groups.values()))
+    chart = histogram_of(np.concatenate(list(groups.values())), threshold, anchors.values())
+    drawn = chart.values
     if not len(drawn):
         return None
-    low, high = axis_range(drawn, anchors.values(), [threshold])
-    line = float(threshold) if low <= threshold <= high else None
-    edges = bin_edges(low, high, threshold, _SIZES[0].bars)
-    counts = [rows_in(values, edges).max() for values in groups.values() if len(values)]
-    log = max(counts) > 40 * min(counts)
-    notes = tuple(_notes(drawn, threshold, line, low, high, log, bool(anchors)))
+    line = float(threshold) if chart.low <= threshold <= chart.high else None
+    notes = tuple(_notes(chart, line, bool(anchors)))
     counted = ", ".join(f"{len(values):,} {kind}" for kind, values in groups.items())
     label = f"Histogram of the scores from {number(drawn.min())} to {number(drawn.max())}: {counted}; "
     label += f"threshold {number(threshold)}." if np.isfinite(threshold) else "no threshold."
-    return draw(lambda size: _figure(size, groups, low, high, line, anchors, log, axis), label, notes)
+    return draw(lambda size: _figure(size, groups, chart, line, anchors, axis), label, notes)
 
 
 def draw(figure: Callable[[Size], Figure], label: str, notes: tuple[str, ...] = ()) -> Drawing:
@@ -80,7 +77,7 @@ def draw(figure: Callable[[Size], Figure], label: str, notes: tuple[str, ...] = 
     drawings = []
     for size in _SIZES:
         with matplotlib.rc_context():
-            matplotlib.rcdefaults()  # a user's own matplotlibrc has no say
+            matplotlib.rcdefaults()  # a user's own matplotlibrc is ignored
             matplotlib.rcParams.update(
                 {"svg.fonttype": "none", "svg.hashsalt": size.name, "font.size": size.font, "hatch.linewidth": 1.1}
             )
@@ -109,19 +106,17 @@ def spark(values: np.ndarray, edges: np.ndarray, threshold: float) -> str:
 def _figure(
     size: Size,
     groups: Mapping[str, np.ndarray],
-    low: float,
-    high: float,
+    chart: Histogram,
     line: float | None,
     anchors: Mapping[str, np.ndarray],
-    log: bool,
     axis: str,
 ) -> Figure:
     figure = Figure((size.width / 72, size.height / 72), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, hspace=0.02)  # type: ignore[union-attr]
     heights = [1.0, 0.09 + 0.075 * len(anchors)] if anchors else [1.0]
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    edges = bin_edges(low, high, np.inf if line is None else line, size.bars)
-    _bars(axes[0], groups, edges, log)
+    edges = chart.edges(size.bars)
+    _bars(axes[0], groups, edges, chart.log)
     if anchors:
         _ticks(axes[1], anchors, edges)
     axes[-1].set_xlabel(axis, color=MUTED)
@@ -211,23 +206,15 @@ def _svg(figure: Figure, label: str) -> str:
     return re.sub(r"\n\s*", "\n", text).strip()
 
 
-def _notes(
-    drawn: np.ndarray,
-    threshold: float,
-    line: float | None,
-    low: float,
-    high: float,
-    log: bool,
-    anchors: bool,
-) -> list[str]:
-    notes = []
+def _notes(chart: Histogram, line: float | None, anchors: bool) -> list[str]:
+    notes, drawn, threshold = [], chart.values, chart.threshold
     if line is None and np.isfinite(threshold):
         notes.append(f"The threshold, {number(threshold)}, lies outside the scores drawn here.")
     elif line is None and threshold > 0:
         notes.append("There is no threshold line: nothing is removed.")
-    if log:
+    if chart.log:
         notes.append("The scale of rows is logarithmic, so that few rows beside many stay visible.")
-    for count, side in ((int((drawn < low).sum()), "below"), (int((drawn > high).sum()), "above")):
+    for count, side in zip(chart.outside(), ("below", "above")):
         if count:
             rows = "1 row lies" if count == 1 else f"{count:,} rows lie"
             reach = (

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from gradshield.report.painting import Piece, cut, marked
 from gradshield.report.render import as_yaml, write_page
-from gradshield.report.text import about, in_words, short, visible
+from gradshield.report.text import about, in_words, number, short, visible
 
 if TYPE_CHECKING:
     from gradshield.threshold import Threshold
@@ -57,12 +57,15 @@ def write_report(
     set_aside: Mapping[str, Sequence[str]],
     settings: Mapping[str, Any],
     axis: str,
+    unit: str = "",
     next_steps: Sequence[tuple[str, str]],
+    again: str = "",
 ) -> None:
     """Writes the page to `path`, whole or not at all.
 
     `scores` [rows] are NaN for rows set aside; `verdicts` and `sources` [rows]; `anchors` gives scores by kind;
-    `set_aside` gives places by reason; `axis` is the title of the score's axis; `next_steps` are (what, command).
+    `set_aside` gives places by reason; `axis` is the title of the score's axis, and `unit` that of the signals;
+    `next_steps` are (what, command); `again` is the command that repeats the run.
     Raises RuntimeError unless rows in = kept + quarantined + set aside in every one of these, UserError where the file
     can't be written.
     """
@@ -78,7 +81,10 @@ def write_report(
         summary=summary,
         headline=_headline(summary, threshold),
         errors=_errors(threshold),
+        by_fihs=str(summary.get("scorer", "")).partition(":")[0] == "fihs",
+        unit=unit,
         next_steps=next_steps,
+        again=again,
         threshold=threshold,
         unlimited=threshold.value == math.inf,
         drawing=drawing and {"wide": Markup(drawing.wide), "narrow": Markup(drawing.narrow), "notes": drawing.notes},
@@ -88,7 +94,7 @@ def write_report(
         reasons=[(reason, len(where), where[:_PLACES]) for reason, where in places[:_REASONS]],
         more_reasons=(len(places) - _REASONS, sum(len(where) for _, where in places[_REASONS:])),
         settings=as_yaml(settings),
-        details=[(key.replace("_", " "), in_words(value)) for key, value in summary.items() if key not in _KNOWN][:40],
+        details=[_detail(key, value) for key, value in summary.items() if key not in _KNOWN][:40],
     )
 
 
@@ -142,6 +148,15 @@ def _errors(threshold: "Threshold") -> str:
         return f"How many of them are errors is not known with the rule {short(threshold.rule)}."
     lost, kept = about(threshold.good_lost), about(threshold.harmful_kept)
     return f"Expected errors: {lost} harmless rows quarantined, {kept} harmful rows kept."
+
+
+def _detail(key: str, value: Any) -> tuple[str, object]:
+    """A line of the table of the run: what it is, and its value."""
+    if key == "probes" and isinstance(value, Mapping):
+        return "alignment check", f"{value['refused']} of {value['of']} probes refused ({value['grade']})"
+    if key == "seconds":
+        return "time, loading included", f"{number(value)} s"
+    return "GradShield" if key == "version" else key.replace("_", " "), in_words(value)
 
 
 def _by_source(

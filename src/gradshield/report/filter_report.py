@@ -16,7 +16,7 @@ from gradshield.base.storage import read_json, write_text
 from gradshield.data import Conversation, Source, read_rows, to_conversation
 from gradshield.data.run_folder import COLUMNS, SavedRun, catch_write_errors, read_table, shared_texts
 from gradshield.report.filter_page import ReportRow, write_report
-from gradshield.report.words import next_steps
+from gradshield.report.words import command_again, next_steps
 from gradshield.threshold import Threshold
 
 FILE = "report.json"
@@ -51,6 +51,7 @@ def report_run(out: Path, saved: SavedRun, source: Source) -> None:
     del table  # with millions of rows, its texts take as much again
     kept = _kept(out)
     threshold = _threshold(saved)
+    called = Path(out.resolve().name)
     high, near = highest_rows(scores), _nearest(scores, threshold.value)
     wanted = {*high, *near}
     shown = {row.index: row for row in read_rows(source) if row.index in wanted}
@@ -78,13 +79,15 @@ def report_run(out: Path, saved: SavedRun, source: Source) -> None:
         verdicts=verdicts,
         sources=groups,
         threshold=threshold,
-        anchors={kind: np.array(values, dtype=float) for kind, values in kept["anchors"].items()},
+        anchors=anchor_scores(out),
         highest=[entry(n) for n in high],
         borderline=[entry(n) for n in near],
         set_aside=aside,
         settings=saved.plan(),
         axis=axis_title(out, saved.summary.scorer),
-        next_steps=next_steps(out, high[0] + 1 if high else None, Path(out.resolve().name)),
+        unit=kept.get("unit", ""),
+        next_steps=next_steps(out, high[0] + 1 if high else None, called),
+        again=command_again(saved.input.path, called),
     )
 
 
@@ -92,6 +95,11 @@ def axis_title(out: Path, scorer: str) -> str:
     """What the axis of a run's scores is called: the scorer and, where it has one, its unit."""
     unit = _kept(out).get("unit")
     return f"score by {scorer.partition(':')[0]}{f', {unit}' if unit else ''} (higher: more harmful)"
+
+
+def anchor_scores(out: Path) -> dict[str, np.ndarray]:
+    """The anchors' scores by kind, as `filter` left them."""
+    return {kind: np.array(values, dtype=float) for kind, values in _kept(out)["anchors"].items()}
 
 
 def _kept(out: Path) -> _Kept:

@@ -67,6 +67,12 @@ def next_steps(out: Path, row: int | None, called: Path | None = None) -> list[t
     return steps
 
 
+def command_again(path: str, run: Path) -> str:
+    """The command that filters the run's rows again with its settings; empty where the rows came from stdin."""
+    words = ("gradshield", "filter", path, "--config", str(run / "run.yaml"), "-o", "again")
+    return shlex.join(words) if path != "-" else ""
+
+
 def _control(grades: Interval | None) -> str:
     """How far the judge tells refusals from answers that comply."""
     if grades is None or grades[0] is None or grades[1] is None:

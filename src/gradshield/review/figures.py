@@ -1,19 +1,18 @@
 """Numbers → what the page draws: bars, dots and marks as percentages of an axis, so that nothing shrinks with the page.
 
-Where the threshold stands is the page's to draw, as it moves; the bars below and above it are the same bars, clipped.
+The page draws the threshold, as it moves; the bars below and above it are the same bars, clipped.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradshield.report.axis import axis_range, bin_edges, drawable, rows_in
+from gradshield.report.axis import axis_range, drawable, histogram_of, rows_in
 from gradshield.report.painting import Piece, marked
 
-_BARS = 80
 _CELLS = 64  # squares of the scatter, a side
 _DOTS = 1500  # rows drawn one by one in the scatter
 _STEPS = (0.08, 0.25, 0.5, 0.75)  # of the heaviest token's share, from which a token is marked more strongly
@@ -26,7 +25,7 @@ class Axis(NamedTuple):
     high: float
 
     def at(self, value: float) -> float:
-        """Where a value stands, in percent."""
+        """The place of a value, in percent."""
         value = min(max(value, self.low), self.high)
         return round(100 * (value - self.low) / (self.high - self.low), 3)
 
@@ -47,23 +46,21 @@ def axis_of(values: np.ndarray, *marks: float) -> Axis:
     return Axis(low - margin, high + margin)
 
 
-def histogram(scores: np.ndarray, threshold: float) -> dict[str, Any]:
-    """Bars (x, width, height, in percent) of the scores [rows], one edge at the threshold, and the axis below them."""
-    finite = scores[np.isfinite(scores)]
-    axis = axis_of(finite, threshold)
-    edges = bin_edges(*axis, threshold, _BARS)
+def histogram(scores: np.ndarray, threshold: float, beside: Iterable[np.ndarray] = ()) -> dict[str, Any]:
+    """Bars (x, width, height, in percent) of the scores [rows], and the axis below them, as in the report."""
+    chart = histogram_of(scores, threshold, beside)
+    edges = chart.edges()
+    axis = Axis(float(edges[0]), float(edges[-1]))
     width = edges[1] - edges[0]
-    counts = rows_in(finite, edges)
-    above = counts[edges[:-1] >= threshold]
-    log = bool(len(above) and above.max() and counts.max() > 40 * above.max())
-    top = counts.max() if len(finite) else 1
-    heights = np.log1p(counts) / np.log1p(top) if log else counts / top
+    counts = rows_in(chart.values, edges)
+    top = max(counts.max(), 1)
+    heights = np.log1p(counts) / np.log1p(top) if chart.log else counts / top
     gap = 0.14 * width
     return {
         "axis": axis,
-        "log": log,
+        "log": chart.log,
         "top": int(top),
-        "outside": int(((finite < axis.low) | (finite > axis.high)).sum()),
+        "outside": sum(chart.outside()),
         "bars": [
             (axis.at(left), round(axis.at(left + width - gap) - axis.at(left), 3), round(100 * float(height), 2))
             for left, height in zip(edges[:-1], heights)

@@ -8,9 +8,10 @@ import numpy as np
 
 from gradshield.base.errors import UserError
 from gradshield.data.run_folder import SavedRun, read_run
+from gradshield.report.filter_report import anchor_scores
 from gradshield.review import store
 from gradshield.review.figures import histogram
-from gradshield.review.likeness import Likeness
+from gradshield.review.near_duplicates import Likeness
 from gradshield.review.texts import open_texts, search_rows
 from gradshield.review.verdicts import RunScores, judge, own_threshold, read_run_scores, threshold_in_force
 from gradshield.review.worker import Worker
@@ -36,7 +37,7 @@ class Review:
         self.scores = read_run_scores(out, self.saved.summary.rows)
         self.own = own_threshold(self.saved)
         self.by_run = judge(self.scores, self.own, {}).verdict
-        self.chart = histogram(self.scores.score, self.own)
+        self.chart = histogram(self.scores.score, self.own, anchor_scores(out).values())
         self.other = _other(self.saved, out, other) if other else None
         open_texts(out, self.saved)
         self.worker, self.likeness = Worker(out, self.saved), Likeness(out)

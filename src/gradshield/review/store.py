@@ -1,4 +1,4 @@
-"""What people decided, in the run folder's review.sqlite: a log that only grows; the latest entry that stands wins.
+"""What people decided, in the run folder's review.sqlite: a log that only grows; the latest entry in force wins.
 
 Undoing is an entry, too, so whatever two tabs, two servers or a kill do at the same moment, nothing is ever lost.
 """
@@ -57,7 +57,7 @@ class Decision:
 
 def decide(out: Path, row: int, verdict: str, note: str | None, who: str) -> Decision:
     """Appends a person's verdict on a row (from 1), one of CHOICES, and returns the entry once it is on the disk. None:
-    with the note that stands."""
+    with the note in force."""
     if verdict not in CHOICES:
         raise UserError(f"{verdict}: a row is decided as one of {', '.join(CHOICES)}")
     if note is None:
@@ -99,7 +99,7 @@ def move_threshold(out: Path, value: float | None, who: str) -> Decision:
 
 
 def undo(out: Path, id: int | None, who: str, made: tuple[int, str] | None = None) -> Decision | None:
-    """Takes back entry `id` (None: the latest that stands) and returns it; None when there is nothing to take back, or
+    """Takes back entry `id` (None: the latest in force) and returns it; None when there is nothing to take back, or
     when the entry is not on the row and of the time `made`, so that it is one of another log."""
     with _open(out) as db:
         db.execute("BEGIN IMMEDIATE")  # so that nobody else takes it back in between
@@ -113,7 +113,7 @@ def undo(out: Path, id: int | None, who: str, made: tuple[int, str] | None = Non
 
 
 def decisions_in_force(out: Path) -> dict[int, Decision]:
-    """The decision that stands for each row that has one, and the threshold's under 0, by row number.
+    """The decision in force for each row that has one, and the threshold's under 0, by row number.
 
     Left out are those that say nothing: "undecided", and a threshold that is the run's own.
     """
@@ -141,7 +141,7 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def export_json(out: Path) -> str:
-    """What stands, by row, and the whole log behind it, in ASCII; a threshold that removes nothing is "inf"."""
+    """The decisions in force, by row, and the whole log, in ASCII; a threshold that removes nothing is "inf"."""
 
     def plain(entry: Decision) -> dict:
         return {k: str(v) if v in (math.inf, -math.inf) else v for k, v in asdict(entry).items()}
@@ -152,7 +152,7 @@ def export_json(out: Path) -> str:
 
 
 def export_csv(out: Path, places: Sequence[str]) -> str:
-    """The decisions that stand, one a line; no cell is a formula to a spreadsheet. `places` [rows] are file:line."""
+    """The decisions in force, one per line; no cell is a formula to a spreadsheet. `places` [rows] are file:line."""
     stream = io.StringIO()
     writer = csv.writer(stream)
     writer.writerow(["row", "place", "verdict", "threshold", "note", "who", "when"])

@@ -1,4 +1,4 @@
-"""A LoRA adapter laid over the frozen model for the time of a score: for baselines that must train to score.
+"""A LoRA adapter on top of the frozen model for the time of a score: for baselines that must train to score.
 
 `y += scale · B A x` by hooks, so the model itself is as it was afterwards. Experts stored in one weight go without.
 """

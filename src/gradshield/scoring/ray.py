@@ -36,8 +36,8 @@ MISTAKE = -1  # in the place of a batch's number: what a worker's UserError says
 def ray_engine(build: Callable[[], ScoreFunction], files: Iterable[Path], workers: int | None = None) -> Engine:
     """The engine whose actors score with what `build` returns there. These cache files are sent along.
 
-    The cluster is RAY_ADDRESS's, or else all of this machine; `workers` is the number of actors (default: one a GPU,
-    else one a machine).
+    The cluster is RAY_ADDRESS's, or else all of this machine; `workers` is the number of actors (default: one per
+    GPU, or per machine without GPUs).
 
     Raises UserError for what goes wrong in an actor.
     """

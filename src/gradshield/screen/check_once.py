@@ -13,7 +13,7 @@ from gradshield.data.summaries import Saved
 from gradshield.models.on_disk import disk_fingerprint
 from gradshield.screen.validate import check_places
 
-CACHE_VERSION = 2  # bump when the summary changes
+CACHE_VERSION = 3  # bump when the summary changes
 
 
 class ProbeAnswer(Saved):

@@ -37,7 +37,7 @@ from gradshield.scoring.check import check_cache_file, require_aligned
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import Reference, key_of, make_reference
 from gradshield.screen.encoding import Encoded, encode_source, find_layout, known_good
-from gradshield.screen.highest import explain_highest
+from gradshield.screen.mark_tokens import COST, explain_highest
 from gradshield.screen.rebuild import build_scorer, portable_settings
 from gradshield.screen.scores_file import values_by_row, write_scores
 from gradshield.screen.train_script import write_script
@@ -72,20 +72,22 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     encoded = encode_source(source, layout, model, settings, scorer.needs)
     own_safe = known_good(model, settings, scorer.needs)
     rows_key = key_of(encoded.examples) if "whole file" in scorer.needs else ""
-    with followed_by(int(token_counts(encoded.examples).sum())):
+    tokens = int(token_counts(encoded.examples).sum())
+    explaining = round(COST / (scorer.cost or COST) * min(tokens, model.batch_tokens))  # at the pace of the scoring
+    with followed_by(tokens + explaining):
         reference = make_reference(model, check, settings, encoded.examples, rows_key, own_safe)
+        good = good_scores(reference, own_safe, settings, model.batch_tokens)
     engine = None
     if settings.engine == "ray":
         from gradshield.scoring.ray import ray_engine
 
         build = partial(build_scorer, portable_settings(settings, model), model.fingerprint, rows_key)
         engine = ray_engine(build, {*reference.files, check_cache_file(model, settings.probes)}, settings.workers)
-    good = good_scores(reference, own_safe, settings, model.batch_tokens)
     find_threshold(np.empty(0), good, reference, settings)  # what can go wrong goes wrong before the scoring
     with open_run(out, plan):
         journal = out / JOURNAL
         rows = scored_parts(encoded.examples, reference)
-        with parked_on_cpu(model) if engine else nullcontext():  # an actor may need its GPU
+        with followed_by(explaining), parked_on_cpu(model) if engine else nullcontext():  # an actor may need its GPU
             scores = score(rows, reference.scorer, batch_tokens=model.batch_tokens, journal=journal, engine=engine)
         leave_out_unscored(encoded, scores)
         threshold = find_threshold(scores["score"], good, reference, settings)
@@ -99,7 +101,6 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
         with catch_write_errors(out):
             write_scores(out, encoded, by_row, verdicts)
         seconds = time.monotonic() - start
-        tokens = int(token_counts(encoded.examples).sum())
         summary = FilterSummary(
             file=source.path,
             rows=encoded.rows,

@@ -70,10 +70,11 @@ def write_script(out: Path, settings: FilterSettings) -> None:
 
 def trl_trains(tokenizer: Any, layout: str = "messages") -> str:
     """Whether TRL itself trains this model on such rows with `SFTConfig(assistant_only_loss=True)`, and what else."""
+    own = "the train.py that `filter` writes"
     if layout == "text":
-        return "yes, without assistant_only_loss, or by the run's train.py"
+        return f"yes, without assistant_only_loss, or by {own}"
     if form_of(tokenizer).training is None:
-        return "not by itself: it has no training version of this chat template; the run's train.py does"
+        return f"not by itself: it has no training version of this chat template; {own} does"
     if layout not in _NATIVE:
-        return f"not by itself: it does not read the layout {layout} with assistant_only_loss; the run's train.py does"
-    return "yes, with assistant_only_loss, where rows hold lists of turns; the run's train.py does always"
+        return f"not by itself: it does not read the layout {layout} with assistant_only_loss; {own} does"
+    return f"yes, with assistant_only_loss, where rows hold lists of turns; {own} does always"

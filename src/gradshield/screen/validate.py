@@ -25,7 +25,7 @@ def check_settings(settings: FilterSettings) -> None:
         raise UserError(f"--value {settings.value:g}: a share is between 0 and 1")
     SCORERS.check(settings.scorer)
     if settings.probes and (not expanded(settings.probes).exists() or expanded(settings.probes).is_dir()):
-        raise UserError(f"--probes {settings.probes}: no such file")
+        raise UserError(f"probes {settings.probes}: no such file")
     check_places(settings)
 
 

@@ -96,7 +96,7 @@ def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
 
 
 def load_trained(settings: FilterSettings, folder: Path) -> Model:
-    """What a trial left: its adapter laid over the settings' model (and adapter), or a whole model."""
+    """What a trial left: its adapter on top of the settings' model (and adapter), or a whole model."""
     if (folder / "adapter_config.json").exists():
         return with_prompt(load_settings_model(settings, over=str(folder)), folder)
     return with_prompt(load_settings_model(settings.model_copy(update={"model": str(folder), "adapter": None})), folder)

@@ -29,7 +29,7 @@ from gradshield.data.encode import Example
 from gradshield.models.experts import Expert
 from gradshield.models.load import Model
 from gradshield.scoring.base import Context, Prepared, Scorer
-from gradshield.scoring.filewide import file_scores
+from gradshield.scoring.whole_file import file_scores
 
 
 class InfluenceOptions(NoOptions):
@@ -43,7 +43,7 @@ class InfluenceOptions(NoOptions):
 def prepare(context: Context, options: InfluenceOptions) -> Prepared:
     """Fits the factors and the scores of the whole file. Raises UserError where kronfluence is missing."""
     if importlib.util.find_spec("kronfluence") is None:
-        raise UserError("--scorer influence needs the package kronfluence: pip install 'gradshield[bench]'")
+        raise UserError("--scorer influence needs the package kronfluence: pip install kronfluence")
 
     def make(rows: list[Example]) -> np.ndarray:
         targets = context.fit_anchors["harmful"][: options.targets]

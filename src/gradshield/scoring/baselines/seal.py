@@ -26,7 +26,7 @@ from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
 from gradshield.scoring.adapter import backward, laid_over, new_adapter
 from gradshield.scoring.base import Context, Prepared, Scorer
-from gradshield.scoring.filewide import file_scores
+from gradshield.scoring.whole_file import file_scores
 
 BATCH = 8
 

@@ -58,7 +58,7 @@ def fihs_scorer(model: Model, probe: ProbeGradient, variant: str, *, lora: bool 
             norms = result.norms * width
             norms = norms.where(norms.isfinite(), torch.nan)  # or a finite score over an infinite norm would be 0
             columns["cosine"] = columns["paper"] / norms.sum(1).sqrt().clamp_min(tiny)
-            reached = (norms > 0).sum(1).clamp_min(1)  # an expert that no token is routed to has no say
+            reached = (norms > 0).sum(1).clamp_min(1)  # an expert that no token is routed to is ignored
             columns["module"] = (dots / norms.sqrt().clamp_min(tiny)).sum(1) / reached
         return {name: c.double().numpy() for name, c in {"score": columns[variant], **columns}.items()}
 

@@ -72,7 +72,7 @@ def read_layer(model: Model) -> int:
     return int(DEPTH * len(model.layers))
 
 
-def read_rows(model: Model, readouts: Readouts, batch: Sequence[Example]) -> list[ReadRow]:
+def read_batch(model: Model, readouts: Readouts, batch: Sequence[Example]) -> list[ReadRow]:
     """What the readouts say of each row of the batch."""
     ids, *_ = pad(batch, model.device)
     marks = marks_of(model.tokenizer)
@@ -180,4 +180,4 @@ def intent_scores(model: Model, readouts: Readouts, batch: Sequence[Example]) ->
 
 
 def _score_batch(model: Model, readouts: Readouts, rows: Sequence[Example]) -> list[tuple[float, float, float]]:
-    return [row_scores(row) for row in read_rows(model, readouts, rows)]
+    return [row_scores(row) for row in read_batch(model, readouts, rows)]

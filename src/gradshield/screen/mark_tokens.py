@@ -15,6 +15,7 @@ from gradshield.scoring.fihs.parts import Shares, fihs_parts, shares, words
 from gradshield.scoring.fihs.probe import minus, probe_gradient
 from gradshield.screen.encoding import Encoded
 
+COST = 3  # forward passes of their tokens that the rows take
 EXPLAINED_BY = 4  # probes whose gradient colours the tokens in the report
 
 
