@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshield.base.errors import UserError
-from gradshield.data import open_source, read_rows, write_outputs
+from gradshield.data import open_source, read_rows, to_conversation, write_outputs
 from gradshield.data import records as records_module
 
 
@@ -186,6 +186,13 @@ def test_csv_records_keep_their_bytes_and_physical_lines(tmp_path):
     assert rows[1].record == {"prompt": "é", "response": "\u2028"}
     problems = ["NUL character", "1 fields where the header has 2", "invalid UTF-8", "unexpected end of data"]
     assert all(problem in row.problem for row, problem in zip(rows[2:], problems, strict=True))
+
+
+def test_a_blank_field_of_a_csv_file_is_null_as_datasets_reads_it(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,completion,tools,note\nq,a,,""\n')
+    (row,) = rows_of(tmp_path / "a.csv")
+    assert row.record == {"prompt": "q", "completion": "a", "tools": None, "note": None}
+    assert not isinstance(to_conversation(row.record, "prompt_completion"), str)
 
 
 def test_a_csv_header_with_a_column_twice_is_refused(tmp_path):
