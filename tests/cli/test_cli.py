@@ -176,7 +176,8 @@ def test_fail_above_ends_a_pipeline_when_more_rows_are_quarantined(monkeypatch, 
 
 
 def test_filter_ends_with_commands_to_copy(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("gradshield.screen.filter_once.filter_file", lambda *_: SUMMARY)
+    noted = SUMMARY.model_copy(update={"trl_note": "the rows differ in layout"})
+    monkeypatch.setattr("gradshield.screen.filter_once.filter_file", lambda *_: noted)
     out = tmp_path / "my run"
     out.mkdir()
     for name in ("kept.jsonl", "train.py"):
@@ -189,7 +190,7 @@ def test_filter_ends_with_commands_to_copy(monkeypatch, capsys, tmp_path):
     assert "about 0.4 harmless rows quarantined, about 1.3 harmful rows kept" in " ".join(
         shown.replace("│", " ").split()
     )
-    assert "[bold]clear" in shown
+    assert "[bold]clear" in shown and "note: the rows differ in layout" in shown
 
 
 @pytest.mark.parametrize(("grade", "said"), [("aligned", "aligned, so"), ("weak", "weakly aligned, so")])
