@@ -84,7 +84,8 @@ def read_layout(record: dict, layout: str, rules: Rules) -> Conversation:
     """The record read by one layout, whatever else is in it. Raises SetAside."""
     if layout == "text":
         if rules.verbatim:  # TRL parses these whatever the layout
-            _tools(record, rules), _variables(record, rules)
+            _tools(record, rules)
+            _variables(record, rules)
         return _text_row(record)
     messages = LAYOUTS[layout][1](record, rules)
     if rules.system or not (layout == "messages" or any(message.raw for message in messages)):
