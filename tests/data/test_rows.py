@@ -264,6 +264,20 @@ def test_bad_json_in_parquet_is_a_row_with_a_problem(tmp_path, text):
     assert bad.record is None and any(word in bad.problem for word in ("not usable JSON", "surrogate", "NUL"))
 
 
+def test_a_row_is_nested_a_hundred_levels_deep_at_most(tmp_path):
+    lines = [
+        b'{"a": ' + b'{"b": ' * (n // 2) + b"[" * (n - n // 2) + b"]" * (n - n // 2) + b"}" * (n // 2) + b"}\n"
+        for n in range(97, 103)
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    rows = rows_of(tmp_path / "a.jsonl")
+    assert [row.problem for row in rows] == [None] * 3 + ["JSON nested too deeply"] * 3
+    assert [row.raw for row in rows] == lines
+    wide = {"a": [[n] for n in range(500)], "b": "[" * 500}
+    (tmp_path / "b.jsonl").write_text(json.dumps(wide))
+    assert rows_of(tmp_path / "b.jsonl")[0].record == wide
+
+
 def test_json_of_any_depth_in_parquet_is_read_or_a_problem(tmp_path):
     texts = ["[" * depth + "]" * depth for depth in range(900, 1010)]  # about Python's limit
     pq.write_table(pa.table({"text": as_json(*texts)}), tmp_path / "a.parquet")
