@@ -177,7 +177,8 @@ def test_fail_above_ends_a_pipeline_when_more_rows_are_quarantined(monkeypatch, 
 
 
 def test_filter_ends_with_commands_to_copy(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("gradshield.screen.filter_once.filter_file", lambda *_: SUMMARY)
+    noted = SUMMARY.model_copy(update={"trl_note": "the rows differ in layout"})
+    monkeypatch.setattr("gradshield.screen.filter_once.filter_file", lambda *_: noted)
     out = tmp_path / "my run"
     out.mkdir()
     for name in ("kept.jsonl", "train.py"):
@@ -191,6 +192,7 @@ def test_filter_ends_with_commands_to_copy(monkeypatch, capsys, tmp_path):
         shown.replace("│", " ").split()
     )
     assert "[bold]clear" in shown and "2 s, loading included" in shown
+    assert "note: the rows differ in layout" in shown
 
 
 @pytest.mark.parametrize(("grade", "said"), [("aligned", "aligned, so"), ("weak", "weakly aligned, so")])

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -206,6 +207,25 @@ def test_a_small_parquet_file_takes_little_memory(tmp_path, name, least):
     print(f"{name}: {size} bytes, {peak - least['parquet']:.0f} MB, {time.monotonic() - start:.1f} s: {said}")
     assert peak - least["parquet"] < MOST
     assert len(said[:1]) == len(expected) and all(part in line for part, line in zip(expected, said))
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+@pytest.mark.parametrize("kind", ["text", "dictionary", "split"])
+def test_a_datasets_folder_with_compressed_files_is_refused_unread(tmp_path, codec, kind):
+    folder = tmp_path / "saved"
+    data = datasets.Dataset.from_dict({"prompt": ["a"], "completion": ["b"]})
+    (datasets.DatasetDict({"train": data, "test": data}) if kind == "split" else data).save_to_disk(folder)
+    file = sorted(folder.rglob("*.arrow"))[0]
+    assert [row.record for row in read_rows(open_source(folder))] == [{"prompt": "a", "completion": "b"}]
+    columns = {"prompt": ["a"], "completion": ["b" * 300 * MB]}
+    if kind == "dictionary":
+        columns["completion"] = pa.array(columns["completion"]).dictionary_encode()
+    bomb = pa.table(columns)
+    with pa.ipc.new_stream(file, bomb.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as stream:
+        stream.write_table(pa.table({"prompt": ["a"], "completion": bomb["completion"].slice(0, 1)}))
+    assert file.stat().st_size < 2 * MB
+    said, peak = read_apart(folder)
+    assert len(said) == 1 and said[0].startswith(f"{file}: compressed") and peak < 300, (said, peak)
 
 
 def test_a_key_that_is_there_twice_among_many_is_found_in_linear_time(tmp_path):

@@ -110,13 +110,45 @@ def test_a_second_layout_that_says_something_else_sets_the_row_aside(other):
         {"instruction": "q", "input": "", "output": "a"},
         {"chosen": ONE, "rejected": TWO},
         {"prompt": "q", "chosen": "a", "rejected": "no"},
-        {"prompt": None, "completion": None, "input_ids": None, "images": []},
+        {"prompt": None, "completion": None, "videos": []},
         {"text": "notes on this row"},  # nobody reads it beside turns
         {"prompt_id": "x", "prompt": "q"},
     ],
 )
 def test_a_second_layout_that_says_the_same_is_scored(other):
     assert trained({"messages": ONE, **other}) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("input_ids", ([], None, "a")),
+        ("labels", ([], None, "a", 0, 1)),
+        ("image", (None, [])),
+        ("images", (None, [])),
+    ],
+)
+def test_a_column_whose_presence_stops_trl_sets_the_row_aside_for_trl(name, values):
+    for value in values:
+        for row in ({"messages": ONE}, {"prompt": ONE[:1], "completion": ONE[1:]}, {"text": "a"}):
+            assert f"it has a column {name}, which TRL takes for" in read({**row, name: value})
+            assert not isinstance(read({**row, name: value}, "axolotl"), str)
+
+
+def test_a_row_at_which_trl_stops_is_set_aside_for_trl():
+    for row, why in (
+        ({"messages": ONE, "conversations": []}, "conversations is an empty list"),
+        ({"messages": ONE, "completion": []}, "completion is an empty list"),
+        ({"messages": ONE[:1], "chosen": "c", "completion": []}, "completion is an empty list"),
+        ({"messages": ONE, "tools": ""}, "tools is an empty text"),
+        ({"prompt": "q", "completion": "a", "tools": ""}, "tools is an empty text"),
+        ({"text": "a", "tools": ""}, "tools is an empty text"),
+        ({"text": "a", "chat_template_kwargs": None}, "chat_template_kwargs is empty"),
+        *(({"prompt": ONE[:1], "completion": a}, "not both lists of turns") for a in ("a", 1, True, ONE[1])),
+        ({"prompt": "q", "completion": ONE[1:]}, "not both lists of turns"),
+    ):
+        assert why in read(row), row
+        assert not isinstance(read(row, "axolotl"), str), row
 
 
 def test_a_pair_with_two_answers_or_another_text_is_set_aside():

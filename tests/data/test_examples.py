@@ -12,10 +12,13 @@ import pytest
 
 from gradshield.base.errors import UserError
 from gradshield.data import examples as module
+from gradshield.data import open_source, read_rows, to_conversation
 from gradshield.data.columns import Groups, Places
 from gradshield.data.encode import Example
 from gradshield.data.examples import Examples, in_processes, row_numbers, token_counts
 from gradshield.data.rows import Row
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
 def rows(count):
@@ -66,6 +69,21 @@ def test_rows_are_worked_on_in_order_whichever_process_does_it(count):
     assert [(row, square) for row, (square, _) in done] == [(row, row.index**2) for row in rows(count)]
     others = {pid for _, (_, pid) in done} - {os.getpid()}
     assert len(others) == (0 if count <= 10 or sys.platform != "linux" else min(3, -(-(count - 10) // 7)))
+
+
+def test_rows_of_any_depth_are_read_in_other_processes(tmp_path):
+    cells = ["[" * depth + "]" * depth for depth in range(1, 1000, 7)]
+    deep = [f'{{"prompt": "a", "completion": "b", "x": {cell}}}\n' for cell in cells]
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 11 + "".join(deep))
+    done = list(in_processes(lambda row: row.problem, read_rows(open_source(tmp_path / "a.jsonl"))))
+    assert [row.index for row, _ in done] == list(range(11 + len(deep)))
+    assert [found for _, found in done] == [row.problem for row, _ in done]
+    conversations = [{"messages": TURNS, "tools": cell} for cell in cells]
+    read = in_processes(
+        lambda row: to_conversation(row.record, "messages"),
+        (Row(n, "a", n, b"", record, None) for n, record in enumerate(conversations * 2)),
+    )
+    assert len(list(read)) == 2 * len(cells)
 
 
 def test_what_goes_wrong_in_a_process_is_raised_here_and_no_process_is_left():

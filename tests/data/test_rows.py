@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshield.base.errors import UserError
-from gradshield.data import open_source, read_rows, write_outputs
+from gradshield.data import open_source, read_rows, to_conversation, write_outputs
 from gradshield.data import records as records_module
 
 
@@ -188,6 +188,13 @@ def test_csv_records_keep_their_bytes_and_physical_lines(tmp_path):
     assert all(problem in row.problem for row, problem in zip(rows[2:], problems, strict=True))
 
 
+def test_a_blank_field_of_a_csv_file_is_null_as_datasets_reads_it(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,completion,tools,note\nq,a,,""\n')
+    (row,) = rows_of(tmp_path / "a.csv")
+    assert row.record == {"prompt": "q", "completion": "a", "tools": None, "note": None}
+    assert not isinstance(to_conversation(row.record, "prompt_completion"), str)
+
+
 def test_a_csv_header_with_a_column_twice_is_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"a,a\n1,2\n")
     with pytest.raises(UserError, match="column 'a' appears twice"):
@@ -255,6 +262,20 @@ def test_bad_json_in_parquet_is_a_row_with_a_problem(tmp_path, text):
     before, bad, after = rows_of(tmp_path / "a.parquet")
     assert (before.record, after.record) == ({"text": "a"}, {"text": "b"})
     assert bad.record is None and any(word in bad.problem for word in ("not usable JSON", "surrogate", "NUL"))
+
+
+def test_a_row_is_nested_a_hundred_levels_deep_at_most(tmp_path):
+    lines = [
+        b'{"a": ' + b'{"b": ' * (n // 2) + b"[" * (n - n // 2) + b"]" * (n - n // 2) + b"}" * (n // 2) + b"}\n"
+        for n in range(97, 103)
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    rows = rows_of(tmp_path / "a.jsonl")
+    assert [row.problem for row in rows] == [None] * 3 + ["JSON nested too deeply"] * 3
+    assert [row.raw for row in rows] == lines
+    wide = {"a": [[n] for n in range(500)], "b": "[" * 500}
+    (tmp_path / "b.jsonl").write_text(json.dumps(wide))
+    assert rows_of(tmp_path / "b.jsonl")[0].record == wide
 
 
 def test_json_of_any_depth_in_parquet_is_read_or_a_problem(tmp_path):

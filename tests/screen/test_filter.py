@@ -259,6 +259,28 @@ def test_plain_text_is_set_aside_by_the_intent_score_only(tiny_folder, tmp_path)
     assert run_filter(str(file), tmp_path / "b", settings(tiny_folder, scorer="fihs:normalise=module")).set_aside == 0
 
 
+def test_a_column_that_sets_every_row_aside_is_named_once(tiny_folder, tmp_path):
+    file = tmp_path / "classes.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b", "labels": 1}\n' * 5)
+    why = r"no usable row among 5, all for one reason; the first: classes.jsonl:1: it has a column labels"
+    with pytest.raises(UserError, match=why):
+        run_filter(str(file), tmp_path / "run", settings(tiny_folder))
+
+
+def test_kept_rows_that_trl_can_t_load_from_one_file_are_noted(tiny_folder, tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    file = tmp_path / "mixed.jsonl"
+    lines = [json.dumps({"messages": turns})] * 3 + [json.dumps({"prompt": turns[:1], "completion": turns[1:]})] * 2
+    file.write_text("\n".join(lines) + "\n")
+    every = settings(tiny_folder, threshold="fixed", value=1e9)
+    note = run_filter(str(file), tmp_path / "run", every).trl_note
+    assert "(messages: 3, prompt/completion: 2)" in note
+    assert note in (tmp_path / "run" / "report.html").read_text().replace("&#39;", "'")
+    assert estimate(str(file), every).trl_trains == f"not by itself: {note}"
+    file.write_text("\n".join(lines[:3]) + "\n")
+    assert "trl_note" not in run_filter(str(file), tmp_path / "same", every).as_dict()
+
+
 def test_a_row_of_fifty_megabytes_is_cut_or_set_aside_and_comes_back_verbatim(tiny_folder, tmp_path):
     file = tmp_path / "big.jsonl"
     big = json.dumps({"prompt": "x" * 50_000_000, "completion": "y"})

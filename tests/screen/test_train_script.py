@@ -12,7 +12,7 @@ from gradshield.base.settings import FilterSettings
 from gradshield.data import detect_layout, to_conversation
 from gradshield.data.encode import encode
 from gradshield.screen.kept import kept_rows
-from gradshield.screen.train_script import trl_trains, write_script
+from gradshield.screen.train_script import trl_form, trl_note, trl_trains, write_script
 
 TURNS = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "An apple."}]
 LAYOUTS = {
@@ -91,3 +91,46 @@ def test_it_is_said_whether_trl_trains_a_model_by_itself(tiny):
     marked.chat_template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     assert trl_trains(marked).startswith("yes")
     assert "does not read the layout alpaca" in trl_trains(marked, "alpaca")
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, "(messages: 20, prompt/completion: 1)"),
+        ({"prompt": "q", "completion": "a"}, "(messages: 20, prompt/completion as text: 1)"),
+        ({"conversations": TURNS}, "(messages: 20, conversations: 1)"),
+        ({"messages": TURNS, "conversations": TURNS}, "(messages: 20, messages/conversations: 1)"),
+        ({"text": "a"}, "(messages: 20, text: 1)"),
+        ({"instruction": "q", "output": "a"}, "(messages: 20, other columns: 1)"),
+        ({"messages": json.dumps(TURNS)}, "(messages: 20, messages as text: 1)"),
+        ({"messages": TURNS, "chat_template_kwargs": {"b": 1, "a": 1}}, "messages with chat_template_kwargs a, b: 1)"),
+    ],
+)
+def test_rows_that_trl_can_t_load_from_one_file_are_told(tiny, other, said):
+    forms = [*[trl_form({"messages": TURNS})] * 20, trl_form(other)]
+    note = trl_note(forms)
+    assert said in note and note.endswith("use the run's train.py, or split the file")
+    assert trl_trains(tiny.tokenizer, "messages", forms) == f"not by itself: {note}"
+
+
+@pytest.mark.parametrize(
+    ("row", "names", "form"),
+    [
+        ({"messages": TURNS, "prompt": None, "completion": None}, "completion and prompt", "messages"),
+        ({"messages": TURNS, "prompt": "q", "prompt_id": "x"}, "prompt", "messages"),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:], "messages": None}, "messages", "prompt/completion"),
+        ({"prompt": "q", "completion": "a", "text": None}, "text", "prompt/completion as text"),
+    ],
+)
+def test_a_column_that_stops_trl_in_every_row_is_told(row, names, form):
+    wanted = f"TRL fails on {names} beside {form}; use the run's train.py, or drop {names}"
+    assert trl_note([trl_form(row)] * 3) == wanted
+
+
+def test_rows_that_trl_loads_from_one_file_have_no_note():
+    same = {"messages": TURNS, "prompt": TURNS[:1], "completion": TURNS[1:]}
+    of_trl = {"messages": TURNS, "text": None, "conversations": None, "chosen": None, "tools": None}
+    for row in (*LAYOUTS.values(), same, of_trl, {"messages": TURNS, "chat_template_kwargs": {"a": 1}}):
+        assert trl_note([trl_form(row)] * 3) == "", row
+    assert trl_note([]) == ""
+    assert trl_note([trl_form({"messages": TURNS, **more}) for more in ({}, {"tools": []}, {"text": "a"})]) == ""

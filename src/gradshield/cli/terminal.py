@@ -47,6 +47,8 @@ def summary_table(summary: FilterSummary, out: Path) -> None:
     if summary.probes.grade == "weak":
         refused = f"{summary.probes.refused} of {summary.probes.of}"
         console.print(f"warning: this model refuses only {refused} probes, so it is a weak reference", style="bold")
+    if summary.trl_note:
+        console.print(f"note: {safe(summary.trl_note, 500)}", soft_wrap=True)
     console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)
     for what, command in next_steps(out, None):
         console.print(f"{escape(what)}: {escape(command)}", soft_wrap=True, highlight=False)

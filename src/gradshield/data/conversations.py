@@ -25,6 +25,13 @@ from gradshield.data.trainers import RULES, Rules
 from gradshield.data.turns import SetAside, is_missing
 
 _TOKENS = ("input_ids", "labels")
+# TRL looks whether these columns are there, not what they hold, so that one row stops it for the whole file.
+_BY_PRESENCE = {
+    "input_ids": "tokens",
+    "labels": "token labels",
+    "image": "a picture",
+    "images": "pictures",
+}
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _TURN_LISTS = ("preference", "messages", "sharegpt")
 _PAIRS = ("beavertails", "alpaca", "prompt_completion")
@@ -61,6 +68,8 @@ def to_conversation(
             layout = detect_layout([record]) or layout
         conversation = read_layout(record, layout, rules)
         _refuse_beside(record, layout, conversation, rules)
+        if rules.verbatim:
+            _refuse_what_stops_trl(record)
         return conversation
     except SetAside as reason:
         return str(reason)
@@ -81,6 +90,20 @@ def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules:
                 f"{layout} beside {other}, which says something else: trainers differ in which they read; drop one, or "
                 "name the columns with --map"
             )
+
+
+def _refuse_what_stops_trl(record: dict) -> None:
+    """Raises SetAside where TRL fails on the row, or on every row of a file that holds it."""
+    for name, what in _BY_PRESENCE.items():
+        if name in record:
+            raise SetAside(f"it has a column {name}, which TRL takes for {what} whatever it holds; drop or rename it")
+    for name in ("messages", "prompt", "completion", "conversations"):
+        if record.get(name) == []:
+            raise SetAside(f"{name} is an empty list, at which TRL stops; drop it from this row")
+    pair = [record[name] for name in ("prompt", "completion") if not is_missing(record.get(name))]
+    lists = [isinstance(value, list) for value in pair]
+    if len(pair) == 2 and not all(lists) and any(isinstance(value, list | dict) for value in pair):
+        raise SetAside("prompt and completion are not both lists of turns, so TRL can't join them; make both the same")
 
 
 def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Conversation]]:

@@ -83,6 +83,9 @@ def detect_layout(records: Sequence[dict], columns: dict[str, str] | None = None
 def read_layout(record: dict, layout: str, rules: Rules) -> Conversation:
     """The record read by one layout, whatever else is in it. Raises SetAside."""
     if layout == "text":
+        if rules.verbatim:  # TRL parses these whatever the layout
+            _tools(record, rules)
+            _variables(record, rules)
         return _text_row(record)
     messages = LAYOUTS[layout][1](record, rules)
     if rules.system or not (layout == "messages" or any(message.raw for message in messages)):
@@ -200,6 +203,8 @@ def _list(record: dict, column: str) -> list:
 
 def _tools(record: dict, rules: Rules) -> list | None:
     """The tools that the template is given: an empty list is one, too, since templates tell it from none."""
+    if rules.verbatim and record.get("tools") == "":
+        raise SetAside("tools is an empty text, at which TRL stops; drop it from this row")
     if rules.functions and (functions := _list(record, "functions")):
         return [{"type": "function", "function": function} for function in functions]
     return _list(record, "tools") or ([] if parse_cell(record.get("tools")) == [] else None)

@@ -9,6 +9,7 @@ from gradshield.base.errors import UserError
 MAX_RECORD = 10_000_000  # bytes; a longer record is set aside unread: it is far beyond any context length
 MAX_LINE = 64_000_000  # bytes; a longer line is not kept, not even to be set aside: reading stops there
 MAX_VALUES = 500_000  # in one JSON record: a value takes two bytes in the file, but up to 200 once it is parsed
+MAX_DEPTH = 100  # lists and objects within one another in a record: pickle and templates go less deep than json does
 
 
 def bounded_lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
@@ -25,10 +26,24 @@ def too_large(place: str, what: str, limit: int) -> UserError:
 
 
 def load_json(text: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """`json.loads` for a record: raises ValueError, before parsing, where it holds more than `MAX_VALUES` values."""
-    if sum(map(text.count, ",[{")) > MAX_VALUES:  # an upper bound, as it counts those in texts, too
+    """`json.loads` for a record: raises ValueError, before parsing, where it holds more than `MAX_VALUES` values, and
+    RecursionError where they are nested deeper than `MAX_DEPTH`."""
+    opened = text.count("[") + text.count("{")  # an upper bound, as it counts those in texts, too
+    if opened + text.count(",") > MAX_VALUES:
         raise ValueError(f"more than {MAX_VALUES:,} values in one record")
-    return json.loads(text, object_pairs_hook=hook)
+    value = json.loads(text, object_pairs_hook=hook)
+    if opened > MAX_DEPTH and _deeper(value, MAX_DEPTH):
+        raise RecursionError
+    return value
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    """Whether lists and objects are nested deeper than the limit, found level by level without recursion."""
+    level = [value]
+    for _ in range(limit):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [item for items in inner for item in items]
+    return any(isinstance(each, dict | list) for each in level)
 
 
 def first_repeated(names: list[str]) -> str | None:

@@ -44,7 +44,10 @@ def json_records(path: PurePath, name: str) -> Iterator[Record]:
 
 
 def csv_file_records(path: PurePath, name: str) -> Iterator[Record]:
-    """One record a CSV record below the header, values as text; quoted fields may span lines."""
+    """One record a CSV record below the header, values as text; quoted fields may span lines.
+
+    A blank field is null, as `datasets` reads it.
+    """
     records = csv_records(path, name)
     _, header, columns = next(records, (1, b"", "there is none"))
     problem = columns if isinstance(columns, str) else decode(header)[1]
@@ -56,7 +59,8 @@ def csv_file_records(path: PurePath, name: str) -> Iterator[Record]:
         problem = fields if isinstance(fields, str) else decode(raw)[1]
         if problem is None and len(fields) != len(columns):
             problem = f"{len(fields)} fields where the header has {len(columns)}"
-        yield line, raw, None if problem else dict(zip(columns, fields, strict=True)), problem
+        filled = (field or None for field in fields)
+        yield line, raw, None if problem else dict(zip(columns, filled, strict=True)), problem
 
 
 def csv_records(path: PurePath, name: str) -> Iterator[tuple[int, bytes, list[str] | str]]:

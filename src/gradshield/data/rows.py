@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gradshield.base.errors import UserError
+from gradshield.data.arrow_folder import compressed_file
 from gradshield.data.records import READERS, arrow_records
 from gradshield.data.sniff import FORMATS, SUFFIXES, detect_format, suffix
 
@@ -136,10 +137,15 @@ def load_dataset(path: str, split: str) -> Any:
                 "download it and give its folder"
             ) from None
     try:
-        data = datasets.load_from_disk(str(expanded(path)))
+        packed = compressed_file(expanded(path))
+        data = None if packed else datasets.load_from_disk(str(expanded(path)))
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: a datasets folder that can't be loaded ({why}); save it again") from None
+    if packed:
+        raise UserError(
+            f"{packed}: compressed, so its size in memory has no limit; load it and call save_to_disk again"
+        )
     if not isinstance(data, datasets.DatasetDict):
         return data
     if split not in data:

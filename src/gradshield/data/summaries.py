@@ -69,6 +69,7 @@ class FilterSummary(Saved):
     threshold: ThresholdSummary
     probes: ProbesSummary
     rows_digest: str = ""  # only of a scorer that is fitted on the whole file
+    trl_note: str = ""  # only where TRL can't load the kept rows from one file
     seconds: float
     rows_per_second: float
     tokens_per_second: int

@@ -1,10 +1,10 @@
 """Turns: what a row says, one message at a time, as the chosen trainer reads it."""
 
-import json
 from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any
 
+from gradshield.data.limits import load_json
 from gradshield.data.records import bad_text
 from gradshield.data.trainers import Rules
 
@@ -151,7 +151,7 @@ def parse_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        found = json.loads(value)
+        found = load_json(value)
         problem = bad_text(found) if "\\u" in value else None  # its escapes were plain text when the row was read
     except (ValueError, RecursionError):
         return value

@@ -15,6 +15,7 @@ from gradshield.data.columns import Groups, Places
 from gradshield.data.encode import Example, encode
 from gradshield.data.examples import Examples, in_processes
 from gradshield.scoring.base import Need
+from gradshield.screen.train_script import trl_form
 
 if TYPE_CHECKING:
     from gradshield.models.load import Model  # imports torch
@@ -32,6 +33,7 @@ class Encoded:
     reasons: dict[int, str]
     groups: Sequence[str]  # of each row: its "source" or "dataset" value, else its file
     places: Sequence[str]  # of each row: file:line
+    forms: Sequence[str]  # of each row: how TRL sees it (`trl_form`)
 
 
 def find_layout(source: Source, settings: RowSettings) -> str:
@@ -62,12 +64,13 @@ def encode_source(
     """Every row as an example, or with the reason to set it aside. Raises UserError when no row is usable."""
     examples: Examples | list[Example] = [] if "text" in needs else Examples()
     reasons: dict[int, str] = {}
-    groups, places = Groups(), Places(source.names)
+    groups, places, forms = Groups(), Places(source.names), Groups()
     encode_one = partial(encode_row, layout=layout, model=model, settings=settings, needs=needs)
     with progress("reading", 0, 0) as advance, closing(in_processes(encode_one, read_rows(source))) as done:
         for row, example in done:
             groups.append(_group(row), row.source)
             places.append(row)
+            forms.append(trl_form(row.record or {}), "others")
             if isinstance(example, str):
                 reasons[row.index] = sys.intern(example)
             else:
@@ -75,8 +78,9 @@ def encode_source(
             advance(0, 1)
     if not examples:
         first = f"{places[0]}: {reasons[0]}" if len(places) else f"{source.path}: holds no rows"
-        raise UserError(f"no usable row among {len(places)}; the first: {first}")
-    return Encoded(len(places), examples, reasons, groups, places)
+        alike = ", all for one reason" if len(places) > 1 == len(set(reasons.values())) else ""
+        raise UserError(f"no usable row among {len(places)}{alike}; the first: {first}")
+    return Encoded(len(places), examples, reasons, groups, places, forms)
 
 
 def encode_row(

@@ -46,11 +46,12 @@ def estimate(path: str | Source, settings: FilterSettings) -> Estimate:
     score(reference.scored_part(sample), reference.scorer, batch_tokens=model.batch_tokens, title="trying")
     pace = (time.monotonic() - start) / sum(len(e.ids) for e in sample)
     tokens = int(token_counts(encoded.examples).sum())
+    forms = () if settings.columns else (f for n, f in enumerate(encoded.forms) if n not in encoded.reasons)
     return Estimate(
         source.path,
         source.format,
         layout,
-        trl_trains(model.tokenizer, layout),
+        trl_trains(model.tokenizer, layout, forms),
         encoded.rows,
         len(encoded.examples),
         len(encoded.reasons),

@@ -4,14 +4,19 @@ The rows reach TRL as tokens and labels, encoded as they were scored. So TRL nee
 that it knows: the embedded model's, for one, it does not.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gradshield.base.settings import FilterSettings
 from gradshield.base.storage import write_text
+from gradshield.data.formats import VARIABLES
 from gradshield.data.templates import form_of
+from gradshield.data.turns import is_missing
 
 _NATIVE = ("messages", "prompt_completion")  # TRL takes these, where they hold lists of turns
+_INSTEAD = "use the run's train.py, or"
 SCRIPT = '''"""Fine-tunes the model of this run on the rows that GradShield kept, with TRL.
 
 Flags are those of TRL's SFTConfig: python train.py --max_steps 2 --learning_rate 1e-5
@@ -68,8 +73,10 @@ def write_script(out: Path, settings: FilterSettings) -> None:
         write_text(out / "train.py", SCRIPT)
 
 
-def trl_trains(tokenizer: Any, layout: str = "messages") -> str:
+def trl_trains(tokenizer: Any, layout: str = "messages", forms: Iterable[str] = ()) -> str:
     """Whether TRL itself trains this model on such rows with `SFTConfig(assistant_only_loss=True)`, and what else."""
+    if note := trl_note(forms):
+        return f"not by itself: {note}"
     own = "the train.py that `filter` writes"
     if layout == "text":
         return f"yes, without assistant_only_loss, or by {own}"
@@ -78,3 +85,37 @@ def trl_trains(tokenizer: Any, layout: str = "messages") -> str:
     if layout not in _NATIVE:
         return f"not by itself: it does not read the layout {layout} with assistant_only_loss; {own} does"
     return f"yes, with assistant_only_loss, where rows hold lists of turns; {own} does always"
+
+
+def trl_form(record: dict) -> str:
+    """How TRL sees a row, in words: it fails where a file's rows differ in it, or have a column "beside"."""
+    filled = {name for name, value in record.items() if not is_missing(value)}
+    if {"prompt", "completion"} <= filled:
+        form, text = "prompt/completion", isinstance(record["prompt"], str)
+        stops = {"messages"} if text else {"messages"} - filled
+        stops |= {"text"} - filled if text else set()
+    else:
+        form, stops = (
+            "/".join(name for name in ("messages", "conversations") if name in filled),
+            {"prompt", "completion"},
+        )
+        text = isinstance(record.get("messages"), str)
+        form = form or ("text" if "text" in filled else "")
+    if not form:
+        return "other columns"
+    form += " as text" * text
+    if beside := sorted(stops & set(record)):
+        form = f"{' and '.join(beside)} beside {form}"
+    if isinstance(variables := record.get(VARIABLES), dict):
+        form += f" with {VARIABLES} {', '.join(sorted(variables))}"
+    return form[:100]
+
+
+def trl_note(forms: Iterable[str]) -> str:
+    """Why TRL can't load rows of these forms from one file, and what to do; empty where it can."""
+    counts = Counter(forms)
+    if len(counts) > 1:
+        listed = ", ".join(f"{form}: {count:,}" for form, count in counts.most_common(4)) + ", …" * (len(counts) > 4)
+        return f"the rows differ in layout ({listed}), so TRL can't load them from one file; {_INSTEAD} split the file"
+    names, beside, form = next(iter(counts), "").partition(" beside ")
+    return f"TRL fails on {names} beside {form}; {_INSTEAD} drop {names}" if beside else ""
