@@ -158,6 +158,29 @@ def test_a_folder_whose_name_could_write_to_the_terminal_is_refused(monkeypatch,
     assert [p.name for p in tmp_path.iterdir()] == ["good.jsonl"]
 
 
+@pytest.mark.parametrize("module", ["gradshield.cli.commands", "typer", "pydantic"])
+def test_ctrl_c_while_python_imports_is_one_line(module):
+    stopping = f"""
+import sys
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+from gradshield.cli import main
+"""
+    done = subprocess.run([sys.executable, "-c", stopping], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "gradshield: stopped: nothing was saved yet\n")
+
+
+def test_ctrl_c_before_a_command_is_called_is_one_line(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "processes", stop)
+    assert run(monkeypatch, capsys, "scorers") == (130, "gradshield: stopped: nothing was saved yet\n")
+
+
 SUMMARY = FilterSummary(
     file="train.jsonl", model="m", scorer="intent", rows=300, kept=279, quarantined=21, set_aside=0,
     threshold=ThresholdSummary(

@@ -369,6 +369,8 @@ def main() -> None:
             sys.exit(error.format_message())
     except _Stopped as stop:
         message, code = str(stop), 130
+    except KeyboardInterrupt:  # before a command was called
+        message, code = "stopped: nothing was saved yet", 130
     print(f"gradshield: {safe(message, 2000, markup=False)}", file=sys.stderr)
     sys.exit(code)
 
