@@ -33,10 +33,8 @@ def trained(record, trainer="trl"):
     ("turn", "who"),
     [
         ({"weight": 0}, {"openai"}),
-        ({"train": False}, ()),  # axolotl reads one key, which only its config names, and none by default
-        ({"training": False}, ()),
-        ({"train": False, "training": True}, ()),
-        ({"train": False, "training": False}, ()),
+        ({"train": False}, {"axolotl"}),
+        ({"training": False}, {"axolotl"}),
         ({"loss": 0}, ()),
     ],
 )

@@ -3,13 +3,13 @@
 | trainer      | turns of `prompt` | a turn's loss is off with        | `system` column beside turns | `functions` |
 |--------------|-------------------|----------------------------------|------------------------------|-------------|
 | trl          | are not trained   | nothing: TRL has no such key     | is ignored                   | are ignored |
-| axolotl      | are trained       | nothing that a row can tell      | becomes the system turn      | are ignored |
+| axolotl      | are trained       | `train: false` or                | becomes the system turn      | are ignored |
+|              |                   | `training: false`                |                              |             |
 | llamafactory | are trained       | nothing                          | becomes the system turn      | are ignored |
 | openai       | are trained       | `weight: 0`                      | is ignored                   | are tools   |
 
-axolotl reads the one key that its `message_field_training` names, `train` or `training` or any other, and none by
-default. A harmful turn could hide behind a key that the user's axolotl does not read, so none counts. Labels such as
-KTO's never switch a loss off: supervised fine-tuning with any of them trains on the answer whatever its label.
+axolotl reads the key that its `message_field_training` names. Labels such as KTO's never switch a loss off: supervised
+fine-tuning with any of them trains on the answer whatever its label.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Rules:
 
 RULES: dict[str, Rules] = {
     "trl": Rules(verbatim=True, prompt=False),
-    "axolotl": Rules(system=True),
+    "axolotl": Rules(off=("train", "training"), system=True),
     "llamafactory": Rules(system=True),
     "openai": Rules(off=("weight",), functions=True),
 }
