@@ -110,7 +110,7 @@ def test_a_second_layout_that_says_something_else_sets_the_row_aside(other):
         {"instruction": "q", "input": "", "output": "a"},
         {"chosen": ONE, "rejected": TWO},
         {"prompt": "q", "chosen": "a", "rejected": "no"},
-        {"prompt": None, "completion": None, "videos": []},
+        {"prompt": None, "completion": None, "images": []},
         {"text": "notes on this row"},  # nobody reads it beside turns
         {"prompt_id": "x", "prompt": "q"},
     ],
@@ -119,15 +119,7 @@ def test_a_second_layout_that_says_the_same_is_scored(other):
     assert trained({"messages": ONE, **other}) == ["a"]
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("input_ids", ([], None, "a")),
-        ("labels", ([], None, "a", 0, 1)),
-        ("image", (None, [])),
-        ("images", (None, [])),
-    ],
-)
+@pytest.mark.parametrize(("name", "values"), [("input_ids", ([], None, "a")), ("labels", ([], None, "a", 0, 1))])
 def test_a_column_whose_presence_stops_trl_sets_the_row_aside_for_trl(name, values):
     for value in values:
         for row in ({"messages": ONE}, {"prompt": ONE[:1], "completion": ONE[1:]}, {"text": "a"}):

@@ -159,7 +159,10 @@ def in_parts(row):
     def part(turn):
         return {**turn, "content": parts(turn["content"])} if isinstance(turn.get("content"), str) else turn
 
-    return {name: [part(turn) for turn in value] if name in COLUMNS and value else value for name, value in row.items()}
+    return {
+        name: [part(turn) for turn in value] if name in COLUMNS and isinstance(value, list) else value
+        for name, value in row.items()
+    }
 
 
 def compare(tokenizer, ours, theirs):

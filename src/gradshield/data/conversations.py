@@ -26,12 +26,7 @@ from gradshield.data.turns import SetAside, is_missing
 
 _TOKENS = ("input_ids", "labels")
 # TRL looks whether these columns are there, not what they hold, so that one row stops it for the whole file.
-_BY_PRESENCE = {
-    "input_ids": "tokens",
-    "labels": "token labels",
-    "image": "a picture",
-    "images": "pictures",
-}
+_BY_PRESENCE = {"input_ids": "tokens", "labels": "token labels"}
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _TURN_LISTS = ("preference", "messages", "sharegpt")
 _PAIRS = ("beavertails", "alpaca", "prompt_completion")
