@@ -8,11 +8,14 @@ import pytest
 import torch
 from conftest import CHATML, tiny_net, tiny_tokenizer
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, VBLoRAConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file, save_file
 from torture.changes import PICKLE, edit
 
 from gradshield.base.errors import UserError
 from gradshield.models.load import load_model
+
+KEPT = {"config.json", "generation_config.json", "model.safetensors"}  # what a merged model has of its own
 
 
 def saved(folder: Path, base: str, **options) -> Path:
@@ -21,7 +24,7 @@ def saved(folder: Path, base: str, **options) -> Path:
     config = LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False, **options)
     net = get_peft_model(tiny_net(tiny_tokenizer()), config)
     for name, weight in net.named_parameters():
-        if "modules_to_save" in name:
+        if "modules_to_save" in name or "trainable_tokens" in name:
             weight.data.add_(0.3 * torch.randn_like(weight))
     net.peft_config["default"].base_model_name_or_path = base
     net.save_pretrained(folder)
@@ -46,6 +49,11 @@ def logits(net) -> torch.Tensor:
     return net(input_ids=torch.arange(12)[None]).logits
 
 
+def unmerged(folder: Path) -> torch.Tensor:
+    """The logits of the tiny model with the adapter, as PEFT computes them."""
+    return logits(PeftModel.from_pretrained(tiny_net(tiny_tokenizer()), str(folder)).eval())
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -55,19 +63,65 @@ def logits(net) -> torch.Tensor:
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 5]}},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [3, 5]}},
+        {"target_modules": ["q_proj"], "layer_replication": [[0, 3], [1, 3]]},
+        {"target_modules": ["q_proj"], "target_parameters": ["embed_tokens.weight"]},
     ],
     ids=str,
 )
-def test_an_adapter_of_tied_embeddings_is_the_same_model_merged_as_it_was_before(tiny_folder, tmp_path, options):
+def test_an_adapter_of_shared_weights_is_the_same_model_merged_as_peft_has_it_unmerged(tiny_folder, tmp_path, options):
     folder = saved(tmp_path / "adapter", tiny_folder, **options)
-    apart = tiny_net(tiny_tokenizer())
-    apart.lm_head.weight = torch.nn.Parameter(apart.lm_head.weight.detach().clone())
-    apart.config.tie_word_embeddings = False
-    apart.all_tied_weights_keys = {}
-    expected = logits(PeftModel.from_pretrained(apart, str(folder)).eval())
+    expected = unmerged(folder)
     found = load_model(str(folder), device="cpu")
     assert torch.allclose(logits(found.net), expected, atol=1e-4)
     assert not torch.allclose(expected, logits(tiny_net(tiny_tokenizer())), atol=0.1)
+    found.net.save_pretrained(tmp_path / "merged")
+    shutil.copytree(tiny_folder, tmp_path / "merged", dirs_exist_ok=True, ignore=lambda _, names: set(names) & KEPT)
+    assert torch.allclose(logits(load_model(str(tmp_path / "merged"), device="cpu").net), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("ends", [["model.embed_tokens"], ["lm_head"], ["model.embed_tokens", "lm_head"]], ids=str)
+def test_a_base_weight_in_an_adapter_is_that_of_both_tied_ends(adapter, ends):
+    file, weight = adapter / "adapter_model.safetensors", torch.randn(261, 32)
+    own = {f"base_model.model.{end}.weight": weight.clone() for end in ends}
+    save_file(load_file(file) | own, file, {"format": "pt"})
+    net = load_model(str(adapter), device="cpu").net
+    assert torch.equal(net.lm_head.weight, weight) and torch.equal(net.model.embed_tokens.weight, weight)
+    assert torch.allclose(logits(net), unmerged(adapter), atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["", ".base_layer"])
+def test_two_base_weights_for_tied_ends_are_refused_if_they_differ(tiny_folder, tmp_path, part):
+    targets = ["embed_tokens", "lm_head"] if part else ["q_proj"]
+    file = saved(tmp_path / "a", tiny_folder, target_modules=targets) / "adapter_model.safetensors"
+    ends = {f"base_model.model.{end}{part}.weight": torch.randn(261, 32) for end in ("model.embed_tokens", "lm_head")}
+    save_file(load_file(file) | ends, file, {"format": "pt"})
+    refused(file.parent, *ends, "differ, but the base model ties them")
+
+
+def test_a_merge_that_changes_the_model_is_refused(adapter, monkeypatch):
+    def doubled(layer, *args, merge=LoraLinear.merge, **kwargs):
+        merge(layer, *args, **kwargs)
+        layer.get_base_layer().weight.data += layer.get_delta_weight("default")
+
+    monkeypatch.setattr(LoraLinear, "merge", doubled)
+    refused(adapter, "merging it into the weights changes the model")
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_made(adapter):
+    edit(adapter / "adapter_config.json", lambda config: config | {"layer_replication": [[0, 3]] * 10})
+    refused(adapter, "its config describes 30 layers, its file holds 12 tensors")
+    edit(adapter / "adapter_config.json", lambda config: config | {"layer_replication": 3})
+    refused(adapter, "can't be loaded: TypeError")
+
+
+def test_an_initialisation_that_draws_random_numbers_at_every_load_is_refused(adapter):
+    edit(adapter / "adapter_config.json", lambda config: config | {"init_lora_weights": "pissa_niter_4"})
+    refused(adapter, "pissa_niter_4 changes the base by random numbers", "save it as plain LoRA")
+    edit(adapter / "adapter_config.json", lambda config: config | {"init_lora_weights": "pissa"})
+    assert torch.allclose(logits(load_model(str(adapter), device="cpu").net), unmerged(adapter), atol=1e-4)
 
 
 def test_an_adapter_that_ties_its_own_layers_is_refused_or_the_same(tiny_folder, tmp_path):

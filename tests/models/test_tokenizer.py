@@ -77,7 +77,13 @@ def test_a_template_that_does_not_end_is_stopped_and_named(folder, template):
     assert time.process_time() - start < 10  # of ours: another process tries it
 
 
-@pytest.mark.parametrize("regex", ["(a+)+$", r"(\w+\s?)+$", "(x+x+)+y", "(?:foo|foo)+$"])
+@pytest.mark.parametrize(
+    "regex",
+    [
+        *("(a+)+$", r"(\w+\s?)+$", "(x+x+)+y", "(?:foo|foo)+$"),
+        *("(Ж+Ж+)+z|.", "(я|я)+z|.", "(ⴖ|ⴖ)+z|.", r"(\u2d16|\u2d16)+z|.", "((q1|q1))+z|."),
+    ],
+)
 def test_a_regular_expression_that_does_not_end_is_stopped_and_named(folder, regex):
     pattern(regex)(folder, None)
     refused(folder, "the tokenizer of", "regular expressions: ", regex)
@@ -90,6 +96,23 @@ def test_a_template_that_does_not_end_for_one_row_refuses_that_row(monkeypatch):
     assert isinstance(encode(Conversation(turns), 0, tokenizer), Example)
     reason = encode(Conversation(turns * 5), 0, tokenizer)
     assert reason == "the chat template refuses this conversation: it does not end within 0.2 s"
+
+
+def test_a_template_that_does_not_end_for_three_rows_ends_the_run_unless_they_are_long(folder, monkeypatch):
+    monkeypatch.setattr("gradshield.data.templates.LIMIT", 0.1)
+    file = folder / "chat_template.jinja"
+    file.write_text(CHATML + "{% if messages | length > 8 %}" + LOOP + "{% endif %}")
+    tokenizer = load_model(str(folder), device="cpu").tokenizer
+    long, short = (
+        Conversation((Message("user", words), Message("assistant", "So.")) * 5) for words in ("Why? " * 9999, "Why?")
+    )
+    for conversation in (long, long, long, short, short):
+        assert "does not end" in encode(conversation, 0, tokenizer)
+    with pytest.raises(
+        UserError, match=r"failed on 3 conversations, the last of \d+ messages: it does not end"
+    ) as caught:
+        encode(short, 0, tokenizer)
+    assert str(caught.value).startswith(f"the chat template of {folder} ")
 
 
 def test_a_template_that_writes_too_much_for_a_request_is_a_users_error():

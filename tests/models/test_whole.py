@@ -70,6 +70,30 @@ def test_a_tensor_of_another_shape_is_an_error_that_names_both(folder):
     refused(folder, "model.norm.weight is [31] in its files and [32] by its config")
 
 
+LAYER = "model.layers.0.self_attn.rotary_emb.inv_freq"
+FREQUENCIES = 10000 ** -(torch.arange(4) / 4)
+
+
+@pytest.mark.parametrize("key", [LAYER, "model.rotary_emb.inv_freq", "rotary_emb.inv_freq", "inv_freq"])
+def test_a_buffer_in_a_file_is_refused_unless_it_is_the_one_that_is_computed(folder, key):
+    plain = load_file(folder / "model.safetensors")
+    for right in (FREQUENCIES, FREQUENCIES.half(), FREQUENCIES.bfloat16()):
+        rewrite(folder, lambda _, right=right: plain | {key: right})
+        load_model(str(folder), device="cpu")
+    for other in (torch.randn(4), torch.randn(99), FREQUENCIES[:3], FREQUENCIES / 8, FREQUENCIES * float("nan")):
+        rewrite(folder, lambda _, other=other: plain | {key: other})
+        refused(folder, f"its files hold {key}", "not what a LlamaForCausalLM computes")
+    rewrite(folder, lambda _: plain | {LAYER + ".weight": FREQUENCIES})  # which transformers drops for a part of it
+    refused(folder, f"its files hold {LAYER}.weight")
+
+
+def test_frequencies_that_were_stored_before_scaling_load(folder):
+    rewrite(folder, lambda tensors: tensors | {LAYER: FREQUENCIES})
+    rope = {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}
+    edit(folder / "config.json", lambda config: config | {"rope_parameters": rope})
+    assert torch.allclose(load_model(str(folder), device="cpu").net.model.rotary_emb.inv_freq, FREQUENCIES / 8)
+
+
 def test_a_config_beyond_its_files_is_refused_before_memory_is_taken(folder):
     edit(folder / "config.json", lambda config: config | {"vocab_size": 10**12})
     refused(folder, "its config describes 3.2e+13 weights", "embed_tokens")

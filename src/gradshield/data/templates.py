@@ -18,12 +18,15 @@ from gradshield.data.turns import Message
 
 LIMIT = 5.0  # seconds for a template to render one row; common ones take a millisecond
 LONGEST = 1 << 22  # characters that a template may write for one request; tokenising more takes minutes
+MOST_LATE = 3  # conversations that a template may fail to render in time; each costs as many seconds as LIMIT
+_SHORT = 100_000  # characters of a conversation which needs no such time, so that the template is at fault
 Span = tuple[int, int]  # characters [start, end) of the rendered text
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THINKING = re.compile(r"(?<![\w.'\"])(?:enable_)?thinking\b")  # the variables, not the field of a message
 _QUESTION, _ANSWER = "Where is it?", "Xyzzy"  # words that no template writes by itself
 _forms: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer → {chat template: Form}
+_late: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer → short conversations that were not rendered in time
 
 
 class Refused(Exception):
@@ -136,14 +139,15 @@ def render_template(
     variables: Mapping[str, Any] | None = None,
 ) -> tuple[str, list[Span]]:
     """(text, spans inside {% generation %} blocks) of the messages; no spans unless `training`. Raises
-    Refused."""
+    Refused, and UserError for a template that keeps failing to end."""
     # What tokenizer.apply_chat_template calls, which keeps the spans to itself.
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    turns = [_as_dict(message, form.parts) for message in messages]
     try:
         with time_limit(LIMIT):
             rendered: Any = render_jinja_template(  # (texts, spans), whatever its signature says
-                [[_as_dict(message, form.parts) for message in messages]],
+                [turns],
                 tools=tools,
                 chat_template=form.training if training else form.template,
                 return_assistant_tokens_mask=training,
@@ -151,6 +155,14 @@ def render_template(
                 **{**tokenizer.special_tokens_map, **(variables or {})},
             )
     except Exception as error:  # jinja's errors, and Python's own from inside a foreign template
+        if isinstance(error, TimeoutError) and len(str((turns, tools))) <= _SHORT:
+            _late[tokenizer] = _late.get(tokenizer, 0) + 1
+            if _late[tokenizer] >= MOST_LATE:
+                name = getattr(tokenizer, "template_name", f"the chat template of {tokenizer.name_or_path}")
+                raise UserError(
+                    f"{name} failed on {MOST_LATE} conversations, the last of {len(turns)} messages: {error}; "
+                    "pass another with --chat-template"
+                ) from None
         raise Refused(" ".join(str(error).split()) or type(error).__name__) from None
     (text,), spans = rendered
     return text, spans[0] if training else []

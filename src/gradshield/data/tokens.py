@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gradshield.base.errors import UserError, first_line
+from gradshield.base.errors import first_line
 
 _PER_TOKEN = 32  # characters: a prefix of so many per token that is kept mostly holds enough of them
 _MARGIN = 64  # tokens at the end of a prefix that what follows it may change
@@ -10,7 +10,8 @@ _MAX_CHARACTERS = 1 << 22  # characters that may be needed for the tokens that a
 
 
 class Untokenized(Exception):
-    """A text that can't be tokenised: it holds half a surrogate pair, which a template can write, too."""
+    """A text that can't be tokenised: it holds half a surrogate pair, which a template can write, too, or a regex of
+    the tokenizer runs out of steps on it."""
 
 
 class TooLong(Untokenized):
@@ -46,9 +47,7 @@ def _whole(tokenizer, text: str, special: bool) -> tuple[np.ndarray, np.ndarray]
     except BaseException as error:  # a panic in tokenizers, as of a regex that runs out of steps, is no Exception
         if type(error).__name__ != "PanicException":
             raise
-        raise UserError(
-            f"the tokenizer {tokenizer.name_or_path} fails on a text of {len(text)} characters: {first_line(error)}; "
-            "check the regex in its tokenizer.json"
-        ) from None
+        why = f"the tokenizer fails on the text: {first_line(error)} (check the regex in its tokenizer.json)"
+        raise Untokenized(why) from None
     offsets = encoded["offset_mapping"] if tokenizer.is_fast else np.zeros((len(encoded["input_ids"]), 2))
     return np.array(encoded["input_ids"], dtype=np.int32), np.array(offsets, dtype=np.int64).reshape(-1, 2)

@@ -14,7 +14,13 @@ from gradshield.base.progress import progress
 from gradshield.models.files import local_folder, weight_files
 from gradshield.models.generate import continue_ids, text_of
 from gradshield.models.load import load_model
-from gradshield.models.network import check_complete, check_config, check_finite, quiet_loading
+from gradshield.models.network import (
+    check_complete,
+    check_config,
+    check_finite,
+    quiet_loading,
+    refuse_other_buffers,
+)
 
 Grade = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 """(requests, answers) → a grade from 1 to 5 for each, None where the grader said none."""
@@ -62,7 +68,7 @@ def _classifier(name: str, flag: str, title: str) -> Grade:
     try:
         folder = local_folder(str(Path(name).expanduser()) if Path(name).expanduser().exists() else name)
         check_config(name, folder)
-        weight_files(folder)  # safetensors by content
+        files = weight_files(folder)  # safetensors by content
         with quiet_loading():
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
@@ -70,6 +76,7 @@ def _classifier(name: str, flag: str, title: str) -> Grade:
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         net, info = loaded
         check_complete(name, net, info)
+        refuse_other_buffers(name, net, files)
         check_finite(f"model {name}", net)
     except UserError as error:
         raise UserError(f"{flag}: {error}") from None

@@ -24,7 +24,7 @@ from gradshield.models.files import Shapes, local_folder, refuse_numbers, text_f
 from gradshield.models.fingerprint import fingerprint_of
 from gradshield.models.gguf import gguf_header, is_gguf, shared_reader
 from gradshield.models.memory import automatic_tokens, keep_memory
-from gradshield.models.network import load_net
+from gradshield.models.network import load_net, refuse_other_buffers
 from gradshield.models.on_disk import ADAPTER, EMBEDDED, EMBEDDED_BASE, embedded_gguf
 from gradshield.models.tokenizer import check_fits, load_tokenizer
 
@@ -183,9 +183,11 @@ def load_model(
     source, shapes, files = _source(name, trust_remote_code)
     with shared_reader() if "gguf_file" in source else nullcontext():
         net = load_net(name, source, shapes, quantize, device, dtype)
-        if "gguf_file" not in source and not getattr(net.config, "quantization_config", None):
+        tensors = [] if "gguf_file" in source else [file for file in files if file.suffix == ".safetensors"]
+        refuse_other_buffers(name, net, tensors)
+        if not getattr(net.config, "quantization_config", None):
             floats = [key for key, weight in net.named_parameters() if weight.is_floating_point()]
-            refuse_numbers([file for file in files if file.suffix == ".safetensors"], floats)
+            refuse_numbers(tensors, floats)
         rows = int(net.get_input_embeddings().weight.shape[0])
         found = load_tokenizer(name, source, folders, chat_template, rows, bundled=bundled)
     for folder in folders:

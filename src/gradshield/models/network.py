@@ -9,12 +9,13 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from gradshield.base.errors import UserError, first_line, out_of_memory
 from gradshield.models.files import Shapes, read_config, shown
@@ -193,12 +194,44 @@ def check_complete(name: str, net: Any, info: dict[str, Any]) -> None:
         )
     if info["missing_keys"]:
         raise UserError(f"model {name}: its files lack {shown(info['missing_keys'])}; download it again")
-    buffers = [buffer for buffer, _ in net.named_buffers()]  # which are computed, not read
+    buffers = [buffer for buffer, _ in net.named_buffers()]  # which are computed; refuse_other_buffers compares them
     left = {key for key in info["unexpected_keys"] if not any(b == key or b.endswith(f".{key}") for b in buffers)}
     if left:
         raise UserError(_left_over(name, left, net))
     if info["error_msgs"]:
         raise UserError(f"model {name} can't be loaded: {str(info['error_msgs'][0])[:300]}")
+
+
+def refuse_other_buffers(name: str, net: Any, files: Iterable[Path]) -> None:
+    """Raises UserError where safetensors files hold a buffer that the network computes, with another shape or other
+    values: transformers drops what they hold."""
+    read = net.state_dict().keys()
+    computed = {key: buffer for key, buffer in net.named_buffers() if key not in read and not buffer.is_meta}
+    theta = (getattr(net.config.get_text_config(), "rope_parameters", None) or {}).get("rope_theta")
+    other = set()
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                end = ".".join(key.split(".")[-2:])  # which layer it is in differs between versions
+                alike = [buffer for own, buffer in computed.items() if f".{own}".endswith(f".{end}")]
+                if not alike and "rotary_emb.inv_freq" not in key:
+                    continue
+                if theta and end.endswith("inv_freq"):  # earlier versions stored frequencies before scaling
+                    alike += [theta ** -(torch.arange(len(buffer)) / len(buffer)) for buffer in alike]
+                found = opened.get_tensor(key)
+                if not any(_same_values(found, buffer) for buffer in alike):
+                    other.add(key)
+    if other:
+        raise UserError(
+            f"model {name}: its files hold {shown(other)}, which is not what a {type(net).__name__} computes by its "
+            "config; correct the config, or remove the tensor"
+        )
+
+
+def _same_values(found: torch.Tensor, buffer: torch.Tensor) -> bool:
+    rounding = 0.01 if found.is_floating_point() else 0  # of 16 bits, and of those too small for float16
+    wanted = buffer.detach().cpu().double()
+    return found.shape == wanted.shape and torch.allclose(found.double(), wanted, rtol=rounding, atol=1e-7)
 
 
 def _left_over(name: str, left: set[str], net: Any) -> str:

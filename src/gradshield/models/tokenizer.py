@@ -85,6 +85,7 @@ def load_tokenizer(
     if not bundled or given is not None:
         special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
         _check_ends(template, None, 0, _templates(template, tokenizer), json.dumps(special))
+    tokenizer.template_name = template  # for errors about rows
     return NamedTokenizer(tokenizer, words, template)
 
 

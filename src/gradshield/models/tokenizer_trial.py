@@ -17,10 +17,16 @@ QUESTION, ANSWER = "Where is it?", "Over there."
 
 
 def hard_texts(patterns: list[str]) -> list[str]:
-    """Texts on which regular expressions that backtrack do so: runs of one character or of the patterns' own words,
-    then something else."""
-    words = {word for pattern in patterns for word in re.findall(r"[^\W\d_]{2,}", pattern)}
-    runs = [character * 40 for character in (*map(chr, range(32, 127)), "\n", "\t", "é", "中")]
+    """Texts on which regular expressions that backtrack do so: runs of one character or of the patterns' own
+    characters and words, then something else."""
+    whole = " ".join(patterns)
+    words = set(re.findall(r"[^\W_]{2,}", whole))
+    own = {chr(int(code, 16)) for code in re.findall(r"\\u([0-9a-fA-F]{4})", whole)} | set(
+        re.findall(r"[^\0-~]", whole)
+    )
+    own = {each for each in own if not "\ud800" <= each <= "\udfff"}
+    others = {"\n", "\t", *"éÉяЖωΩאعकกあア中한²😀", *sorted(own)[:500]}
+    runs = [character * 40 for character in (*map(chr, range(32, 127)), *sorted(others))]
     mixed = ["word " * 100, "ab" * 150, "a1" * 150, "1,000 " * 50, "  \n" * 100, "aA" * 150, "".join(words) * 40]
     return [QUESTION, ANSWER, *(run + end for run in (*runs, *mixed, *(w * 40 for w in words)) for end in ("!", "\0"))]
 
