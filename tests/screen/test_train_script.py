@@ -127,6 +127,13 @@ def test_a_column_that_stops_trl_in_every_row_is_told(row, names, form):
     assert trl_note([trl_form(row)] * 3) == wanted
 
 
+def test_empty_images_are_told_as_only_vision_models_are_trained_on_them():
+    note = trl_note([trl_form({"messages": TURNS, "images": []})])
+    assert note.startswith(
+        "TRL fails on images beside messages, unless the model reads pictures; use the run's train.py"
+    )
+
+
 def test_rows_that_trl_loads_from_one_file_have_no_note():
     same = {"messages": TURNS, "prompt": TURNS[:1], "completion": TURNS[1:]}
     of_trl = {"messages": TURNS, "text": None, "conversations": None, "chosen": None, "tools": None}

@@ -104,7 +104,7 @@ def trl_form(record: dict) -> str:
     if not form:
         return "other columns"
     form += " as text" * text
-    if beside := sorted(stops & set(record)):
+    if beside := sorted((stops | {"images"}) & set(record)):
         form = f"{' and '.join(beside)} beside {form}"
     if isinstance(variables := record.get(VARIABLES), dict):
         form += f" with {VARIABLES} {', '.join(sorted(variables))}"
@@ -118,4 +118,5 @@ def trl_note(forms: Iterable[str]) -> str:
         listed = ", ".join(f"{form}: {count:,}" for form, count in counts.most_common(4)) + ", …" * (len(counts) > 4)
         return f"the rows differ in layout ({listed}), so TRL can't load them from one file; {_INSTEAD} split the file"
     names, beside, form = next(iter(counts), "").partition(" beside ")
-    return f"TRL fails on {names} beside {form}; {_INSTEAD} drop {names}" if beside else ""
+    unless = ", unless the model reads pictures" if "images" in names else ""
+    return f"TRL fails on {names} beside {form}{unless}; {_INSTEAD} drop {names}" if beside else ""
