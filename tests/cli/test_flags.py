@@ -148,3 +148,6 @@ def test_the_run_yaml_of_a_run_is_a_file_of_settings(resolved, tmp_path):
     assert resolved("filter", "x.jsonl", "--config", str(file))["threshold"] == "a1"
     found = resolved("tune", "x.jsonl", "--config", str(file), "--max-length", "88")
     assert [found[name] for name in ("max_length", "max_asr", "step", "epochs")] == [88, "+0.07", 0.1, 2.0]
+    write_yaml(file, {"input": {"path": "x.jsonl"}, "settings": {"variant": "cosine"}})  # of another version
+    code, said = resolved("filter", "x.jsonl", "--config", str(file))
+    assert code == 2 and "run.yaml: unknown setting 'variant'" in said

@@ -108,7 +108,7 @@ def _make(kind: type[S], values: dict[str, Any], given: dict[str, Any], config: 
 
 
 def _read(config: Path, known: Collection[str]) -> dict[str, Any]:
-    """The settings in the file; of a run's run.yaml those that are `known`."""
+    """The settings in the file; of a run's run.yaml without those that only other commands know."""
     try:
         found = yaml.load(config.read_text(encoding="utf-8"), _KeepsPlus)  # a SafeLoader
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: of a date that is none
@@ -117,7 +117,9 @@ def _read(config: Path, known: Collection[str]) -> dict[str, Any]:
         raise UserError(f"--config {config}: not a YAML mapping of settings, such as `threshold: a1`")
     if isinstance(found.get("input"), dict) and isinstance(found.get("settings"), dict):  # a run's run.yaml
         parts = [found.get(part) for part in ("settings", "finetune", "tune", "evaluation")]
-        return {n: v for part in parts if isinstance(part, dict) for n, v in part.items() if n in known}
+        written = {n: v for part in parts if isinstance(part, dict) for n, v in part.items()}
+        others = {name for kind in PANELS for name in kind.model_fields} - set(known)  # of other commands
+        return {n: v for n, v in written.items() if n not in others}
     return {str(name).replace("-", "_"): value for name, value in found.items()}
 
 
