@@ -88,7 +88,8 @@ def trl_trains(tokenizer: Any, layout: str = "messages", forms: Iterable[str] = 
 
 
 def trl_form(record: dict) -> str:
-    """How TRL sees a row, in words: it fails where a file's rows differ in it, or have a column "beside"."""
+    """What TRL reads of a row, in words. It can't load rows of several forms from one file, and a column that is named
+    "beside" another stops it in any row."""
     filled = {name for name, value in record.items() if not is_missing(value)}
     if {"prompt", "completion"} <= filled:
         form, text = "prompt/completion", isinstance(record["prompt"], str)
