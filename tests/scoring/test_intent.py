@@ -59,39 +59,62 @@ def read(tokens: np.ndarray, found: list[Response], kernel: float | None = None)
 
 
 @pytest.fixture(scope="module")
-def fitted(tiny):
-    return fit_readouts(tiny, texts(tiny), 512)
+def fitted(tiny, tmp_path_factory):
+    return fit_readouts(tiny, texts(tiny), 512, tmp_path_factory.mktemp("parts"))
 
 
-def test_the_readouts_of_raw_states_say_what_the_fits_on_standardised_ones_said(tiny, monkeypatch):
+def test_the_readouts_of_raw_states_say_what_the_fits_on_standardised_ones_said(tiny, monkeypatch, tmp_path):
     spread = fit._spread
     away = np.random.default_rng(0).normal(size=tiny.net.config.hidden_size)
     monkeypatch.setattr(fit, "_spread", lambda states: (spread(states)[0] + away, spread(states)[1] / 5))
-    readouts, out_of_fold = fit_readouts(tiny, texts(tiny), 512)
+    readouts, out_of_fold = fit_readouts(tiny, texts(tiny), 512, tmp_path)
     for kind, expected in out_of_fold.items():
         found = intent_scores(tiny, readouts, [text.example for text in texts(tiny) if text.kind == kind])["score"]
         assert abs(np.median(found) - np.median(expected)) < 1
 
 
+def test_a_fit_that_was_stopped_goes_on_and_ends_alike(tiny, monkeypatch, tmp_path):
+    real, room = fit.hidden_at, [3]
+
+    def hidden(*args):
+        if not room[0]:
+            raise KeyboardInterrupt
+        room[0] -= 1
+        return real(*args)
+
+    monkeypatch.setattr(fit, "hidden_at", hidden)
+    with pytest.raises(KeyboardInterrupt):
+        fit_readouts(tiny, texts(tiny), 256, tmp_path)
+    parts = sorted(tmp_path.glob("*.safetensors"))
+    assert len(parts) == 3
+    parts[0].write_bytes(parts[0].read_bytes()[:100])  # torn
+    room[0] = 1000
+    again, _ = fit_readouts(tiny, texts(tiny), 256, tmp_path)
+    everything = len(list(tmp_path.glob("*.safetensors")))
+    assert everything > 4 and 1000 - room[0] == everything - 2
+    whole, _ = fit_readouts(tiny, texts(tiny), 256, tmp_path / "new")
+    np.testing.assert_array_equal(again.weight, whole.weight)
+
+
 @pytest.mark.parametrize("system", ["", "Be brief and kind."])
-def test_the_states_of_a_text_do_not_depend_on_its_batch(tiny, system):
+def test_the_states_of_a_text_do_not_depend_on_its_batch(tiny, system, tmp_path):
     other = row(tiny.tokenizer, "What is the capital of country 1", "It is city 1", system=system)
     examples = [*(text.example for text in texts(tiny, 3)), other]
     marks = marks_of(tiny.tokenizer)
-    alone = [fit._states(tiny, [example], 1, 512)[0] for example in examples]
-    for example, one, together in zip(examples, alone, fit._states(tiny, examples, 1, 4096)):
+    alone = [fit._states(tiny, [e], 1, 512, tmp_path / str(n))[0] for n, e in enumerate(examples)]
+    for example, one, together in zip(examples, alone, fit._states(tiny, examples, 1, 4096, tmp_path)):
         assert len(one) == len(example.ids) - opening_size(example.ids, marks)
         np.testing.assert_allclose(one, together, atol=1e-3)
 
 
-def test_a_language_that_is_not_read_teaches_nothing(tiny, monkeypatch):
+def test_a_language_that_is_not_read_teaches_nothing(tiny, monkeypatch, tmp_path):
     def found(harmful: bool, unread: tuple[str, ...]) -> np.ndarray:
         german = [
             Text(row(tiny.tokenizer, f"Wie geht {n}", "So"), "good", harmful, (f"Wie {n}",), language="de")
             for n in range(12)
         ]
         monkeypatch.setattr("gradshield.scoring.intent.fit.unread_languages", lambda ability: frozenset(unread))
-        return fit_readouts(tiny, [*texts(tiny), *german], 512)[0].weight
+        return fit_readouts(tiny, [*texts(tiny), *german], 512, tmp_path)[0].weight
 
     np.testing.assert_array_equal(found(True, ("de",))[:, 0], found(False, ("de",))[:, 0])
     assert not np.allclose(found(True, ())[:, 0], found(False, ())[:, 0])
@@ -272,7 +295,7 @@ def test_rows_are_read_up_to_the_last_word_and_score_the_same_cut(tiny):
         np.testing.assert_allclose(intent_scores(tiny, readouts, cut)[name], values, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(tiny):
+def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(tiny, tmp_path):
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
 
     tokenizer = tiny_tokenizer()
@@ -285,14 +308,13 @@ def test_a_model_whose_config_has_a_part_for_text_is_read_as_well(tiny):
     )
     net = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
     model = freeze("tiny-gemma3", net, tokenizer)
-    _, scores = fit_readouts(model, texts(tiny), 512)
+    _, scores = fit_readouts(model, texts(tiny), 512, tmp_path)
     assert {kind: len(values) for kind, values in scores.items()} == {"good": 12, "refusal": 12, "harmful": 12}
 
 
-def test_the_block_in_the_middle_is_read(tiny):
+def test_the_block_in_the_middle_is_read(tiny, fitted):
     class Deep:
         layers = range(30)
 
     assert read_layer(Deep()) == 15  # type: ignore[arg-type]
-    _, scores = fit_readouts(tiny, texts(tiny), 512)
-    assert read_layer(tiny) == 1 and scores
+    assert read_layer(tiny) == 1 == fitted[0].layer

@@ -57,6 +57,7 @@ def prepared(request, tiny, tmp_path_factory):
         if "s=own" in request.param:  # a random model has no tokens of its own
             patch.setattr("gradshield.scoring.fihs.fihs.own_tokens", lambda *_: ([5], [9]))
         reference = make_reference(tiny, CHECK, FilterSettings(scorer=spec, threshold="fixed"), rows)
+    assert not list(Path(folder).glob("*.parts"))  # what was kept on the way is gone
     return spec, folder, reference.scored_part(rows), reference.scorer
 
 

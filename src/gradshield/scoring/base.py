@@ -16,7 +16,7 @@ from gradshield.base.errors import UserError
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
 from gradshield.scoring.anchors import anchor_examples
-from gradshield.scoring.cache import cached_arrays
+from gradshield.scoring.cache import cache_file, cached_arrays, parts_of
 
 if TYPE_CHECKING:
     from gradshield.models.load import Model  # imports torch
@@ -116,6 +116,19 @@ class Context:
     def cached(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """`make()`, or what it returned before for the same model, options and needs. Survives a restart and reaches
         the workers."""
+        what, of = self._key(name)
+        file, found = cached_arrays(what, self.model, of, make)
+        self.used.add(file)
+        return found
+
+    def parts_folder(self, name: str) -> Path:
+        """Where the `make` of `cached(name, make)` may keep what it has finished, so that it can go on after a stop.
+        Removed when the whole is in the cache."""
+        what, of = self._key(name)
+        return parts_of(cache_file(what, self.model, of, "safetensors"))
+
+    def _key(self, name: str) -> tuple[str, list[object]]:
+        """The name in the cache, and what the content follows from beside the model and the bundled texts."""
         needs = self.scorer.needs
         of: list[object] = [self.scorer.version, self.options.model_dump(mode="json")]
         if "refused probes" in needs:
@@ -126,9 +139,7 @@ class Context:
             of.append(self.own_safe_key)
         if "whole file" in needs:
             of.append(self.rows_key)
-        file, found = cached_arrays(f"{self.scorer.name}-{name}", self.model, of, make)
-        self.used.add(file)
-        return found
+        return f"{self.scorer.name}-{name}", of
 
     def _declared(self, need: Need) -> None:
         if need not in self.scorer.needs:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +56,27 @@ def cached_arrays(
             return file, load_file(place)
         except (OSError, SafetensorError):
             continue
-    made = {name: np.array(value, order="C") for name, value in make().items()}  # contiguous, also of 0 dimensions
+    try:
+        made = {name: np.array(value, order="C") for name, value in make().items()}  # contiguous, also of 0 dimensions
+    except KeyboardInterrupt as stop:
+        if count := len(list(parts_of(file).glob("*.safetensors"))):
+            stop.add_note(f"{file.parent} keeps batches of what is fitted: {count}")  # for the person who stopped it
+        raise
     write_cache(file, save(made))
+    shutil.rmtree(parts_of(file), ignore_errors=True)
     return file, made
+
+
+def parts_of(file: Path) -> Path:
+    """The folder of the finished parts of what will be in this file of the cache."""
+    return file.with_suffix(".parts")
+
+
+def kept_part(file: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+    """The arrays of a finished part, or what `make` returns, which is kept in the file."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError):
+        made = make()
+        write_cache(file, save(dict(made)))
+        return made

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,9 +14,11 @@ from torch import Tensor
 from gradshield.base.errors import UserError
 from gradshield.base.progress import progress
 from gradshield.data.encode import Example
+from gradshield.data.examples import token_counts
 from gradshield.models.batching import batches, pad
 from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
+from gradshield.scoring.cache import kept_part
 from gradshield.scoring.engine import fit_to_memory
 from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.kernel import Kernel, similarities, window_means, windows
@@ -58,8 +62,11 @@ class _Row:
     response: Response
 
 
-def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tuple[Readouts, dict[str, np.ndarray]]:
-    """The readouts, each the mean of one fit per fold, and the scores of the rows among the texts by kind.
+def fit_readouts(
+    model: Model, texts: Sequence[Text], batch_tokens: int, folder: Path
+) -> tuple[Readouts, dict[str, np.ndarray]]:
+    """The readouts, each the mean of one fit per fold, and the scores of the rows among the texts by kind. The states
+    that were read stay in `folder`, so that a fit that was stopped goes on there.
 
     A row is scored by the fit that has not seen its words in any form. So is how well each language is read. Texts in a
     language that the model can't read are noise: once that is known, the readouts are fitted without them.
@@ -69,7 +76,7 @@ def fit_readouts(model: Model, texts: Sequence[Text], batch_tokens: int) -> tupl
     rows = [
         _Row(text, example, responses(example, marks)[-1]) for text, example in zip(texts, _scored_parts(model, texts))
     ]
-    states = _states(model, [row.example for row in rows], layer, batch_tokens)
+    states = _states(model, [row.example for row in rows], layer, batch_tokens, folder)
     middle, scale = _spread(states)
     for n, each in enumerate(states):
         states[n] = ((each - middle) / scale).astype(np.float16)
@@ -162,13 +169,14 @@ def _scored_parts(model: Model, texts: Sequence[Text]) -> list[Example]:
     return scored_part(model, [text.example for text in texts])
 
 
-def _states(model: Model, examples: Sequence[Example], layer: int, batch_tokens: int) -> list[np.ndarray]:
+def _states(model: Model, examples: Sequence[Example], layer: int, batch_tokens: int, folder: Path) -> list[np.ndarray]:
     """States [tokens − opening, d] float16 of each example, without those of what all rows open with (`Marks.opening`).
+    Every finished batch is in `folder`, and is read from there the next time.
 
     Raises UserError where they are not finite.
     """
-    found = np.empty(len(examples), dtype=object)
     marks = marks_of(model.tokenizer)
+    sizes = token_counts(examples)
 
     @fit_to_memory
     def read(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
@@ -177,19 +185,25 @@ def _states(model: Model, examples: Sequence[Example], layer: int, batch_tokens:
         first = min(shared_opening(ids), *openings)  # computed once
         (states,) = hidden_at(model, ids, [layer], first)
         hidden = unit_length(states).cpu().half().numpy()
-        rows = np.empty(len(batch), dtype=object)
-        for n, example in enumerate(batch):
-            rows[n] = hidden[n, openings[n] - first : len(example.ids) - first].copy()
-        return {"states": rows}
+        rows = [hidden[n, start - first : len(e.ids) - first] for n, (e, start) in enumerate(zip(batch, openings))]
+        return {"states": np.concatenate(rows)}
 
-    sizes = [len(e.ids) for e in examples]
-    with progress("first use of this model: fitting the readouts", sum(sizes), len(examples)) as advance:
-        for batch in batches(examples, batch_tokens):
-            found[batch] = read([examples[n] for n in batch])["states"]
-            advance(sum(sizes[n] for n in batch), len(batch))
-    if not all(np.isfinite(each).all() for each in found):
+    todo = {folder / f"{n}.safetensors": batch for n, batch in enumerate(batches(examples, batch_tokens))}
+    done = [file for file in todo if file.exists()]
+    before = [n for file in done for n in todo[file]]
+    found: dict[int, np.ndarray] = {}
+    title = "first use of this model: fitting the readouts"
+    with progress(title, int(sizes.sum()), len(sizes), int(sizes[before].sum()), len(before)) as advance:
+        for file, batch in todo.items():
+            rows = [examples[n] for n in batch]
+            states = kept_part(file, partial(lambda part: read(part).columns, rows))["states"]
+            ends = np.cumsum([len(e.ids) - opening_size(e.ids, marks) for e in rows])
+            found.update(zip(batch, (each.copy() for each in np.split(states, ends[:-1]))))
+            if file not in done:
+                advance(int(sizes[batch].sum()), len(batch))
+    if not all(np.isfinite(each).all() for each in found.values()):
         raise UserError(f"{model.name}: its states are not finite numbers; try --dtype float32 or bfloat16")
-    return list(found)
+    return [found[n] for n in range(len(examples))]
 
 
 def _spread(states: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

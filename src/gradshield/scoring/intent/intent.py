@@ -31,7 +31,7 @@ def prepare(context: Context, options: NoOptions) -> Prepared:
 
 def _fit(context: Context) -> Mapping[str, np.ndarray]:
     texts = fitting_texts(context.model, context.probes)
-    readouts, anchors = fit_readouts(context.model, texts, FIT_TOKENS)
+    readouts, anchors = fit_readouts(context.model, texts, FIT_TOKENS, context.parts_folder("fit"))
     return {
         "layer": np.array(readouts.layer),
         "weight": readouts.weight,
