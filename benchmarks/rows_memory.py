@@ -1,7 +1,7 @@
-"""Peak memory of `filter` by the number of rows: python benchmarks/rows_memory.py 1000000
+"""Peak memory of `filter` by the number of rows and of tokens in each: python benchmarks/rows_memory.py 1000000 300
 
-A scorer that costs nothing, a tiny model that counts as aligned, and eight ready tokens in the place of each row's
-encoding. Prints the peak in MB after each step; the libraries and the tiny model are in it.
+A scorer that costs nothing, a tiny model that counts as aligned, and ready tokens (eight, if no number is given) in the
+place of each row's encoding. Prints the peak in MB after each step; the libraries and the tiny model are in it.
 """
 
 import resource
@@ -22,14 +22,15 @@ from gradshield.data.encode import Example
 from gradshield.scoring.check import AlignmentCheck
 
 STEPS = ("encode_source", "score", "write_outputs", "write_scores", "report_run")
-MASK = np.arange(8) > 3
+TOKENS = int(sys.argv[2]) if len(sys.argv) > 2 else 8
+MASK = np.arange(TOKENS) > 3
 ALIGNED = AlignmentCheck(("a", "b"), (True, True), ("I", "I"), (1.0, 1.0), (("I", 1.0),))
 
 
 def ready_example(row: Row, **_: object) -> Example:
-    """Eight tokens, other ones for each of the first eight million rows."""
+    """Tokens, other ones for each of the first eight million rows."""
     digits = [row.index // 200**n % 200 for n in range(3)]
-    return Example(row.index, np.array([5, 6, 7, 8, *digits, 9], dtype=np.int32) + 5, MASK)
+    return Example(row.index, np.resize(np.array([5, 6, 7, 8, *digits, 9], dtype=np.int32) + 5, TOKENS), MASK)
 
 
 def print_peak_after(name: str) -> None:

@@ -98,6 +98,19 @@ def test_a_killed_actor_costs_its_block_and_the_bytes_are_those_of_the_local_eng
 
 
 @pytest.mark.slow
+def test_a_file_in_several_parts_ends_alike(tiny_folder, train, tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    run_filter(str(train), here, settings(tiny_folder))
+    monkeypatch.setattr(engine, "PART_BYTES", 8000)
+    real, parts = engine._scored, []
+    monkeypatch.setattr(engine, "_scored", lambda part, *more: (parts.append(len(part)), real(part, *more))[1])
+    run_filter(str(train), there, settings(tiny_folder, engine="ray", workers=2))
+    assert len(parts) > 1
+    for name in OUTPUTS:
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+
+
+@pytest.mark.slow
 def test_what_a_killed_driver_left_is_taken_up_by_either_engine(tiny_folder, train, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     run_filter(str(train), here, settings(tiny_folder))

@@ -11,10 +11,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from gradshield.scoring.base import ScoreFunction, Scores
 from gradshield.scoring.engine import Batch, Engine, as_json, fit_to_memory, from_json
 
 BLOCK = 16  # batches handed out at once
+PART_BYTES = 1 << 30  # of the rows that Ray is given at once, some 250 million tokens
 MISTAKE = -1  # in the place of a batch's number: what a worker's UserError says, which would not survive as one
 
 
@@ -44,21 +45,26 @@ def ray_engine(build: Callable[[], ScoreFunction], files: Iterable[Path], worker
     known = {f.name: f.read_bytes() for f in files if f.is_file()}
 
     def run(batches: Iterable[Batch]) -> Iterator[tuple[int, Scores]]:
-        blocks = list(_blocks(batches))
-        if blocks:
-            yield from _on_cluster(blocks, build, known, workers)
+        blocks = _blocks(batches)
+        first = next(blocks, None)
+        if first is None:
+            return
+        blocks = chain([first], blocks)
+        with _cluster() as (gpus, cores):
+            while part := list(_up_to(blocks, PART_BYTES)):  # each has its actors, so that memory stays flat
+                yield from _scored(part, build, known, workers or gpus or len(cores), gpus, cores)
 
     return run
 
 
-def _on_cluster(
-    blocks: list[pa.Table], build: Callable[[], ScoreFunction], known: dict[str, bytes], workers: int | None
-) -> Iterator[tuple[int, Scores]]:
+@contextmanager
+def _cluster() -> Iterator[tuple[int, list[int]]]:
+    """Connects to the cluster, or starts one: (its GPUs, the CPUs of each node that lends any)."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray Data's threads may ask for something after the cluster was given back, and would start another one for it.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import DataContext
 
     ours = not ray.is_initialized()
     if ours:
@@ -73,37 +79,64 @@ def _on_cluster(
         logging.getLogger(name).setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
     try:
-        held = ray.cluster_resources()
-        gpus = int(held.get("GPU", 0))
+        gpus = int(ray.cluster_resources().get("GPU", 0))
         cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         cores = [count for count in cores if count]  # a head often lends none
         if not gpus and not cores:
             raise UserError("--engine ray: the cluster has neither a GPU nor a CPU to lend")
-        count = min(workers or gpus or len(cores), len(blocks))
-        each: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(cores) // ceil(count / len(cores)))}
-        found = ray.data.from_arrow(blocks).map_batches(
-            _Worker,
-            fn_constructor_args=(build, known, each.get("num_cpus")),
-            batch_size=None,  # a block as it is
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=count),
-            **each,
-        )
+        yield gpus, cores
+    finally:
+        if ours:
+            # Ray collects garbage in a thread of its own, and what it finalises after the shutdown ends this process.
+            gc.collect()
+            ray.shutdown()
+
+
+def _scored(
+    blocks: list[pa.Table],
+    build: Callable[[], ScoreFunction],
+    known: dict[str, bytes],
+    workers: int,
+    gpus: int,
+    cores: list[int],
+) -> Iterator[tuple[int, Scores]]:
+    """The scores of the blocks' batches, by actors of their own."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    count = min(workers, len(blocks))
+    each: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(cores) // ceil(count / len(cores)))}
+    found = ray.data.from_arrow(blocks).map_batches(
+        _Worker,
+        fn_constructor_args=(build, known, each.get("num_cpus")),
+        batch_size=None,  # a block as it is
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=count),
+        **each,
+    )
+    blocks.clear()  # they are in Ray's store
+    mistake = ""
+    try:
         with redirect_stdout(sys.stderr):  # where Ray says that a worker died
-            mistake = ""
             for row in found.iter_rows():  # to its end: shut down in the midst of it, Ray ends this process
                 if row["number"] == MISTAKE:
                     mistake = row["columns"]
                 else:
                     yield row["number"], from_json(json.loads(row["columns"]))
-        if mistake:
-            raise UserError(mistake)
     finally:
-        if ours:
-            # Ray collects garbage in a thread of its own, and what it finalises after the shutdown ends this process.
-            found = None
-            gc.collect()
-            ray.shutdown()
+        found = None  # before `_cluster` collects garbage
+    if mistake:
+        raise UserError(mistake)
+
+
+def _up_to(blocks: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The next blocks, until they hold so many bytes."""
+    held = 0
+    for block in blocks:
+        yield block
+        held += block.nbytes
+        if held >= size:
+            return
 
 
 class _Worker:
