@@ -183,7 +183,7 @@ def test_in_bfloat16_the_score_is_what_autograd_finds_in_the_same_network(model)
     assert np.linalg.norm(fast - slow) <= 0.05 * np.linalg.norm(slow)
 
 
-def test_the_default_score_works(model):
+def test_the_default_score_works(model, tmp_path):
     def rows(request: str, answer: str) -> list[Example]:
         turns = [(Message("user", f"{request} {n}"), Message("assistant", f"{answer} {n}")) for n in range(12)]
         return [e for n, t in enumerate(turns) if isinstance(e := encode(Conversation(t), n, model.tokenizer), Example)]
@@ -194,7 +194,7 @@ def test_the_default_score_works(model):
         "harmful": rows("How to rob bank", "Sure, here is plan"),
     }
     texts = [Text(e, kind, kind != "good", (str(e.ids),)) for kind, found in anchors.items() for e in found]
-    readouts, scores = fit_readouts(model, texts, 512)
+    readouts, scores = fit_readouts(model, texts, 512, tmp_path)
     assert np.median(scores["harmful"]) > max(np.median(scores["good"]), np.median(scores["refusal"]))
     examples = random_examples(8, len(model.tokenizer))
     whole = intent_scores(model, readouts, examples)["score"]

@@ -33,12 +33,12 @@ def test_a_cache_that_can_not_be_read_is_none(tiny, tmp_path, monkeypatch):
     assert check_alignment(tiny) == first and json.loads(file.read_text())
 
 
-def test_states_that_are_no_numbers_are_one_line(tiny):
+def test_states_that_are_no_numbers_are_one_line(tiny, tmp_path):
     block = tiny.layers[1]
     handle = block.register_forward_hook(lambda _m, _a, out: (out[0] if isinstance(out, tuple) else out) * float("nan"))
     try:
         with pytest.raises(UserError, match="--dtype"):
-            fit_readouts(tiny, fitting_texts(tiny, ())[::40], 512)
+            fit_readouts(tiny, fitting_texts(tiny, ())[::40], 512, tmp_path)
     finally:
         handle.remove()
 
