@@ -120,14 +120,14 @@ def probe_gradient(
     each = probe_gradients(model, requests, score)
     factors = {}
     for name in model.linears:
-        inp, out = (torch.cat([getattr(g.factors[name], side) for g in each]) for side in ("inp", "out"))
+        inp, out = (torch.cat([getattr(g.factors[name], side) for g in each]).float() for side in ("inp", "out"))
         found = Factors(inp, out / len(requests))
         factors[name] = compress(found, tolerance) if tolerance and len(inp) else found
     return ProbeGradient(factors)
 
 
 def probe_gradients(model: Model, requests: Sequence[str], score: SafetyScore) -> list[ProbeGradient]:
-    """∇_W S at each request, every term kept, in the order of the requests.
+    """∇_W S at each request, every term kept, in the order of the requests and in the model's own precision.
 
     Requests of like length share one forward and one backward pass. Raises UserError for a model without Linears, and
     where they give no gradient or one that is not finite.
@@ -176,8 +176,8 @@ def _row_factors(module: Any, passes: Sequence[tuple[Tensor, Tensor]], row: int,
     if not inputs:  # no token of the batch is routed to it, or nothing calls it: zero, so rank 0
         return zero_factors(module)
     if len(inputs) == 1:  # as it is: several Linears share their input
-        return Factors(inputs[0].float(), outputs[0].float())
-    return Factors(torch.cat(inputs).float(), torch.cat(outputs).float())
+        return Factors(inputs[0], outputs[0])
+    return Factors(torch.cat(inputs), torch.cat(outputs))
 
 
 def zero_factors(module: Any) -> Factors:
@@ -195,7 +195,7 @@ def zero_factors(module: Any) -> Factors:
 def inner(one: ProbeGradient, other: ProbeGradient) -> float:
     """⟨one, other⟩ over all modules, from the factors: tr(outᵀ inp inp'ᵀ out') = Σ (out out'ᵀ) ∘ (inp inp'ᵀ)."""
     pairs = ((f, other.factors[name]) for name, f in one.factors.items())
-    return sum(float(((f.out @ g.out.T) * (f.inp @ g.inp.T)).sum()) for f, g in pairs)
+    return sum(float(((f.out.float() @ g.out.float().T) * (f.inp.float() @ g.inp.float().T)).sum()) for f, g in pairs)
 
 
 def minus(one: ProbeGradient, other: ProbeGradient, times: float = 1.0) -> ProbeGradient:
