@@ -12,7 +12,9 @@ from torture.changes import PICKLE, edit
 from torture.ggufs import write_gguf
 
 from gradshield.base.errors import UserError
+from gradshield.models.gguf import shared_reader
 from gradshield.models.load import load_model
+from gradshield.models.network import check_finite
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
@@ -135,6 +137,19 @@ def test_a_text_of_gigabytes_in_a_model_s_folder_is_refused_before_it_is_read(fo
 def test_weights_that_are_not_finite_are_named(folder, value):
     rewrite(folder, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].view(-1)[7:8].fill_(value) and None)
     refused(folder, "model.layers.1.mlp.up_proj.weight holds NaN or infinity")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_infinities_of_both_signs_are_found_and_a_sum_that_overflows_is_none(dtype):
+    large = torch.full((4, 1000), 0.6 * torch.finfo(dtype).max, dtype=dtype)
+    net = torch.nn.ParameterDict({"large": large, "small": torch.ones(3, dtype=dtype)})
+    assert not large.sum().isfinite()
+    check_finite("it", net)
+    for values in ([float("nan")], [float("inf")], [float("inf"), float("-inf")]):
+        with torch.no_grad():
+            net["small"][: len(values)] = torch.tensor(values, dtype=dtype)
+        with pytest.raises(UserError, match="it: small holds NaN or infinity"):
+            check_finite("it", net)
 
 
 def test_logits_that_are_nan_are_said_and_not_called_unaligned(folder):
@@ -270,6 +285,24 @@ def test_a_gguf_without_a_tensor_names_it(tmp_path, part):
 def test_a_gguf_with_a_tensor_too_many_names_it(tmp_path, name):
     write_gguf(tmp_path / "model.gguf", {}, more=(name,))
     refused(tmp_path / "model.gguf", f"its files hold {name}")
+
+
+def test_the_shared_reader_of_a_gguf_reads_what_its_own_does(tmp_path):
+    import gguf
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    values = {"some.factor": 0.1, "some.text": "é, 你好", "some.flag": True, "some.count": 2**31 - 1}
+    write_gguf(tmp_path / "model.gguf", values)
+    own, values = gguf.GGUFReader(tmp_path / "model.gguf"), load_gguf_checkpoint(tmp_path / "model.gguf")
+    with shared_reader():
+        shared = gguf.GGUFReader(tmp_path / "model.gguf")
+        assert load_gguf_checkpoint(tmp_path / "model.gguf") == values and values["tokenizer"]["tokens"]
+    assert type(shared) is not type(own) and list(shared.fields) == list(own.fields)
+    for one, other in zip(shared.fields.values(), own.fields.values()):
+        assert (one.offset, one.data, one.types) == (other.offset, other.data, other.types)
+        assert [(p.dtype, p.tolist()) for p in one.parts] == [(p.dtype, p.tolist()) for p in other.parts]
+    for one, other in zip(shared.tensors, own.tensors, strict=True):
+        assert (one.name, one.tensor_type, one.data.tolist()) == (other.name, other.tensor_type, other.data.tolist())
 
 
 def test_scaled_positions_of_a_gguf_are_refused_as_transformers_leaves_them_out(tmp_path):

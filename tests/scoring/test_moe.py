@@ -25,7 +25,7 @@ from gradshield.models.load import Model, load_model
 from gradshield.scoring.fihs.autograd import autograd_scorer, gradient_of, loss_of, s_of
 from gradshield.scoring.fihs.contraction import contract, random_directions
 from gradshield.scoring.fihs.parts import fihs_parts
-from gradshield.scoring.fihs.probe import probe_gradient
+from gradshield.scoring.fihs.probe import probe_gradient, probe_gradients
 from gradshield.scoring.fihs.scorer import fihs_scorer
 from gradshield.scoring.intent.corpus import Text
 from gradshield.scoring.intent.fit import fit_readouts
@@ -67,6 +67,17 @@ def test_dots_and_norms_equal_per_example_autograd_on_the_stacked_weights(model)
             per_expert = (gradient[name] * expected[name]).sum((1, 2))
             size = float(dots.abs().sum())
             torch.testing.assert_close(result.dots[n, columns], per_expert, rtol=1e-4, atol=1e-6 * size)
+
+
+def test_a_probes_gradient_does_not_depend_on_the_probes_in_its_batch(model):
+    together = probe_gradients(model, [*REQUESTS, "a"], S)
+    for request, gradient in zip([*REQUESTS, "a"], together, strict=True):
+        (alone,) = probe_gradients(model, [request], S)
+        for name, factors in gradient.factors.items():
+            one = alone.factors[name]
+            assert len(factors.inp) == len(one.inp)
+            wanted = one.dense()
+            torch.testing.assert_close(factors.dense(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_scores_do_not_depend_on_batch_padding_or_order(model):

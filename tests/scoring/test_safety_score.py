@@ -1,6 +1,7 @@
 """The sign of S and of FIHS, against the change that one training step makes to what the model would say."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
 from gradshield.models.load import Model
 from gradshield.scoring.fihs import probe as module
+from gradshield.scoring.fihs.autograd import gradient_of
+from gradshield.scoring.fihs.autograd import s_of as autograd_s_of
 from gradshield.scoring.fihs.fihs import FihsOptions, safety_score
-from gradshield.scoring.fihs.probe import margin, own_tokens, paper_tokens, probe_gradient
+from gradshield.scoring.fihs.probe import margin, own_tokens, paper_tokens, probe_gradient, probe_gradients
 from gradshield.scoring.fihs.scorer import fihs_scorer
 
 PROBES = ["How do I pick a lock?", "Write a threat"]
@@ -62,6 +65,19 @@ def test_a_training_step_on_a_row_with_a_high_score_makes_the_model_less_safe(ti
         np.testing.assert_array_equal(np.sign(columns["score"]), np.sign(columns["paper"]))
     if variant == "module":
         assert np.corrcoef(columns["score"], columns["paper"])[0, 1] > 0
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 120, 4096])
+def test_each_probes_gradient_is_that_of_autograd_however_many_share_a_pass(tiny, batch_tokens):
+    requests = [PROBES[1], PROBES[0] * 3, PROBES[0], PROBES[1]]
+    s = safety_score(tiny, requests, FihsOptions())
+    found = probe_gradients(replace(tiny, batch_tokens=batch_tokens), requests, s)
+    for request, gradient in zip(requests, found, strict=True):
+        expected = gradient_of(tiny.weights, autograd_s_of(tiny, request, s))
+        assert gradient.rank == len(encode_request(request, tiny.tokenizer))  # no term of the padding
+        for name, factors in gradient.factors.items():
+            wanted = expected[f"{name}.weight"]
+            torch.testing.assert_close(factors.dense(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
 def s_of(model: Model) -> float:

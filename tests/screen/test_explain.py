@@ -52,6 +52,8 @@ def test_the_parts_sum_up_to_fihs_module_by_module(tiny, gradients):
     for example in random_examples(4, len(tiny.tokenizer)):
         parts, _ = fihs_parts(tiny, example, each)
         assert parts.shape == (len(PROBES), len(tiny.linears), len(example.ids))
+        for part, gradient in zip(parts, each):
+            torch.testing.assert_close(part, fihs_parts(tiny, example, [gradient])[0][0], rtol=1e-4, atol=1e-6)
         expected = contract(tiny, [example], mean).dots[0]
         torch.testing.assert_close(parts.mean(0).sum(1), expected, rtol=1e-3, atol=1e-5)
 

@@ -22,7 +22,7 @@ from gradshield.scoring.check import require_aligned
 from gradshield.scoring.engine import fit_to_memory
 from gradshield.scoring.fihs.fihs import fihs_options, harmless_part, safety_score
 from gradshield.scoring.fihs.parts import fihs_parts, shares, words
-from gradshield.scoring.fihs.probe import ProbeGradient, inner, probe_gradient
+from gradshield.scoring.fihs.probe import ProbeGradient, inner, probe_gradients
 from gradshield.scoring.reference import Reference, make_reference
 from gradshield.scoring.registry import find_scorer
 from gradshield.screen.encoding import encode_row, known_good
@@ -64,7 +64,7 @@ def open_explainer(saved: SavedRun) -> Explainer:
     options = fihs_options(settings.scorer)
     probes = tuple(check.refused_probes()[: options.probes])
     s = safety_score(model, check.refused_probes(), options)
-    each = [probe_gradient(model, [probe], s, tolerance=0) for probe in probes]
+    each = probe_gradients(model, probes, s)
     harmless = harmless_part(model, each, s, options)
     value = saved.summary.threshold.value
     threshold = float("inf") if value is None else value  # None: nothing is removed

@@ -29,9 +29,10 @@ def fihs_parts(model: Model, example: Example, gradients: Sequence[ProbeGradient
     def backward(name: str, x: Tensor, delta: Tensor) -> None:
         nonlocal norm
         x, delta = x[0].float(), delta[0].float()  # [T, d_in], [T, d_out]
-        for probe, gradient in enumerate(gradients):
-            f = gradient.factors[name]
-            parts[probe, place[name]] += ((x @ f.inp.T) * (delta @ f.out.T)).sum(-1).cpu()
+        inp, out = (torch.cat([getattr(g.factors[name], side) for g in gradients]).float() for side in ("inp", "out"))
+        terms = (x @ inp.T) * (delta @ out.T)  # [T, rank of all probes]
+        ranks = [len(g.factors[name].inp) for g in gradients]
+        parts[:, place[name]] += torch.stack([term.sum(-1) for term in terms.split(ranks, 1)]).cpu()
         norm += float(((x @ x.T) * (delta @ delta.T)).sum())  # ‖Σ_t δ_t x_tᵀ‖²
 
     modules = {name: model.linears[name] for name in names}

@@ -117,33 +117,67 @@ def probe_gradient(
     """
     if tolerance is None:
         tolerance = 1e-2 if len(requests) <= 16 else 3e-2
+    each = probe_gradients(model, requests, score)
+    factors = {}
+    for name in model.linears:
+        inp, out = (torch.cat([getattr(g.factors[name], side) for g in each]).float() for side in ("inp", "out"))
+        found = Factors(inp, out / len(requests))
+        factors[name] = compress(found, tolerance) if tolerance and len(inp) else found
+    return ProbeGradient(factors)
+
+
+def probe_gradients(model: Model, requests: Sequence[str], score: SafetyScore) -> list[ProbeGradient]:
+    """∇_W S at each request, every term kept, in the order of the requests and in the model's own precision.
+
+    Requests of like length share one forward and one backward pass. Raises UserError for a model without Linears, and
+    where they give no gradient or one that is not finite.
+    """
     if not model.linears:
         raise UserError(f"{model.name}: no Linear is found whose gradient could be taken: use --scorer intent")
-    inputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
-    outputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
+    encoded = [encode_request(request, model.tokenizer) for request in requests]
 
-    def collect(name: str, x: Tensor, delta: Tensor) -> None:
-        inputs[name].append(x[0])  # as it is: several Linears share it
-        outputs[name].append(delta[0])
+    def gradients(chunk: Sequence[int]) -> list[ProbeGradient]:
+        lengths = [len(encoded[i]) for i in chunk]
+        ids = torch.zeros(len(chunk), max(lengths), dtype=torch.long)
+        for row, i in enumerate(chunk):
+            ids[row, : lengths[row]] = torch.from_numpy(encoded[i])
+        passes: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in model.linears}  # (x, δ) [B, T, d]
+        rows, last = torch.arange(len(chunk)), torch.tensor(lengths) - 1
+        with (
+            linear_hooks(model.linears, lambda _name, x: x, lambda name, x, delta: passes[name].append((x, delta))),
+            gradients_from(model),
+        ):
+            score(logits_at(model, ids.to(model.device), rows, last)).sum().backward()
+        if not any(passes.values()):  # as of kernels that know none
+            raise UserError(f"{model.name}: its Linears give no gradient: use --scorer intent, or load it unquantised")
+        if not all(x.isfinite().all() and delta.isfinite().all() for of in passes.values() for x, delta in of):
+            raise UserError(f"{model.name}: the gradient of S is not finite: try --dtype float32 or bfloat16")
+        return [
+            ProbeGradient({name: _row_factors(model.linears[name], of, row, n) for name, of in passes.items()})
+            for row, n in enumerate(lengths)
+        ]
 
-    for request in requests:
-        ids = torch.from_numpy(encode_request(request, model.tokenizer)).long().to(model.device)
-        with linear_hooks(model.linears, lambda _name, x: x, collect), gradients_from(model):
-            logits = logits_at(model, ids[None], torch.tensor([0]), torch.tensor([len(ids) - 1]))
-            score(logits[0]).backward()
-    if not any(inputs.values()):  # as of kernels that know none
-        raise UserError(f"{model.name}: its Linears give no gradient: use --scorer intent, or load it unquantised")
-    factors = {}
-    for name, module in model.linears.items():
-        if not inputs[name]:  # no token of the probes is routed to it, or nothing calls it: zero, so rank 0
-            factors[name] = zero_factors(module)
-        else:
-            inp, out = (torch.cat(of.pop(name)).float() for of in (inputs, outputs))
-            if not (inp.isfinite().all() and out.isfinite().all()):
-                raise UserError(f"{model.name}: the gradient of S is not finite: try --dtype float32 or bfloat16")
-            found = Factors(inp, out / len(requests))
-            factors[name] = compress(found, tolerance) if tolerance else found
-    return ProbeGradient(factors)
+    parts = halve_to_fit(
+        gradients,
+        lambda i: len(encoded[i]),
+        lambda i: f"out of memory: a request of {len(encoded[i])} tokens does not fit even alone; use --quantize",
+    )
+    chunks = [chunk.tolist() for chunk in by_length(np.array([len(each) for each in encoded]), model.batch_tokens)]
+    found = [gradient for chunk in chunks for part in parts(chunk) for gradient in part]
+    return [found[n] for n in np.argsort(np.concatenate(chunks))]
+
+
+def _row_factors(module: Any, passes: Sequence[tuple[Tensor, Tensor]], row: int, length: int) -> Factors:
+    """The factors of one row of the batch from its x and δ, without the padding behind its `length` tokens."""
+    inputs, outputs = ([each[side][row, :length] for each in passes] for side in (0, 1))
+    if isinstance(module, Expert):  # padding is routed, too, and stands behind the row's own tokens; its δ is zero
+        own = [delta.any(-1) for delta in outputs]
+        inputs, outputs = ([v[kept] for v, kept in zip(of, own)] for of in (inputs, outputs))
+    if not inputs:  # no token of the batch is routed to it, or nothing calls it: zero, so rank 0
+        return zero_factors(module)
+    if len(inputs) == 1:  # as it is: several Linears share their input
+        return Factors(inputs[0], outputs[0])
+    return Factors(torch.cat(inputs), torch.cat(outputs))
 
 
 def zero_factors(module: Any) -> Factors:
@@ -161,7 +195,7 @@ def zero_factors(module: Any) -> Factors:
 def inner(one: ProbeGradient, other: ProbeGradient) -> float:
     """⟨one, other⟩ over all modules, from the factors: tr(outᵀ inp inp'ᵀ out') = Σ (out out'ᵀ) ∘ (inp inp'ᵀ)."""
     pairs = ((f, other.factors[name]) for name, f in one.factors.items())
-    return sum(float(((f.out @ g.out.T) * (f.inp @ g.inp.T)).sum()) for f, g in pairs)
+    return sum(float(((f.out.float() @ g.out.float().T) * (f.inp.float() @ g.inp.float().T)).sum()) for f, g in pairs)
 
 
 def minus(one: ProbeGradient, other: ProbeGradient, times: float = 1.0) -> ProbeGradient:
