@@ -91,7 +91,7 @@ def shared_reader() -> Iterator[None]:
     import gguf
     from transformers import modeling_gguf_pytorch_utils as reading
 
-    parse_value = reading._gguf_parse_value
+    parse_value: Any = getattr(reading, "_gguf_parse_value", None)
     in_order = lru_cache(lambda dtype, order: np.dtype(dtype).newbyteorder(order))
 
     def parse(part: Any, types: Any) -> Any:  # transformers makes a list of a string's bytes first
@@ -111,7 +111,7 @@ def shared_reader() -> Iterator[None]:
             return self._data[offset : offset + kind.itemsize * int(count)].view(kind)
 
     with (
-        patch.object(reading, "_gguf_parse_value", parse),
+        patch.object(reading, "_gguf_parse_value", parse, create=True),  # private: another version may lack it
         patch.object(gguf, "GGUFReader", lru_cache(Reader)),
         patch.object(gguf, "get_tensor_name_map", lru_cache(gguf.get_tensor_name_map)),
     ):
