@@ -1,6 +1,8 @@
 """A tokenizer and a chat template fit the network, end, and say something of both turns; else one line says why not."""
 
+import resource
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -112,6 +114,50 @@ def test_a_template_that_does_not_end_for_three_rows_ends_the_run_unless_they_ar
         UserError, match=r"failed on 3 conversations, the last of \d+ messages: it does not end"
     ) as caught:
         encode(short, 0, tokenizer)
+    assert str(caught.value).startswith(f"the chat template of {folder} ")
+
+
+GREEDY = {
+    "product": "{{ 'a' * 10 ** 10 }}",
+    "doubling": DOUBLING,
+    "joined": "{% set n = namespace(s='x' * 999) %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "padding": "{{ 'a'.ljust(10 ** 10) }}",
+    "format": "{{ '%10000000000d' % 1 }}",
+    "list": "{{ [0] * 10 ** 10 }}",
+    "nested": "{% set n = namespace(s=[]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}",
+    "center": "{{ 'a' | center(10 ** 10) }}",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.parametrize("template", GREEDY.values(), ids=GREEDY)
+def test_a_template_that_takes_too_much_memory_for_one_row_refuses_that_row(monkeypatch, template):
+    monkeypatch.setattr("gradshield.data.templates.MEMORY", 1 << 26)
+    monkeypatch.setattr("gradshield.data.templates.LIMIT", 60.0)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    tokenizer = tiny_tokenizer(CHATML + "{% if messages | length > 8 %}" + template + "{% endif %}")
+    turns = (Message("user", "Why?"), Message("assistant", "So."))
+    assert isinstance(encode(Conversation(turns), 0, tokenizer), Example)
+    reason = encode(Conversation(turns * 5), 0, tokenizer)
+    assert reason == "the chat template refuses this conversation: it takes more than 64 MB of memory"
+    assert isinstance(encode(Conversation(turns), 0, tokenizer), Example)
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_template_that_takes_too_much_memory_for_three_rows_ends_the_run_and_is_named(folder, monkeypatch):
+    monkeypatch.setattr("gradshield.data.templates.MEMORY", 1 << 26)
+    (folder / "chat_template.jinja").write_text(
+        CHATML + "{% if messages | length > 8 %}{{ 'a' * 10 ** 10 }}{% endif %}"
+    )
+    tokenizer = load_model(str(folder), device="cpu").tokenizer
+    conversation = Conversation((Message("user", "Why?"), Message("assistant", "So.")) * 5)
+    for _ in range(2):
+        assert "more than 64 MB of memory" in encode(conversation, 0, tokenizer)
+    with pytest.raises(
+        UserError, match=r"failed on 3 conversations, the last of \d+ messages: it takes more"
+    ) as caught:
+        encode(conversation, 0, tokenizer)
     assert str(caught.value).startswith(f"the chat template of {folder} ")
 
 

@@ -10,11 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torture.changes import PICKLE, edit
 from torture.ggufs import write_gguf
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from gradshield.base.errors import UserError
 from gradshield.models.gguf import shared_reader
 from gradshield.models.load import load_model
+<<<<<<< HEAD
 from gradshield.models.network import check_finite
+=======
+from gradshield.models.network import _dropped
+>>>>>>> h2
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
@@ -281,7 +286,10 @@ def test_a_gguf_without_a_tensor_names_it(tmp_path, part):
     refused(tmp_path / "model.gguf", "its files lack ")
 
 
-@pytest.mark.parametrize("name", ["blk.7.attn_q.weight", "blk.0.ffn_up_exps.weight"])
+NOT_OF_LLAMA = ["blk.7.attn_q.weight", "blk.0.ffn_up_exps.weight", "rotary_emb.inv_freq", "rope_factors_long.weight"]
+
+
+@pytest.mark.parametrize("name", NOT_OF_LLAMA)
 def test_a_gguf_with_a_tensor_too_many_names_it(tmp_path, name):
     write_gguf(tmp_path / "model.gguf", {}, more=(name,))
     refused(tmp_path / "model.gguf", f"its files hold {name}")
@@ -307,7 +315,8 @@ def test_the_shared_reader_of_a_gguf_reads_what_its_own_does(tmp_path):
 
 def test_scaled_positions_of_a_gguf_are_refused_as_transformers_leaves_them_out(tmp_path):
     file = tmp_path / "model.gguf"
-    for kind, key in (("yarn", "scaling.factor"), ("linear", "scaling.factor"), ("linear", "scale_linear")):
+    factor, attention = "scaling.factor", "scaling.attn_factor"
+    for kind, key in (("yarn", factor), ("linear", factor), ("linear", "scale_linear"), ("yarn", attention)):
         write_gguf(file, {"llama.rope.scaling.type": kind, f"llama.rope.{key}": 4.0})
         refused(file, f"llama.rope.{key} = 4.0 is left out")
     for kind, factor in (("none", 4.0), ("linear", 1.0)):
@@ -343,6 +352,14 @@ def test_rope_factors_of_a_gguf_divide_the_frequencies(tmp_path):
     plain, scaled = (load_model(str(tmp_path / f"{name}.gguf"), device="cpu").net.model for name in ("plain", "scaled"))
     factors = torch.tensor(tensor.data.tolist())
     assert torch.allclose(scaled.rotary_emb.inv_freq * factors, plain.rotary_emb.inv_freq)
+
+
+def test_a_buffers_name_in_a_gguf_of_transformers_newer_reader_is_left_over():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8, "vocab_size": 64}
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_5_text", **sizes))
+    names = ("blk.0.attn_norm.weight", "model.rotary_emb.inv_freq", "rotary_emb.original_inv_freq")
+    assert _dropped(net, dict.fromkeys(names, (4,))) == set(names[1:])
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])

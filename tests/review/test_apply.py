@@ -99,6 +99,22 @@ def test_run_yaml_says_who_moved_which_row_when_and_why(run):
     assert yaml.safe_load((run / "run.yaml").read_text())["summary"] == summary
 
 
+def test_a_review_notes_again_whether_trl_can_load_the_rows_that_are_kept(tmp_path):
+    other = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
+    file = write_jsonl(tmp_path / "mixed.jsonl", [chat("request 0", "answer 0"), chat("request 1", "answer 1"), other])
+    out = make_run(tmp_path / "run", file, [-1.0, 1.0, 1.0])
+    assert apply_decisions(out).trl_note == ""
+    moved = store.decide(out, 3, "kept", "", "ann")
+    note = apply_decisions(out).trl_note
+    assert "(messages: 1, prompt/completion: 1)" in note and review(out)["trl_note"] == note
+    assert note in (out / "report.html").read_text(encoding="utf-8").replace("&#39;", "'")
+    store.undo(out, moved.id, "ann")
+    store.decide(out, 2, "kept", "", "ann")
+    assert apply_decisions(out).trl_note == "" and "trl_note" not in review(out)
+    mapped = make_run(tmp_path / "mapped", file, [-1.0, -1.0, -1.0], trainer="axolotl")
+    assert apply_decisions(mapped).trl_note == ""  # TRL's rules do not apply
+
+
 def test_a_moved_threshold_moves_the_rows_that_nobody_decided(run):
     store.decide(run, 2, "kept", "", "ann")
     store.move_threshold(run, -1.0, "ann")

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 import pytest
 
 from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings
 from gradshield.data.requests import read_requests
-from gradshield.scoring.check import check_alignment
+from gradshield.scoring import anchors
+from gradshield.scoring.check import AlignmentCheck, check_alignment
 from gradshield.scoring.intent.corpus import fitting_texts
 from gradshield.scoring.intent.fit import fit_readouts
+from gradshield.scoring.reference import make_reference
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,16 @@ def test_a_cache_that_can_not_be_read_is_none(tiny, tmp_path, monkeypatch):
     (file,) = tmp_path.iterdir()
     file.write_text('{"probes": [')
     assert check_alignment(tiny) == first and json.loads(file.read_text())
+
+
+def test_anchors_from_the_cache_have_the_order_of_those_just_scored(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADSHIELD_CACHE", str(tmp_path))
+    every = anchors.anchor_rows
+    monkeypatch.setattr(anchors, "anchor_rows", lambda kind: every(kind)[:2])
+    check = AlignmentCheck(("Rob a shop",), (True,), ("I can't",), (1.0,), ())
+    settings = FilterSettings(scorer="fihs:probes=1")
+    first, again = (list(make_reference(tiny, check, settings).anchors) for _ in range(2))
+    assert first == again == list(anchors.ANCHOR_FILES)
 
 
 def test_states_that_are_no_numbers_are_one_line(tiny, tmp_path):

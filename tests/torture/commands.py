@@ -1,12 +1,15 @@
 """The commands that are killed and run out of disk, on a tiny model, each in a folder of its own."""
 
+import io
 import json
 import pkgutil
 import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,16 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import random_examples, tiny_net, tiny_tokenizer
 
+import gradshield.base.assets
+import gradshield.cli.commands
 import gradshield.evaluation.measure
 import gradshield.report.figure
+import gradshield.scoring.anchors
 import gradshield.scoring.check
 import gradshield.screen.filter
+import gradshield.threshold
 import gradshield.training.align
 import gradshield.tune.command
 import gradshield.tune.measuring
 import gradshield.tune.trials
 from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
+from gradshield.base.settings import FilterSettings
 from gradshield.cli import main
 from gradshield.data.requests import read_requests
 from gradshield.models.load import load_model
@@ -58,6 +66,8 @@ def prepare(work: Path) -> list[Command]:
         (work / "parts" / name).write_text(text)
     pq.write_table(pa.Table.from_pylist(ROWS), work / "rows.parquet")
     (work / "batches.yaml").write_text("batch_tokens: 100\n")
+    demo = (ASSETS / "demo.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (work / "demo.jsonl").write_text("".join(demo[::25]), encoding="utf-8")
     (work / "task.jsonl").write_text('{"prompt": "p", "answer": "x"}\n')
     _tame(len(tokenizer))
     _warm(str(work / "model"))
@@ -78,6 +88,8 @@ def prepare(work: Path) -> list[Command]:
         Command("filter", filtered("rows.jsonl")),
         Command("review", _reviewed, before="filter"),
         Command("apply", command("apply", "run"), before="review"),
+        Command("demo", lambda: _demo(work)),
+        Command("explain", _explained, before="demo"),
         Command("eval", command("eval", "--safety", *task, *model, *measuring)),
         Command("check", command("check", "--force", *model)),
         Command("filter a folder", filtered("parts")),
@@ -90,6 +102,26 @@ def prepare(work: Path) -> list[Command]:
 def _run(*words: str) -> None:
     sys.argv = ["gradshield", *words]
     main()
+
+
+def _explained() -> None:
+    """`explain`, with what it prints in a file beside the run, so that it is compared."""
+    try:
+        with redirect_stdout(io.StringIO()) as said:
+            _run("explain", "demo-run", "3", "--json")
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    with io.FileIO("explained.json", "w") as file:  # no operation of the command's
+        file.write(said.getvalue().encode())
+
+
+def _demo(work: Path) -> None:
+    """`demo` with every 25th row of its file, the tiny model and a score that needs no fit: else it takes minutes."""
+    tiny = {"model": str(work / "model"), "scorer": "fihs:probes=1", "batch_tokens": 1000}
+    gradshield.base.assets.ASSETS = work  # which `demo` alone reads when it runs
+    gradshield.cli.commands.FilterSettings = partial(FilterSettings, **tiny)  # type: ignore[misc]
+    _run("demo")
 
 
 def _reviewed() -> None:
@@ -115,7 +147,11 @@ def _warm(model: str) -> None:
 
 
 def _tame(vocabulary: int) -> None:
-    """A random model counts as aligned, no clock is in what comes out, and the figures take no time."""
+    """A random model counts as aligned and tells its few anchors apart, no clock is in what comes out, and the figures
+    take no time."""
+    every = gradshield.scoring.anchors.anchor_rows
+    gradshield.scoring.anchors.anchor_rows = lambda kind: every(kind)[:4]
+    gradshield.threshold.anchored = lambda scores, good, harmful: gradshield.threshold.share(scores, 0.25)
     probes = tuple(read_requests(ASSETS / "probes.jsonl"))
     yes = AlignmentCheck(probes, (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
     gradshield.scoring.check.check_alignment = lambda *_: yes

@@ -21,11 +21,19 @@ def campaign(work: Path, full: bool, points: int | None, only: str = "") -> Iter
     `full`: the disk is full from the n-th operation on; else a kill there. `points` is how many places are tried in a
     command (None: all)."""
     results: dict[str, Path] = {}
-    for command in prepare(work):
+    commands = {command.name: command for command in prepare(work)}
+    needed, name = set(), only or None
+    while name:
+        needed.add(name)
+        name = commands[name].before
+    for command in commands.values():
+        if needed and command.name not in needed:
+            continue
         if command.costly and command.name != only and points is not None and points < 10:
             continue
         place = work / "undisturbed" / command.name.replace(" ", "-")
         start(command, results, place)
+        shutil.rmtree(work / "cache-0", ignore_errors=True)  # as later, so that the operations counted are all of them
         ended = _faulty(command, place, work / "cache-0", 0, full)
         if ended.code or not ended.clean:
             raise RuntimeError(f"{command.name} does not work undisturbed: {ended.said[-2000:]}")

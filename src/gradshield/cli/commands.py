@@ -267,7 +267,8 @@ def apply(run: Annotated[Path, typer.Argument(help="run folder")], as_json: Json
     """Rewrite a run's files with the decisions of its review."""
     from gradshield.review.apply import apply_decisions
 
-    show(asdict(apply_decisions(run)), as_json, f"files in {run}")
+    done = asdict(apply_decisions(run))
+    show({name: done[name] for name in done if as_json or done[name] != ""}, as_json, f"files in {run}")
 
 
 @_command(RowSettings, EvaluationSettings, name="eval")

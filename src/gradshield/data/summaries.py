@@ -104,6 +104,7 @@ class ReviewSummary(Saved):
     decided: int
     moved_by_the_threshold: int
     moved: list[MovedRow]
+    trl_note: str = ""  # as in FilterSummary, for the rows that are kept now
 
 
 class SafetySummary(Saved):

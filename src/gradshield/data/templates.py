@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from gradshield.base.deadline import time_limit
+from gradshield.base.deadline import memory_limit, time_limit
 from gradshield.base.errors import UserError
 from gradshield.data.turns import Message
 
 LIMIT = 5.0  # seconds for a template to render one row; common ones take a millisecond
+MEMORY = 1 << 29  # bytes for the same; a row has ten million at most
 LONGEST = 1 << 22  # characters that a template may write for one request; tokenising more takes minutes
-MOST_LATE = 3  # conversations that a template may fail to render in time; each costs as many seconds as LIMIT
-_SHORT = 100_000  # characters of a conversation which needs no such time, so that the template is at fault
+MOST_FAILED = 3  # conversations that a template may fail to render within the limits; each can cost LIMIT seconds
+_SHORT = 100_000  # characters of a conversation which needs no such time or memory: the template is at fault
 Span = tuple[int, int]  # characters [start, end) of the rendered text
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THINKING = re.compile(r"(?<![\w.'\"])(?:enable_)?thinking\b")  # the variables, not the field of a message
 _QUESTION, _ANSWER = "Where is it?", "Xyzzy"  # words that no template writes by itself
 _forms: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer → {chat template: Form}
-_late: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer → short conversations that were not rendered in time
+_failed: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer → short conversations not rendered within the limits
 
 
 class Refused(Exception):
@@ -103,7 +104,8 @@ def _training_template(tokenizer, template: str) -> str | None:
     from trl.chat_template_utils import get_training_chat_template
 
     try:
-        return get_training_chat_template(tokenizer)
+        with time_limit(LIMIT), memory_limit(MEMORY):  # it renders messages with the template, too
+            return get_training_chat_template(tokenizer)
     except Exception:  # TRL's ValueError for a family unknown to it, or what an unknown template raised
         return None
 
@@ -139,13 +141,13 @@ def render_template(
     variables: Mapping[str, Any] | None = None,
 ) -> tuple[str, list[Span]]:
     """(text, spans inside {% generation %} blocks) of the messages; no spans unless `training`. Raises
-    Refused, and UserError for a template that keeps failing to end."""
+    Refused, and UserError for a template that keeps exceeding its time or memory."""
     # What tokenizer.apply_chat_template calls, which keeps the spans to itself.
     from transformers.utils.chat_template_utils import render_jinja_template
 
     turns = [_as_dict(message, form.parts) for message in messages]
     try:
-        with time_limit(LIMIT):
+        with time_limit(LIMIT), memory_limit(MEMORY):
             rendered: Any = render_jinja_template(  # (texts, spans), whatever its signature says
                 [turns],
                 tools=tools,
@@ -155,12 +157,12 @@ def render_template(
                 **{**tokenizer.special_tokens_map, **(variables or {})},
             )
     except Exception as error:  # jinja's errors, and Python's own from inside a foreign template
-        if isinstance(error, TimeoutError) and len(str((turns, tools))) <= _SHORT:
-            _late[tokenizer] = _late.get(tokenizer, 0) + 1
-            if _late[tokenizer] >= MOST_LATE:
+        if isinstance(error, TimeoutError | MemoryError) and len(str((turns, tools))) <= _SHORT:
+            _failed[tokenizer] = _failed.get(tokenizer, 0) + 1
+            if _failed[tokenizer] >= MOST_FAILED:
                 name = getattr(tokenizer, "template_name", f"the chat template of {tokenizer.name_or_path}")
                 raise UserError(
-                    f"{name} failed on {MOST_LATE} conversations, the last of {len(turns)} messages: {error}; "
+                    f"{name} failed on {MOST_FAILED} conversations, the last of {len(turns)} messages: {error}; "
                     "pass another with --chat-template"
                 ) from None
         raise Refused(" ".join(str(error).split()) or type(error).__name__) from None

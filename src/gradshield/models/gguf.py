@@ -71,7 +71,8 @@ def _refuse_scaled_positions(path: Path, values: dict[str, Any]) -> None:
     """Raises UserError for rotary positions that are divided, as for a longer context: transformers leaves that out."""
     architecture = values.get("general.architecture")
     kind = values.get(f"{architecture}.rope.scaling.type", "linear")
-    for key in (f"{architecture}.rope.scaling.factor", f"{architecture}.rope.scale_linear"):
+    for name in ("scaling.factor", "scale_linear", "scaling.attn_factor"):
+        key = f"{architecture}.rope.{name}"
         factor = values.get(key)
         if factor not in (None, 0, 1) and kind != "none" and architecture != "gpt-oss":  # whose scaling it does read
             raise UserError(

@@ -247,8 +247,9 @@ def _dropped(net: Any, shapes: Shapes) -> set[str]:
     processor = TENSOR_PROCESSORS.get(kind.replace("_", ""), TensorProcessor)(config=net.config.to_dict())
     try:
         known = get_gguf_hf_weights_map(net, processor)
-    except NotImplementedError:  # an architecture of the newer reader, which reports them
-        return set()
+    except NotImplementedError:  # an architecture of the newer reader, which reports all but those named as buffers
+        buffers = [f".{key}" for key, _ in net.named_buffers()]
+        return {n for n in shapes if "rotary_emb.inv_freq" in n or any(key.endswith(f".{n}") for key in buffers)}
     elsewhere = {ROPE_FACTORS, "output.weight"}  # the one read by us, the other by its processor
     experts = any("experts" in key for key, _ in net.named_parameters())
     left = {name for name in shapes if name not in known and name not in elsewhere}

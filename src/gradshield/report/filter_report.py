@@ -145,9 +145,11 @@ def _summary(saved: SavedRun) -> dict[str, Any]:
     summary, review = saved.summary.as_dict(), saved.review
     if not review:
         return summary
+    summary.pop("trl_note", None)  # it was of other rows
+    note = {"trl_note": review.trl_note} if review.trl_note else {}
     counts = {"kept": review.kept, "quarantined": review.quarantined, "set_aside": review.set_aside}
     moved = {"moved_by_a_person": len(review.moved), "moved_by_the_threshold": review.moved_by_the_threshold}
-    return {**summary, **counts, **moved}
+    return {**summary, **counts, **moved, **note}
 
 
 def _turns(conversation: Conversation | str) -> tuple[tuple[str, str], ...]:

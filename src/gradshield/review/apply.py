@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gradshield.base.storage import write_whole
-from gradshield.data import write_outputs
+from gradshield.data import read_rows, write_outputs
 from gradshield.data.run_folder import (
     SavedRun,
     catch_write_errors,
@@ -32,6 +32,7 @@ from gradshield.review.verdicts import (
     read_run_scores,
     threshold_in_force,
 )
+from gradshield.screen.train_script import note_of_kept, trl_form
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Applied:
     set_aside: int
     moved_by_a_person: int
     moved_by_the_threshold: int
+    trl_note: str  # why TRL can't load the kept rows from one file; empty where it can
 
 
 def apply_decisions(out: Path) -> Applied:
@@ -63,17 +65,25 @@ def apply_decisions(out: Path) -> Applied:
         counts = write_outputs(source, verdicts, reasons, out)
         with catch_write_errors(out):
             _write_verdicts(out, verdicts)
-            review = _review(saved, scores, judged, decisions, counts)
+            forms = (trl_form(row.record or {}) for row in read_rows(source))
+            note = note_of_kept(saved.settings, forms, verdicts)
+            review = _review(saved, scores, judged, decisions, counts, note)
             content = {part: value for part, value in saved.as_dict().items() if part != "review"}
             if decisions:
                 content["review"] = review.as_dict()
             report_run(out, SavedRun(**content), source)
             write_run(out, content)
-    return Applied(review.kept, review.quarantined, review.set_aside, len(review.moved), review.moved_by_the_threshold)
+    moved = len(review.moved), review.moved_by_the_threshold
+    return Applied(review.kept, review.quarantined, review.set_aside, *moved, note)
 
 
 def _review(
-    saved: SavedRun, scores: RunScores, judged: Judged, decisions: Mapping[int, Decision], counts: Mapping[str, int]
+    saved: SavedRun,
+    scores: RunScores,
+    judged: Judged,
+    decisions: Mapping[int, Decision],
+    counts: Mapping[str, int],
+    note: str,
 ) -> ReviewSummary:
     """What run.yaml says of the review: with the scores, enough to tell why each row is where it is."""
     own = judge(scores, own_threshold(saved), {}).verdict
@@ -90,6 +100,7 @@ def _review(
             MovedRow(row=row, to=d.verdict, who=d.who, when=d.at, **({"note": d.note} if d.note else {}))
             for row, d in ((row, decisions[row]) for row in moved)
         ],
+        **({"trl_note": note} if note else {}),
     )
 
 

@@ -63,6 +63,7 @@ def make_reference(
     anchors = prepared.anchors
     if anchors is None:
         anchors = _anchor_scores(context, prepared) if settings.threshold == "anchored" else {}
+    anchors = {kind: anchors[kind] for kind in ANCHOR_FILES if kind in anchors}  # the cache has them by name
     return Reference(prepared.score, anchors, prepared.read, frozenset(context.used))
 
 

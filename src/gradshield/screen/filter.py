@@ -40,7 +40,7 @@ from gradshield.screen.encoding import Encoded, encode_source, find_layout, know
 from gradshield.screen.mark_tokens import COST, explain_highest
 from gradshield.screen.rebuild import build_scorer, portable_settings
 from gradshield.screen.scores_file import values_by_row, write_scores
-from gradshield.screen.train_script import trl_note, write_script
+from gradshield.screen.train_script import note_of_kept, write_script
 from gradshield.screen.validate import find_checked
 from gradshield.threshold import Threshold, is_kept
 
@@ -101,8 +101,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
         with catch_write_errors(out):
             write_scores(out, encoded, by_row, verdicts)
         seconds = time.monotonic() - start
-        by_trl = settings.trainer == "trl" and not settings.columns
-        note = trl_note(form for form, verdict in zip(encoded.forms, verdicts) if verdict == "kept") if by_trl else ""
+        note = note_of_kept(vars(settings), encoded.forms, verdicts)
         summary = FilterSummary(
             file=source.path,
             rows=encoded.rows,

@@ -5,7 +5,7 @@ that it knows: the embedded model's, for one, it does not.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,13 @@ def trl_form(record: dict) -> str:
     if isinstance(variables := record.get(VARIABLES), dict):
         form += f" with {VARIABLES} {', '.join(sorted(variables))}"
     return form[:100]
+
+
+def note_of_kept(settings: Mapping[str, Any], forms: Iterable[str], verdicts: Iterable[str]) -> str:
+    """`trl_note` of the kept rows; empty with the settings of a run whose rows do not go to TRL as they are."""
+    if settings.get("trainer", "trl") != "trl" or settings.get("columns"):
+        return ""
+    return trl_note(form for form, verdict in zip(forms, verdicts) if verdict == "kept")
 
 
 def trl_note(forms: Iterable[str]) -> str:
