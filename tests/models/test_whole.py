@@ -15,11 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gradshield.base.errors import UserError
 from gradshield.models.gguf import shared_reader
 from gradshield.models.load import load_model
-<<<<<<< HEAD
-from gradshield.models.network import check_finite
-=======
-from gradshield.models.network import _dropped
->>>>>>> h2
+from gradshield.models.network import _dropped, check_finite
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
