@@ -85,11 +85,11 @@ def test_a_finished_run_is_shown_without_torch(done, folder):
         ("eval --task gone.jsonl", "gone.jsonl: no such file, so not a task"),
         ("eval --safety --requests gone", "gone: no such file, nor a set"),
         ("eval --rows gone.jsonl", "gone.jsonl: no such file or folder"),
-        ("explain gone 1", "gone: no run.yaml in it"),
+        ("explain gone 1", "gone: not a run folder"),
         ("explain {run} 0", "no row 0; it has 2 rows"),
         ("explain {run} 3", "no row 3; it has 2 rows"),
-        ("review gone", "gone: no run.yaml in it"),
-        ("apply gone", "gone: no run.yaml in it"),
+        ("review gone", "gone: not a run folder"),
+        ("apply gone", "gone: not a run folder"),
     ],
 )
 def test_help_and_mistakes_are_said_before_torch_is_imported(done, tmp_path, words, said):

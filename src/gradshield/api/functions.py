@@ -103,7 +103,7 @@ def evaluate(
 
 
 def check(*settings: ModelSettings | PathLike, probes: PathLike | None = None, **named: Any) -> "CheckSummary":
-    """Is this model aligned enough to be the reference? `.grade` is "aligned", "weak" or "not aligned".
+    """Check whether a model is aligned enough to score rows with. `.grade` is "aligned", "weak" or "not aligned".
 
     Settings are those of ModelSettings; `probes` is a file of harmful requests, the bundled ones by default.
     """

@@ -40,7 +40,7 @@ def path_of(rows: Rows, out: Path) -> str:
     for line in _lines(rows):
         digest.update(line)
     if digest.hexdigest() != known:
-        raise UserError(f"{out}: a run of other rows; choose another `out`, or delete it")
+        raise UserError(f"{out}: holds a run of other rows; choose another `out`, or delete it")
     return str(before)
 
 

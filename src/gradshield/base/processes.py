@@ -100,7 +100,7 @@ def _join(cpu: bool) -> Any:
     known = dist.is_initialized()
     PartialState(cpu=cpu)
     if not dist.is_initialized():  # mpirun says what accelerate reads on a CPU only
-        raise UserError("these processes are not connected: start them by torchrun or accelerate launch")
+        raise UserError("these processes are not connected: start them with torchrun or accelerate launch")
     if not known:
         atexit.register(dist.destroy_process_group)
     return dist.new_group(backend="gloo", timeout=_TIMEOUT)

@@ -83,7 +83,7 @@ def read_json(file: Path, kind: type[T]) -> T:
         return TypeAdapter(kind).validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:120]
-        raise UserError(f"{file}: damaged ({why}); delete it, and give the same command again") from None
+        raise UserError(f"{file}: damaged ({why}); delete it, and run the same command again") from None
 
 
 def append_line(file: Path, entry: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     if file.is_dir():
-        raise UserError(f"{file}: a folder in the place of a file; remove it, and give the same command again")
+        raise UserError(f"{file}: expected a file, found a folder; remove it, and run the same command again")
     entries, whole = [], 0
     with file.open("rb") as stream:
         for line in stream:
@@ -162,14 +162,14 @@ def refuse_links(folder: Path) -> None:
     """Raises UserError where the folder is, or holds, a link that leads out of it, or anything but files and folders:
     who planted one could have our writes land elsewhere."""
     if folder.is_symlink():
-        raise UserError(f"{folder}: a symbolic link; give the folder that it points to")
+        raise UserError(f"{folder}: a symbolic link; name the folder that it points to")
     home = os.path.realpath(folder)
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names):
             file = Path(place, name)
             mode = file.lstat().st_mode
             if stat.S_ISLNK(mode) and not Path(os.path.realpath(file)).is_relative_to(home):
-                raise UserError(f"{file}: a symbolic link out of the run folder; remove it, or choose another -o")
+                raise UserError(f"{file}: a symbolic link that leads out of the run folder; remove it, or choose another -o")
             if stat.S_ISLNK(mode) and not os.path.exists(file):  # a loop, say
                 raise UserError(f"{file}: a symbolic link that leads nowhere; remove it, or choose another -o")
             if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

@@ -82,7 +82,7 @@ def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules:
     for other, alternative in _readings(filled, layout, rules):
         if not _covers(conversation, alternative):
             raise SetAside(
-                f"{layout} beside {other}, which says something else: trainers differ in which they read; drop one, or "
+                f"{layout} beside {other}, with other content: trainers differ in which one they read; drop one, or "
                 "name the columns with --map"
             )
 
@@ -91,10 +91,10 @@ def _refuse_what_stops_trl(record: dict) -> None:
     """Raises SetAside where TRL fails on the row, or on every row of a file that holds it."""
     for name, what in _BY_PRESENCE.items():
         if name in record:
-            raise SetAside(f"it has a column {name}, which TRL takes for {what} whatever it holds; drop or rename it")
+            raise SetAside(f"column {name}: TRL takes it for {what}, whatever it holds; drop or rename it")
     for name in ("messages", "prompt", "completion", "conversations"):
         if record.get(name) == []:
-            raise SetAside(f"{name} is an empty list, at which TRL stops; drop it from this row")
+            raise SetAside(f"{name} is an empty list, on which TRL fails; drop it from this row")
     pair = [record[name] for name in ("prompt", "completion") if not is_missing(record.get(name))]
     lists = [isinstance(value, list) for value in pair]
     if len(pair) == 2 and not all(lists) and any(isinstance(value, list | dict) for value in pair):

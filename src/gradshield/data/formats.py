@@ -102,7 +102,7 @@ def checked_conversation(messages: list[Message], tools: list | None) -> Convers
         raise SetAside("no user or system turn")
     trained = [message for message in answers if message.train]
     if not trained:
-        raise SetAside("no assistant turn is trained on: each is switched off, or part of the prompt")
+        raise SetAside("no assistant turn is trained on: each is excluded from the loss, or part of the prompt")
     if not any(message.content.strip() or "tool_calls" in (message.extra or {}) for message in trained):
         raise SetAside("empty response")
     return Conversation(tuple(messages), tools=tools)
@@ -167,7 +167,7 @@ def _from_chosen(record: dict, rules: Rules) -> list[Message]:
     if prompt[-1].role != "assistant":
         return prompt + answer
     if [message.content.strip() for message in answer] != [prompt[-1].content.strip()]:
-        raise SetAside(f"{key} ends with an answer, and chosen is another; drop one of them")
+        raise SetAside(f"{key} ends with an answer, and chosen has a different one; drop one of them")
     return prompt
 
 
@@ -204,7 +204,7 @@ def _list(record: dict, column: str) -> list:
 def _tools(record: dict, rules: Rules) -> list | None:
     """The tools that the template is given: an empty list is one, too, since templates tell it from none."""
     if rules.verbatim and record.get("tools") == "":
-        raise SetAside("tools is an empty text, at which TRL stops; drop it from this row")
+        raise SetAside("tools is an empty text, on which TRL fails; drop it from this row")
     if rules.functions and (functions := _list(record, "functions")):
         return [{"type": "function", "function": function} for function in functions]
     return _list(record, "tools") or ([] if parse_cell(record.get("tools")) == [] else None)
@@ -214,12 +214,12 @@ def _variables(record: dict, rules: Rules) -> dict | None:
     value = parse_cell(record.get(VARIABLES))
     if is_missing(value) or value == "":
         if rules.verbatim and VARIABLES in record:
-            raise SetAside(f"{VARIABLES} is empty, at which TRL stops; drop it from this row")
+            raise SetAside(f"{VARIABLES} is empty, on which TRL fails; drop it from this row")
         return None
     if not isinstance(value, dict):
         raise SetAside(f"{VARIABLES} is not an object")
     if reserved := sorted(_RESERVED & set(value)):
-        raise SetAside(f"{VARIABLES} names {reserved[0]}, which is no variable of a chat template; drop it")
+        raise SetAside(f"{VARIABLES} names {reserved[0]}, which is not a variable for chat templates; drop it")
     return value
 
 

@@ -220,7 +220,7 @@ def _bytes_per_value(pages: _Measured, column: Any, place: str) -> float:
         if size > MAX_PAGE and column.max_repetition_level:  # they may all be in one row
             if pages.indices:
                 raise UserError(
-                    f"{place}: column {column.path} gives its dictionary up halfway; write the file with plain or "
+                    f"{place}: column {column.path} switches from dictionary to plain encoding midway; write the file with plain or "
                     "dictionary encoding"
                 )
             raise too_large(place, f"column {column.path}: page, when unpacked,", MAX_PAGE)

@@ -203,7 +203,7 @@ def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Sour
     known = {*data, *text}
     packed = [f for f in found if f not in known and re.search(r"\.(jsonl?|csv|tsv|parquet|txt)\.\w+$", f.name)]
     if packed:
-        raise UserError(f"{packed[0]}: packed in a way that can't be read; unpack it, or take it out of the folder")
+        raise UserError(f"{packed[0]}: an unsupported compression format; decompress it, or remove it from the folder")
     files.sort(key=lambda file: file.relative_to(place).as_posix())
     files = _of_split(path, files, split)
     formats = {file: detect_format(file, str(file)) if wanted != "text" else "text" for file in files}

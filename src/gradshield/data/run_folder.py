@@ -144,7 +144,7 @@ def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()
         exists = file.exists()
         above = next(p for p in (out, *out.absolute().parents) if p.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):  # else it would come out after long work only
-            raise UserError(f"{out}: {above} is no folder that can be written to; choose another -o")
+            raise UserError(f"{out}: {above} is not a writable folder; choose another -o")
         refuse_other_files(out)
         refuse_links(out)
     if not exists:
@@ -185,7 +185,7 @@ def open_run(out: Path, plan: RunPlan, free: Collection[str] = ()) -> Iterator[N
         out.mkdir(parents=True, exist_ok=True)
     with run_lock(out):
         if find_run(out, plan, Saved, free):
-            raise UserError(f"{out}: another command has just finished this run; the same command shows what came out")
+            raise UserError(f"{out}: another command has just finished this run; run the same command to see the result")
         with catch_write_errors(out):
             write_run(out, plan.as_dict())
         yield
@@ -228,11 +228,11 @@ def read_run(out: Path) -> SavedRun:
     """The run.yaml of a finished run of filter. Raises UserError where there is none."""
     file = out / "run.yaml"
     if not file.is_file():
-        raise UserError(f"{out}: no run.yaml in it, so not a run folder")
+        raise UserError(f"{out}: not a run folder (it has no run.yaml)")
     refuse_links(out)
     saved = read_yaml(file)
     if "summary" not in saved:
-        raise UserError(f"{out}: the run is not finished; give the same filter command again")
+        raise UserError(f"{out}: the run is not finished; run the same filter command again to resume it")
     remove_leftovers(out, JOURNAL)
     if isinstance(saved["summary"], dict) and "accepted" in saved["summary"]:
         raise UserError(f"{out}: a run of tune; its rows and their scores are in {out / 'screen'}")
@@ -302,7 +302,7 @@ def _check_values(table: "Table") -> None:
         if (kind.value_type if pa.types.is_dictionary(kind) else kind) != wanted or table[name].null_count:
             raise ValueError(f"{name} is not all {wanted}")
     if "verdict" in table.column_names and (other := {*table["verdict"].unique().to_pylist()} - {*VERDICTS}):
-        raise ValueError(f"{other.pop()[:40]!r} is no verdict")
+        raise ValueError(f"{other.pop()[:40]!r} is not a verdict")
 
 
 def shared_texts(column: "ChunkedArray") -> list[str]:
