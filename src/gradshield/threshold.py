@@ -108,7 +108,7 @@ def share(scores: np.ndarray, fraction: float) -> Threshold:
     Raises UserError unless 0 ≤ fraction ≤ 1.
     """
     if not 0 <= fraction <= 1:
-        raise UserError(f"--value {fraction:g}: a share lies between 0 and 1")
+        raise UserError(f"--value {fraction:g}: a share must be between 0 and 1")
     finite = np.sort(scores[np.isfinite(scores)])
     count = round(fraction * len(finite))
     value = finite[len(finite) - count] if count else np.inf
@@ -133,7 +133,7 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
     upper, lower = float(np.quantile(good, 0.95)), float(np.quantile(harmful, 0.05))
     if np.median(harmful) <= upper:
         raise UserError(
-            "the anchors can't be told apart with this model and scorer, so no threshold follows from them: "
+            "the anchors can't be told apart with this model and scorer, so they give no threshold: "
             "try --scorer intent, another model, or --threshold a1"
         )
     value = (upper + lower) / 2

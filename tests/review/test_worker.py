@@ -96,7 +96,7 @@ def test_a_model_that_changed_since_is_not_used(run):
     saved["model"]["fingerprint"] = "another"
     write_run(run, saved)
     state, words = explained(Review(run, None, "ann"), 1)
-    assert state == "failed" and "not the model of this run" in words
+    assert state == "failed" and "the model's files have changed since this run" in words
 
 
 def test_a_real_run_is_written_again_to_the_same_bytes_with_nothing_decided(run):

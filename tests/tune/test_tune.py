@@ -301,7 +301,7 @@ def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_pa
         tune(train, tmp_path / "unsaved", tiny_folder, trainer=lambda *_: None)
     for more in ({"adapter": "below"}, {"model": "embedded"}):
         settings = FilterSettings(**{"model": tiny_folder, **more})
-        with pytest.raises(UserError, match="trains over --model alone"):
+        with pytest.raises(UserError, match="starts from --model alone"):
             run_tune(str(train), tmp_path / "x", settings, TRAINING, TuneSettings(), MEASURING, trainer=trainer)
 
 

@@ -37,7 +37,7 @@ class ModelSettings(Settings):
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     # How a run is computed is no part of what it is: fields with exclude=True are not saved and may change on a resume.
     batch_tokens: int | None = Field(
-        default=None, ge=1, exclude=True, description="tokens per batch, including padding (default: depends on the device)"
+        default=None, ge=1, exclude=True, description="tokens per batch, with padding (default: by the device)"
     )
 
 
@@ -69,14 +69,14 @@ class FilterSettings(RowSettings):
         default="anchored", description="rule that sets the threshold"
     )
     value: float | None = Field(
-        default=None, allow_inf_nan=False, description="fixed: the threshold; share: the share of rows to quarantine, 0 to 1"
+        default=None,
+        allow_inf_nan=False,
+        description="fixed: the threshold; share: share of rows to quarantine, 0 to 1",
     )
     alpha: float = Field(
         default=10.0, allow_inf_nan=False, description="A1: log-likelihood gain above which two groups are assumed"
     )
-    reference: str | None = Field(
-        default=None, description="file of known-good rows to add to the good anchors"
-    )
+    reference: str | None = Field(default=None, description="file of known-good rows to add to the good anchors")
     force: bool = Field(default=False, description="continue with a model that is not aligned")
     engine: Literal["local", "ray"] = Field(
         default="local",
@@ -117,7 +117,7 @@ class TuneSettings(Settings):
         description="NAME[:key=value,…]: what keeps the model safe (gradshield defenses lists them)",
     )
     task: str = Field(
-        default="held-out", description="utility measure: held-out (loss on held-out rows), or the name or file of a task"
+        default="held-out", description="utility measure: held-out (loss on held-out rows), or a task's name or file"
     )
     max_asr: str = Field(
         default="0.05",
@@ -140,7 +140,7 @@ class TuneSettings(Settings):
     )
     literal: bool = Field(
         default=False,
-        description="alg. 1 as printed: the first model need not be useful, line 12 drops the rows of lowest score, and "
+        description="alg. 1 as printed: the first model need not be useful, line 12 drops rows of lowest score, and "
         "the attack success rate is compared instead of its interval",
     )
     trainer_command: str | None = Field(

@@ -169,7 +169,7 @@ def refuse_links(folder: Path) -> None:
             file = Path(place, name)
             mode = file.lstat().st_mode
             if stat.S_ISLNK(mode) and not Path(os.path.realpath(file)).is_relative_to(home):
-                raise UserError(f"{file}: a symbolic link that leads out of the run folder; remove it, or choose another -o")
+                raise UserError(f"{file}: a symbolic link out of the run folder; remove it, or choose another -o")
             if stat.S_ISLNK(mode) and not os.path.exists(file):  # a loop, say
                 raise UserError(f"{file}: a symbolic link that leads nowhere; remove it, or choose another -o")
             if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

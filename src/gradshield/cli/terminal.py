@@ -46,7 +46,7 @@ def summary_table(summary: FilterSummary, out: Path) -> None:
     console.print(table)
     if summary.probes.grade == "weak":
         refused = f"{summary.probes.refused} of {summary.probes.of}"
-        console.print(f"warning: this model refuses only {refused} probes, so its scores are less certain", style="bold")
+        console.print(f"warning: this model refuses only {refused} probes, so scores are less certain", style="bold")
     if summary.trl_note:
         console.print(f"note: {safe(summary.trl_note, 500)}", soft_wrap=True)
     console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)

@@ -100,7 +100,7 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
     except Refused as error:
         raise UserError(f"the chat template refuses the request: {error}") from None
     if len(text) > LONGEST:
-        raise UserError(f"the chat template writes {len(text):,} characters for one request; pass another with --chat-template")
+        raise UserError(f"the chat template writes {len(text):,} characters for one request; set --chat-template")
     try:
         return tokenize(tokenizer, text + form.closing)[0]
     except Untokenized as error:

@@ -131,7 +131,7 @@ def _received(link: Connection) -> list[Any]:
     try:
         done, result = link.recv()
     except EOFError:
-        raise UserError("a process that encodes rows was killed, probably for lack of memory; run the command again") from None
+        raise UserError("a process that encodes rows was killed, probably out of memory; run it again") from None
     if not done:
         raise result
     return result

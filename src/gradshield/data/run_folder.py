@@ -185,7 +185,7 @@ def open_run(out: Path, plan: RunPlan, free: Collection[str] = ()) -> Iterator[N
         out.mkdir(parents=True, exist_ok=True)
     with run_lock(out):
         if find_run(out, plan, Saved, free):
-            raise UserError(f"{out}: another command has just finished this run; run the same command to see the result")
+            raise UserError(f"{out}: another command has just finished this run; run it again to see the result")
         with catch_write_errors(out):
             write_run(out, plan.as_dict())
         yield

@@ -118,7 +118,7 @@ def check_defense(defense: Defense, context: DefenseContext, options: Any) -> No
     if "adapter" in defense.needs and context.training.method != "lora":
         raise UserError(f"--defense {defense.name} changes a LoRA adapter: use it with --method lora")
     if "base model" in defense.needs and context.settings.quantize:
-        raise UserError(f"--defense {defense.name} compares weights, which are not quantised: leave out --quantize")
+        raise UserError(f"--defense {defense.name} compares unquantised weights: leave out --quantize")
     if isinstance(options, SafeRows):
         context.safe_rows(options)
     defense.check(context, options)

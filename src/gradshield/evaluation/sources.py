@@ -79,7 +79,7 @@ def _requests(name: str, bundled: str, known: dict[str, PublicSet]) -> list[str]
     elif expanded(name).is_file():
         found = read_requests(expanded(name))
     else:
-        raise UserError(f"{name}: no such file, nor a set known by that name (bundled, {', '.join(known)})")
+        raise UserError(f"{name}: not a file, and not a known set (bundled, {', '.join(known)})")
     if not found:
         raise UserError(f"{name}: holds no requests")
     return found

@@ -154,7 +154,7 @@ def shapes_of(file: Path) -> Shapes:
         raise UserError(f"{file}: {what}") from None
     if empty := [name for name, shape in shapes.items() if 0 in shape]:
         raise UserError(
-            f"{file}: {shown(empty)} is empty, as DeepSpeed's ZeRO-3 saves a shard; gather the weights when saving "
+            f"{file}: {shown(empty)} is empty, as in a shard of DeepSpeed's ZeRO-3; gather the weights when saving "
             "(stage3_gather_16bit_weights_on_model_save)"
         )
     return shapes

@@ -63,7 +63,7 @@ def gguf_header(path: Path) -> Header:
     _refuse_scaled_positions(path, header.values)
     end, tokens = (header.values.get(f"tokenizer.ggml.{name}") for name in ("eos_token_id", "tokens"))
     if isinstance(end, int) and isinstance(tokens, int) and not 0 <= end < tokens:
-        raise UserError(f"{path}: its end token is number {end}, but it has {tokens} tokens")
+        raise UserError(f"{path}: its end token has number {end}, but it has only {tokens} tokens")
     return header
 
 
@@ -75,7 +75,7 @@ def _refuse_scaled_positions(path: Path, values: dict[str, Any]) -> None:
         factor = values.get(key)
         if factor not in (None, 0, 1) and kind != "none" and architecture != "gpt-oss":  # whose scaling it does read
             raise UserError(
-                f"{path}: {key} = {factor} is left out by transformers, which gives another model; use its safetensors"
+                f"{path}: {key} = {factor} is ignored by transformers, which changes the model; use its safetensors"
             )
 
 

@@ -59,7 +59,9 @@ def linear_hooks(
                 shape = (x.shape[0], x.shape[1])
             rows, length = shape
             if len(x) != (rows if x.ndim > 2 else rows * length):
-                raise UserError(f"{name} is given some tokens of the batch only: gradients can't score such experts")
+                raise UserError(
+                    f"{name} sees only some tokens of the batch: gradient scores don't work with such experts"
+                )
             watch(name, x, output, lambda v: v.reshape(rows, -1, v.shape[-1]))
 
         return hook

@@ -175,7 +175,7 @@ def load_model(
         folders = [ADAPTER, *folders]
     if quantize and len(folders) > 1:  # which can't be merged, and PEFT silently drops one that lies over another
         raise UserError(
-            f"--quantize {quantize}: only one adapter can lie over quantised weights, not "
+            f"--quantize {quantize}: quantised weights support only one adapter, not "
             f"{' and '.join(map(str, folders))}: leave out --quantize, or merge the lower one into its base"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -212,7 +212,9 @@ def _through_adapters(name: str, code: bool) -> tuple[str, list[str]]:
         if not (folder / CONFIG).is_file():
             break
         if folder.resolve() in seen:
-            raise UserError(f"{folder / CONFIG}: it is its own base model; pass --model BASE --adapter {folder}")
+            raise UserError(
+                f"{folder / CONFIG}: it names itself as its base model; pass --model BASE --adapter {folder}"
+            )
         seen.add(folder.resolve())
         adapters.insert(0, name)
         name = base_of(folder)
@@ -233,7 +235,7 @@ def _source(name: str, trust_remote_code: bool) -> tuple[dict[str, Any], Shapes,
         raise UserError(f"{name}: {state}")
     folder = local_folder(name, code=trust_remote_code)
     if not (folder / "config.json").is_file():
-        raise UserError(f"model {folder}: no config.json in it, so not a model saved by transformers")
+        raise UserError(f"model {folder}: not a model saved by transformers (it has no config.json)")
     weights = weight_files(folder)
     shapes = {key: shape for of_file in weights.values() for key, shape in of_file.items()}
     files = [*weights, *text_files(folder, code=trust_remote_code)]

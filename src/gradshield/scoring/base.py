@@ -110,7 +110,9 @@ class Context:
         """Every row of the file. Ask for it inside of what `cached` makes: a worker does not have it."""
         self._declared("whole file")
         if self.rows is None:
-            raise UserError(f"{self.scorer.name}: what was fitted on this file is gone from the cache; filter it again")
+            raise UserError(
+                f"{self.scorer.name}: the state fitted on this file is no longer in the cache; filter the file again"
+            )
         return self.rows
 
     def cached(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

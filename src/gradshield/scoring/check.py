@@ -69,7 +69,7 @@ def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
     check = check_alignment(model, settings.probes)
     if check.grade == "not aligned" and not settings.force:
         raise UserError(
-            f"{model.name} refuses only {sum(check.refused)} of {len(check.refused)} probes, so it can't tell what "
+            f"{model.name} refuses only {sum(check.refused)} of {len(check.refused)} probes, so it can't show what "
             "breaks alignment: use an aligned model (gradshield check shows more; --force continues anyway)"
         )
     return check

@@ -78,7 +78,7 @@ def _on_cluster(
         cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         cores = [count for count in cores if count]  # a head often lends none
         if not gpus and not cores:
-            raise UserError("--engine ray: the cluster has neither a GPU nor a CPU to lend")
+            raise UserError("--engine ray: the cluster has no free GPU or CPU")
         count = min(workers or gpus or len(cores), len(blocks))
         each: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(cores) // ceil(count / len(cores)))}
         found = ray.data.from_arrow(blocks).map_batches(

@@ -53,10 +53,10 @@ def open_explainer(saved: SavedRun) -> Explainer:
         settings = FilterSettings(**saved.settings)
     except ValidationError as error:
         name = error.errors()[0]["loc"][0]
-        raise UserError(f"the run's setting {name!r} is of another version of GradShield; filter again") from None
+        raise UserError(f"the run's setting {name!r} is from another version of GradShield; filter again") from None
     model = load_settings_model(settings)
     if model.fingerprint != saved.model.fingerprint:
-        raise UserError(f"{model.name}: not the model of this run any more (its files differ); filter again")
+        raise UserError(f"{model.name}: the model's files have changed since this run; filter again")
     check = require_aligned(model, settings)
     scorer, _ = find_scorer(settings.scorer)
     own_safe = known_good(model, settings, scorer.needs)

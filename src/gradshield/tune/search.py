@@ -104,7 +104,7 @@ def search(
         if trial.safe and trial.useful:
             return outcome(trial, "safe and useful")
         lo, up, number = (below, up, number + 1) if trial.safe else (lo, below, number + 1)
-    closed = "the search closed without a model that is both safe and useful"
+    closed = "the search ended without a model that is both safe and useful"
     return outcome(None, closed if lo else "no row is left to train on")
 
 

@@ -33,8 +33,8 @@ EXAMPLES = 100  # of each kind
 class LarfOptions(NoOptions):
     """Where states are read."""
 
-    layer: int | None = Field(default=None, ge=0, description="decoder block that is read (default: the sensitive one)")
-    alpha: float = Field(default=0.2, gt=0, lt=1, description="how far a block's contribution is scaled to find it")
+    layer: int | None = Field(default=None, ge=0, description="decoder block to read (default: the most sensitive one)")
+    alpha: float = Field(default=0.2, gt=0, lt=1, description="factor on a block's contribution, to find that block")
 
 
 def prepare(context: Context, options: LarfOptions) -> Prepared:

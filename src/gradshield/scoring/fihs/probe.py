@@ -65,7 +65,7 @@ def paper_tokens(tokenizer) -> tuple[int, int]:
         single = [form[-1] for form in forms if len(form) == 1 or tokenizer.decode(form[:-1]).strip() == ""]
         ids.append(single[0] if single else forms[0][0])
     if ids[0] == ids[1]:
-        raise UserError('"I" and "Sure" begin with the same token in this tokenizer, so there is no S to read off it')
+        raise UserError('"I" and "Sure" begin with the same token in this tokenizer, so S is not defined')
     return ids[0], ids[1]
 
 
@@ -80,7 +80,7 @@ def own_tokens(model: Model, refused: Sequence[str], harmless: Sequence[str]) ->
     safe = ((refusing > 0.05) & (refusing > 4 * complying)).nonzero().flatten().tolist()
     unsafe = ((complying > 0.01) & (complying > 4 * refusing)).nonzero().flatten().tolist()
     if not safe or not unsafe:
-        raise UserError(f"{model.name}: refusals and answers open with the same tokens; use --scorer fihs:s=paper")
+        raise UserError(f"{model.name}: refusals and answers begin with the same tokens; use --scorer fihs:s=paper")
     return safe, unsafe
 
 
@@ -118,7 +118,7 @@ def probe_gradient(
     if tolerance is None:
         tolerance = 1e-2 if len(requests) <= 16 else 3e-2
     if not model.linears:
-        raise UserError(f"{model.name}: no Linear is found whose gradient could be taken: use --scorer intent")
+        raise UserError(f"{model.name}: no Linear layer with a gradient was found: use --scorer intent")
     inputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
     outputs: dict[str, list[Tensor]] = {name: [] for name in model.linears}
 
@@ -132,7 +132,9 @@ def probe_gradient(
             logits = logits_at(model, ids[None], torch.tensor([0]), torch.tensor([len(ids) - 1]))
             score(logits[0]).backward()
     if not any(inputs.values()):  # as of kernels that know none
-        raise UserError(f"{model.name}: its Linears give no gradient: use --scorer intent, or load it unquantised")
+        raise UserError(
+            f"{model.name}: its Linear layers give no gradient: use --scorer intent, or load it unquantised"
+        )
     factors = {}
     for name, module in model.linears.items():
         if not inputs[name]:  # no token of the probes is routed to it, or nothing calls it: zero, so rank 0
