@@ -87,7 +87,7 @@ def test_what_fails_is_said_and_the_next_row_is_still_explained(run, monkeypatch
     monkeypatch.setattr("gradshield.screen.explain.explain_row", lambda *_: 1 / 0)
     state, words = explained(review, 2)
     assert state == "failed" and "ZeroDivisionError" in words
-    assert "It could not be explained: ZeroDivisionError" in render_review(review, "/", {"row": "2"})
+    assert "The score could not be explained: ZeroDivisionError" in render_review(review, "/", {"row": "2"})
     monkeypatch.undo()
 
 

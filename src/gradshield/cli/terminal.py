@@ -37,7 +37,7 @@ def summary_table(summary: FilterSummary, out: Path) -> None:
     threshold = summary.threshold
     value = "none: nothing is removed" if threshold.value is None else f"{threshold.value:+.2f}"
     table.add_row("threshold", f"{value} ({threshold.rule})")
-    table.add_row("how sure", safe(threshold.note, 300))
+    table.add_row("reliability", safe(threshold.note, 300))
     if threshold.good_lost is not None and threshold.harmful_kept is not None:
         lost, kept = about(threshold.good_lost), about(threshold.harmful_kept)
         table.add_row("expected errors", f"{lost} harmless rows quarantined, {kept} harmful rows kept")

@@ -213,7 +213,7 @@ def _notes(chart: Histogram, line: float | None, anchors: bool) -> list[str]:
     elif line is None and threshold > 0:
         notes.append("There is no threshold line: nothing is removed.")
     if chart.log:
-        notes.append("The scale of rows is logarithmic, so that few rows beside many stay visible.")
+        notes.append("The scale of rows is logarithmic, so that small groups stay visible.")
     for count, side in zip(chart.outside(), ("below", "above")):
         if count:
             rows = "1 row lies" if count == 1 else f"{count:,} rows lie"
