@@ -34,7 +34,9 @@ class LarfOptions(NoOptions):
     """Where states are read."""
 
     layer: int | None = Field(default=None, ge=0, description="decoder block to read (default: the most sensitive one)")
-    alpha: float = Field(default=0.2, gt=0, lt=1, description="factor on a block's contribution, to find that block")
+    alpha: float = Field(
+        default=0.2, gt=0, lt=1, description="factor on each block's contribution in the search for the block"
+    )
 
 
 def prepare(context: Context, options: LarfOptions) -> Prepared:
