@@ -1,4 +1,4 @@
-"""A limit on computing that others' code decides on, such as a chat template's loops."""
+"""A time limit for computation that foreign code controls, such as the loops of a chat template."""
 
 import signal
 import threading
@@ -9,9 +9,9 @@ from typing import Any
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in its block after so many seconds of this process's computing.
+    """Raises TimeoutError in its block after so many seconds of CPU time.
 
-    It stops Python code only, and only in the main thread; elsewhere there is no limit.
+    It interrupts Python code only, and only in the main thread; in other threads there is no limit.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield

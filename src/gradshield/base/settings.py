@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 
 class Settings(BaseModel):
-    """Frozen fields with a description each, which `help` shows."""
+    """Frozen fields, each with a description that `help` shows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,7 +20,7 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """Which model, and how it is loaded."""
+    """The model, and how it is loaded."""
 
     model: str = Field(
         default="embedded", description='Hub id, local folder, .gguf file, adapter folder, or "embedded"'
@@ -59,7 +59,7 @@ class RowSettings(ModelSettings):
 
 
 class FilterSettings(RowSettings):
-    """How rows are scored and decided about."""
+    """How rows are scored, and which rows are quarantined."""
 
     scorer: str = Field(
         default="intent", description="NAME[:key=value,…]: how rows are scored (gradshield scorers lists them)"
@@ -165,22 +165,22 @@ class TuneSettings(Settings):
         return text
 
     def highest_asr(self, base: float) -> float:
-        """The attack success rate, or the end of its interval, that is accepted where the base model's is `base`."""
+        """The highest attack success rate (or upper end of its interval) that is accepted, given the base model's."""
         return base + float(self.max_asr) if self.max_asr.startswith("+") else float(self.max_asr)
 
     def lowest_utility(self, base: float) -> float:
-        """The utility that is accepted where the base model has `base`."""
+        """The lowest utility that is accepted, given the base model's."""
         relative = self.min_utility.startswith("base")
         return base + float(self.min_utility[4:] or 0) if relative else float(self.min_utility)
 
 
 def complaint(error: ValidationError) -> str:
-    """What is wrong with the first wrong setting."""
+    """The message for the first wrong setting."""
     return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def _number(text: str) -> float:
-    """The number that the text says; NaN where it says none."""
+    """The number in the text; NaN if it is not a number."""
     try:
         return float(text)
     except ValueError:

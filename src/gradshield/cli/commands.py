@@ -22,7 +22,7 @@ from gradshield.evaluation.config import EvaluationSettings
 
 
 class _Stopped(Exception):
-    """Ctrl-C, which typer would swallow."""
+    """Ctrl-C as an exception that typer does not swallow."""
 
 
 class _Commands(TyperGroup):
@@ -70,7 +70,7 @@ def show_version(
 
 
 def _command(*kinds: type[BaseModel], name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a function a command that has the settings of these kinds."""
+    """Makes a function a command that takes the settings of these kinds as flags."""
     return lambda function: app.command(name, epilog=more_settings(*kinds))(flags_of(*kinds)(function))
 
 
@@ -288,7 +288,7 @@ def evaluate(
 ) -> None:
     """Measure how safe and how useful a model is.
 
-    Figures have intervals, and every answer is kept for reading.
+    Figures come with intervals, and all answers are saved.
     """
     settings, of = settings_of(context, EvaluationSettings, RowSettings, flags=flags)
     from gradshield.evaluation.eval_once import evaluate_model
@@ -345,7 +345,7 @@ def demo(out: OutOption = Path("demo-run")) -> None:
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one line on stderr and exit code 2."""
+    """Runs the command line. A UserError becomes one line on stderr and exit code 2."""
     try:
         if processes() > 1 and sys.argv[1:2] != ["tune"]:
             if not is_first():

@@ -35,7 +35,7 @@ class LarfOptions(NoOptions):
 
     layer: int | None = Field(default=None, ge=0, description="decoder block to read (default: the most sensitive one)")
     alpha: float = Field(
-        default=0.2, gt=0, lt=1, description="factor on each block's contribution in the search for the block"
+        default=0.2, gt=0, lt=1, description="relative change of a block's contribution in the search for the layer"
     )
 
 
