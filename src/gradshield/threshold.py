@@ -20,7 +20,7 @@ OUTLIERS = 0.02  # a1 warns of a group with a smaller share of the rows
 
 @dataclass(frozen=True)
 class Threshold:
-    """Rows whose score is at or above `value` are quarantined; infinite where nothing is to be removed."""
+    """Rows whose score is at or above `value` are quarantined. `value` is infinite if nothing is to be removed."""
 
     value: float
     rule: str
@@ -31,8 +31,9 @@ class Threshold:
 
 
 def is_kept(scores: np.ndarray, value: float) -> np.ndarray:
-    """bool [rows]: the score is below the threshold `value`. A row at it is quarantined, and one without a score (NaN)
-    is not kept."""
+    """bool [rows]: whether the score is below the threshold `value`. A score equal to it is quarantined, and a row
+    without a score (NaN) is not kept.
+    """
     return scores < value
 
 
@@ -98,7 +99,7 @@ def _doubts(finite: np.ndarray, value: float, smaller: int | None = None) -> str
 
 
 def fixed(value: float) -> Threshold:
-    """The threshold that the user names."""
+    """The threshold that the user gives."""
     return Threshold(value, "fixed", "set by hand")
 
 

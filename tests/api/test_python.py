@@ -163,7 +163,7 @@ def test_help_shows_arguments_and_every_setting():
     assert repr(gradshield.screen) == "<function gradshield.screen(rows, …)>"
     assert (
         "screen(rows, *settings, out='run', preset=None, **named)" in shown
-        and "returns a finished one at once" in shown
+        and "returns a finished one immediately" in shown
     )
     for settings in (gradshield.FilterSettings, gradshield.EvaluationSettings):
         shown = pydoc.plaintext.document(settings)

@@ -118,7 +118,7 @@ def check(*settings: ModelSettings | PathLike, probes: PathLike | None = None, *
 
 
 def explain(run: Run | PathLike, row: int) -> "Explanation":
-    """Explains the score of row number `row` (from 1) of a run of `screen`: signals, tokens, modules, nearest probes."""
+    """Explains the score of row number `row` (from 1) of a `screen` run: signals, tokens, modules, nearest probes."""
     from gradshield.screen.explain import explain as explain_row
 
     return explain_row(run.folder if isinstance(run, Run) else Path(run), row)

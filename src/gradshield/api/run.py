@@ -46,7 +46,7 @@ class Run(Generic[S]):
 
     @cached_property
     def paths(self) -> dict[str, Path]:
-        """Paths of the existing files: kept, quarantined, set_aside, scores, report, train (a script) and model (tune)."""
+        """Paths of the existing files: kept, quarantined, set_aside, scores, report, train (a script), model (tune)."""
         found = {name: rows_file(self.folder, name) for name in VERDICTS}
         found |= {name: self.folder / file for name, file in _FILES.items()}
         if isinstance(self.summary, TuneSummary):  # a search, whose scores are those of its screening

@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """The loss is no longer finite after `steps` steps of training. If several processes train, all of them raise it."""
+    """The loss is no longer finite after `steps` training steps. If several processes train, all of them raise it."""
 
     def __init__(self, message: str, steps: int = 0) -> None:
         super().__init__(message)

@@ -46,7 +46,7 @@ _LONGEST_CLOSING = 80  # characters: a bound, since a search for the end of a li
 def to_conversation(
     record: dict, layout: str, columns: dict[str, str] | None = None, trainer: str = "trl"
 ) -> Conversation | str:
-    """The record as the trainer reads it, or the reason to set its row aside."""
+    """The record as the trainer reads it, or the reason to set the row aside."""
     rules = RULES[trainer]
     try:
         if layout == "mapped":
@@ -71,7 +71,7 @@ def to_conversation(
 
 
 def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules: Rules) -> None:
-    """Raises SetAside if a trainer could read something else in the record than the conversation."""
+    """Raises SetAside if a trainer could read other content from the record than this conversation."""
     filled = {name: value for name, value in record.items() if not is_missing(value) and value not in ("", [], {})}
     for name in _TOKENS:
         if isinstance(filled.get(name), list):
@@ -88,7 +88,7 @@ def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules:
 
 
 def _refuse_what_stops_trl(record: dict) -> None:
-    """Raises SetAside where TRL fails on the row, or on every row of a file that holds it."""
+    """Raises SetAside if TRL fails on the row, or on every row of a file that contains it."""
     for name, what in _BY_PRESENCE.items():
         if name in record:
             raise SetAside(f"column {name}: TRL takes it for {what}, whatever it holds; drop or rename it")
@@ -102,7 +102,7 @@ def _refuse_what_stops_trl(record: dict) -> None:
 
 
 def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Conversation]]:
-    """(what is read, the conversation) for all that could be read in the record but for the layout itself."""
+    """(name, conversation) for everything that could be read from the record besides its layout."""
     others = [(other, other, record) for other in LAYOUTS if other != layout]
     for column, other, first in _SECOND:
         without = {name: value for name, value in record.items() if name != first}
@@ -132,7 +132,7 @@ def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Co
 
 
 def _reads_text(record: dict, layout: str) -> bool:
-    """Whether TRL takes `text` for what is to be trained on, since it finds nothing else that it knows."""
+    """Whether TRL would train on `text`, because it finds no other column that it knows."""
     return "text" in record and layout not in _TURN_LISTS and not {"prompt", "completion"} <= set(record)
 
 

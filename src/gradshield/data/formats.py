@@ -53,7 +53,7 @@ _RESERVED = {  # what apply_chat_template takes besides a template's variables: 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a model is trained on in one row: turns, or plain text."""
+    """The training data of one row: turns, or plain text."""
 
     messages: tuple[Message, ...]  # empty when `text` is used
     text: str | None = None  # the loss is on every token
@@ -62,7 +62,7 @@ class Conversation:
 
 
 class NoAnswer(SetAside):
-    """No assistant turn, so that nobody trains on these turns."""
+    """There is no assistant turn, so no trainer trains on these turns."""
 
 
 def detect_layout(records: Sequence[dict], columns: dict[str, str] | None = None) -> str | None:
@@ -81,7 +81,7 @@ def detect_layout(records: Sequence[dict], columns: dict[str, str] | None = None
 
 
 def read_layout(record: dict, layout: str, rules: Rules) -> Conversation:
-    """The record read by one layout, whatever else is in it. Raises SetAside."""
+    """The record read in one layout, whatever else it contains. Raises SetAside."""
     if layout == "text":
         if rules.verbatim:  # TRL parses these whatever the layout
             _tools(record, rules)
@@ -94,7 +94,7 @@ def read_layout(record: dict, layout: str, rules: Rules) -> Conversation:
 
 
 def checked_conversation(messages: list[Message], tools: list | None) -> Conversation:
-    """The conversation, if there is something in it to train on and to answer."""
+    """The conversation, if it contains a request and something to train on."""
     answers = [message for message in messages if message.role == "assistant"]
     if not answers:
         raise NoAnswer("no assistant turn")
@@ -132,7 +132,7 @@ def _as_prompt(messages: list[Message], rules: Rules) -> list[Message]:
 
 
 def _asked(record: dict, key: str) -> Any:
-    """The prompt; an instruction with its input or context, where there is one."""
+    """The prompt; for an instruction, with its input or context."""
     more = _first(record, ("input", "context")) if key == "instruction" else None
     if more is None or is_missing(record[more]) or is_missing(record[key]):
         return record[key]
@@ -192,7 +192,7 @@ def _transcript(body: str) -> list[Message]:
 
 
 def _list(record: dict, column: str) -> list:
-    """The list in a column, also as JSON text; empty where there is none."""
+    """The list in a column, which may be JSON text; empty if there is none."""
     value = parse_cell(record.get(column))
     if is_missing(value) or value == "":
         return []
@@ -231,7 +231,7 @@ def _with_system(record: dict, messages: list[Message]) -> list[Message]:
 
 
 def _first(record: dict, names: Sequence[str]) -> str | None:
-    """The first of these columns that the record has, filled if any of them is."""
+    """The first of these columns in the record; a non-empty one if there is any."""
     there = [name for name in names if name in record]
     return next((name for name in there if not is_missing(record[name])), there[0] if there else None)
 

@@ -22,14 +22,14 @@ _blank = re.compile(r"[ \t\n\r]*").match
 
 
 class Frame(NamedTuple):
-    """What stands around the rows in a file."""
+    """The text of a file before and after its rows."""
 
     head: bytes  # through the `[`
     tail: bytes  # from the `]`
 
 
 class _Window:
-    """The text of a stream from `mark` on; `at` is the place that is read next."""
+    """The text of a stream from `mark` on; `at` is the next position to read."""
 
     def __init__(self, stream: BinaryIO, name: str, before: bytes = b""):
         self.stream, self.name = stream, name
@@ -39,7 +39,7 @@ class _Window:
         self._left = len(before.rpartition(b"\n")[2].decode("utf-8", "surrogateescape"))  # of text[0] in its line
 
     def grow(self) -> bool:
-        """Drops what lies before the mark and reads on. False at the end of the file."""
+        """Drops the text before the mark and reads on. False at the end of the file."""
         if self.ended:
             return False
         dropped = self.text[: self.mark]
@@ -73,7 +73,7 @@ class _Window:
         return taken
 
     def expect(self, marks: str, keep: bool = False) -> str:
-        """The one of `marks` that is the next character; the place is moved behind it."""
+        """The next character, which must be one of `marks`; moves past it."""
         found = self.next(keep)
         if not found:
             raise self.broken("the file ends too early", self.at)
@@ -83,7 +83,7 @@ class _Window:
         return found
 
     def value(self) -> Any:
-        """The JSON value that starts here; the place is moved behind it."""
+        """The JSON value that starts here; moves past it."""
         while True:
             length = len(self.text)
             if length - self.mark > 1 << 20 and sum(self.text.count(c, self.mark) for c in ",[{") > 2 * MAX_VALUES:
@@ -132,7 +132,7 @@ def read_array(path: PurePath, name: str) -> Iterator[tuple[int, bytes]]:
 
 
 def read_frame(path: PurePath, name: str) -> Frame:
-    """What stands around the rows; raises what `read_array` raises."""
+    """The text before and after the rows. Raises the errors of `read_array`."""
     with open_bytes(path) as stream:
         window = _Window(stream, name)
         if _start(window, keep=True) == "{":

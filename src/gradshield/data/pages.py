@@ -135,7 +135,7 @@ def _plain_type(kind: Any) -> Any:
 
 
 def weight(batch: Any) -> int:
-    """Bytes that the batch comes to without dictionaries, roughly."""
+    """Approximate size of the batch in bytes without dictionaries."""
     return sum(map(_weight, batch.columns))
 
 

@@ -1,4 +1,4 @@
-"""The format of a file, detected from its bytes: names lie (a `.jsonl` that is one array, a `.json` of JSON lines)."""
+"""The format of a file, detected from its bytes, since names can be wrong (a `.jsonl` that is one array)."""
 
 import csv
 import io
@@ -57,7 +57,7 @@ def plain_name(name: str) -> str:
 
 
 def suffix(name: str) -> str:
-    """The lower-case suffix that speaks of the format: `.jsonl` for `a.JSONL.gz`."""
+    """The lower-case suffix that indicates the format: `.jsonl` for `a.JSONL.gz`."""
     return PurePath(plain_name(name)).suffix.lower()
 
 

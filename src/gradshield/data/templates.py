@@ -35,7 +35,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """What is known about one chat template, whatever the row."""
+    """The properties of one chat template that do not depend on the row."""
 
     template: str  # the tokenizer's own, as used at inference
     training: str | None  # with {% generation %} markers: its own, or TRL's training version, or None

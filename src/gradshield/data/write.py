@@ -134,7 +134,7 @@ def _judged(
     counts: Counter[str],
     advance: Advance,
 ) -> Iterator[tuple[str, Row]]:
-    """The rows of one file that are kept or quarantined, with their verdict; others go to `log`."""
+    """The rows of one file that are kept or quarantined, with their verdict; the others are written to `log`."""
     for row in read_part(source, part, first):
         verdict = verdicts[row.index] if row.index < len(verdicts) else None
         if verdict not in VERDICTS:
@@ -228,7 +228,7 @@ def _write_parquet(source: Source, part: int, verdicts: Sequence[str], outs: Map
 
 
 def _flush(held: list, writer: Any) -> None:
-    """Writes what is held as one row group."""
+    """Writes the collected rows as one row group."""
     import pyarrow
 
     if held:

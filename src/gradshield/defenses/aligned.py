@@ -1,4 +1,4 @@
-"""The model under a defense that changes the alignment: made by our own recipe, once, and kept in the cache."""
+"""The model under a defense that changes the alignment: aligned once with our recipe, and cached."""
 
 import hashlib
 import json

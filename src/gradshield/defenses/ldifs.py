@@ -26,7 +26,7 @@ from gradshield.training.interventions import Batch, Hooks
 
 
 class Options(NoOptions):
-    """How near."""
+    """Options of `ldifs`."""
 
     rho: float = Field(default=1e-4, ge=0, description="strength of the penalty, ρ")
 

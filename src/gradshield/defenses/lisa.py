@@ -26,7 +26,7 @@ from gradshield.training.interventions import Batch, Hooks
 
 
 class Options(SafeRows):
-    """The phases and how close they stay."""
+    """The phases and the proximal term."""
 
     safe_steps: int = Field(default=2, ge=1, description="optimizer steps of a phase on safe rows")
     user_steps: int = Field(default=18, ge=1, description="optimizer steps of a phase on the user's rows")

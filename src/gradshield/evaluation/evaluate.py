@@ -23,7 +23,7 @@ from gradshield.models.refusal import refusals
 
 
 class JudgeFailed(UserError):
-    """The judge gave up; `report` is what is known without it."""
+    """The judge stopped answering; `report` holds the figures that need no judge."""
 
     def __init__(self, message: str, report: SafetyReport) -> None:
         super().__init__(message)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PublicSet:
-    """Where the records of a public set are found."""
+    """Where the records of a public set are stored."""
 
     file: str  # NAME of NAME.jsonl in GRADSHIELD_DATA
     hub: tuple[str, ...]  # arguments of datasets.load_dataset: id and perhaps configuration, or "csv" and an address

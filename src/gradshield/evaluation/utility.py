@@ -90,7 +90,7 @@ def held_out_loss(model: Model, examples: Sequence[Example], tokens: int | None 
 
 
 def _losses(model: Model, batch: Sequence[Example]) -> list[float]:
-    """Mean loss of each example."""
+    """The mean loss of each example."""
     ids, rows, positions, targets, weights = pad(batch, model.device)
     logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
     loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")

@@ -20,7 +20,7 @@ _PATTERNS = ("rank_pattern", "alpha_pattern", "layers_pattern")  # whose texts, 
 
 
 def base_of(folder: Path) -> str:
-    """The base model that an adapter's folder names. Raises UserError where it names none."""
+    """The base model that an adapter's folder names. Raises UserError if it names none."""
     base = read_config(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base or not base.isprintable():
         raise UserError(f"{folder / CONFIG}: names no base model; pass --model BASE --adapter {folder}")

@@ -33,7 +33,7 @@ class Header:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file begins as GGUF does, whatever its name is."""
+    """Whether the file starts like a GGUF file, whatever its name."""
     try:
         if not path.is_file():  # a pipe's opening never ends
             return False
@@ -123,7 +123,7 @@ def apply_rope_factors(net: Any, path: Path) -> None:
 
 
 class _Reader:
-    """Reads a stream of known size from its start; anything beyond its end is a ValueError."""
+    """Reads a stream of known size from its start. Reading past its end is a ValueError."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self.stream, self.size = stream, size

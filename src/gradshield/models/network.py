@@ -28,7 +28,7 @@ _PACKED = 16  # elements at most that a quantised checkpoint packs into one
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silences the progress bars, warnings and notices of libraries while a model loads; errors are raised anyway."""
+    """Silences progress bars, warnings and notices of libraries while a model loads. Errors are still raised."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -185,7 +185,7 @@ def check_config(name: str, folder: Path) -> None:
 
 
 def check_complete(name: str, net: Any, info: dict[str, Any]) -> None:
-    """Raises UserError for tensors that transformers made up, would not take or dropped."""
+    """Raises UserError for tensors that transformers invented, rejected or dropped."""
     if wrong := sorted(info["mismatched_keys"]):
         key, found, wanted = wrong[0]
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -240,7 +240,7 @@ def _left_over(name: str, left: set[str], net: Any) -> str:
 
 
 def _dropped(net: Any, shapes: Shapes) -> set[str]:
-    """The tensors of a GGUF file that transformers' older reader has no place for, and drops without a word."""
+    """The tensors of a GGUF file that transformers' older reader silently drops."""
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     kind = net.config.get_text_config().model_type

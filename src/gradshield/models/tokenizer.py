@@ -28,7 +28,7 @@ ANSWER = 16  # tokens that must have a place behind a request
 
 @dataclass(frozen=True)
 class NamedTokenizer:
-    """A tokenizer, and how errors name it and its chat template."""
+    """A tokenizer, with the names that errors use for it and its chat template."""
 
     tokenizer: Any
     name: str
@@ -169,7 +169,7 @@ def _check_template(named: NamedTokenizer) -> None:
 
 @lru_cache(maxsize=64)
 def _check_ends(what: str, tokenizer: str | None, _changed: int, templates: tuple[str, ...], variables: str) -> None:
-    """Raises UserError where a tokenizer.json or a template does not end within its limit, or fails at that."""
+    """Raises UserError if a tokenizer.json or a template fails, or does not finish within its limit."""
     job = {"tokenizer": tokenizer, "templates": templates, "variables": json.loads(variables)}
     if not tokenizer and not templates:
         return

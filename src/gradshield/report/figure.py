@@ -28,7 +28,7 @@ INK, MUTED, KEPT, BAD, TINT = _INKS
 
 @dataclass(frozen=True)
 class Drawing:
-    """The two SVG elements, and what a reader must know that the bars can't say."""
+    """The two SVG elements, and notes that the bars can't show."""
 
     wide: str
     narrow: str
@@ -86,7 +86,7 @@ def draw(figure: Callable[[Size], Figure], label: str, notes: tuple[str, ...] = 
 
 
 def spark(values: np.ndarray, edges: np.ndarray, threshold: float) -> str:
-    """A histogram as small as a word: bars over `edges`, dashed where the threshold lies."""
+    """A word-sized histogram: bars over `edges`, with a dashed line at the threshold."""
     values = values[np.isfinite(values)]
     counts = rows_in(values, edges)
     width, height = 100 / len(counts), 20.0

@@ -129,7 +129,7 @@ def history(out: Path, row: int) -> list[tuple[Decision, Decision | None]]:
 
 
 def version(out: Path) -> int:
-    """The number of the latest entry: it grows with every change."""
+    """The number of the latest entry, which grows with every change."""
     if not (out / FILE).exists():
         return 0
     with _open(out) as db:

@@ -38,12 +38,12 @@ class AlignmentCheck:
         return "aligned" if self.share >= ALIGNED else "weak" if self.share >= WEAK else "not aligned"
 
     def refused_probes(self) -> list[str]:
-        """The probes that can be used: those that the model refuses."""
+        """The usable probes: those that the model refuses."""
         return [p for p, r in zip(self.probes, self.refused) if r]
 
 
 def check_alignment(model: Model, probes: str | None = None) -> AlignmentCheck:
-    """Lets the model answer the probes (a file, or the bundled ones) and reads S off it; cached per model."""
+    """Asks the model the probes (a file, or the bundled ones) and measures S; cached per model."""
     requests, file = read_requests(probes or ASSETS / "probes.jsonl"), check_cache_file(model, probes)
     if saved := read_cache(file):
         first = tuple((token, share) for token, share in saved.pop("first_tokens"))

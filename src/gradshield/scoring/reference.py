@@ -1,4 +1,4 @@
-"""What rows are measured with: a scorer prepared for the model, and its anchors' scores."""
+"""The reference for rows: a scorer prepared for the model, and its scores of the anchors."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The rows of a source as examples, each with its place in the file; a row that is none has its reason."""
+"""The rows of a source as examples, each with its place in the file, or the reason why it can't be encoded."""
 
 import sys
 from collections.abc import Collection, Sequence

@@ -1,4 +1,4 @@
-"""What a run of `filter` would do, and how long it would take."""
+"""Estimates what `filter` would do, and how long it would take."""
 
 import time
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The scorer of a run, built again where a worker has no more than its settings."""
+"""Rebuilds the scorer of a run on a worker, from the settings alone."""
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings

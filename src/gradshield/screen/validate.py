@@ -1,4 +1,4 @@
-"""A user's mistakes that are found before a model is loaded, most of them before torch is imported."""
+"""Checks for user errors before a model is loaded, most of them before torch is imported."""
 
 from importlib.util import find_spec
 from typing import Any

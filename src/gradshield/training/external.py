@@ -1,4 +1,4 @@
-"""A user's own trainer, such as axolotl or LLaMA-Factory, started as a command."""
+"""The user's own trainer, such as axolotl or LLaMA-Factory, run as a command."""
 
 import shlex
 import subprocess

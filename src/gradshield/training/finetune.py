@@ -1,4 +1,4 @@
-"""Fine-tuning of encoded examples with PEFT and TRL: what was scored is token for token what is trained on."""
+"""Fine-tuning of encoded examples with PEFT and TRL, on exactly the tokens that were scored."""
 
 import json
 import logging

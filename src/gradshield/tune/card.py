@@ -1,4 +1,4 @@
-"""The card of a model that a search hands out, or keeps beside its rejection."""
+"""The model card of an accepted model, or of the safest model of a rejected search."""
 
 from collections.abc import Mapping
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""What a search's models are measured at: the base model once, which sets the goal, and the model of each trial."""
+"""Measures the models of a search: the base model once, which sets the goals, and the model of each trial."""
 
 import json
 import time

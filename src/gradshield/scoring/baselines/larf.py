@@ -62,7 +62,7 @@ def prepare(context: Context, options: LarfOptions) -> Prepared:
 
 
 def sensitive_layer(model: Model, alpha: float) -> int:
-    """The block whose scaling up and down moves the mean S of scary but harmless requests most."""
+    """The block whose scaling up and down changes the mean S of scary but harmless requests most."""
     requests = read_requests(ASSETS / "scary_requests.jsonl")
     s = margin(*([token] for token in paper_tokens(model.tokenizer)))
 
