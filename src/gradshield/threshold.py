@@ -113,7 +113,7 @@ def share(scores: np.ndarray, fraction: float) -> Threshold:
     finite = np.sort(scores[np.isfinite(scores)])
     count = round(fraction * len(finite))
     value = finite[len(finite) - count] if count else np.inf
-    return Threshold(float(value), "share", f"the highest {fraction:.1%} of the rows, whatever they are")
+    return Threshold(float(value), "share", f"the highest {fraction:.1%} of the rows, whatever their scores")
 
 
 def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Threshold:

@@ -208,7 +208,7 @@ def _find_rows(window: _Window) -> Frame:
         mark = window.expect(",}", keep=True)
         before += window.take()
         if len(before) > MAX_RECORD:
-            raise too_large(f"{window.name}:{window.line}", "what stands around the rows", MAX_RECORD)
+            raise too_large(f"{window.name}:{window.line}", "text around the rows", MAX_RECORD)
         if mark == "}":
             break
     else:
@@ -219,6 +219,6 @@ def _find_rows(window: _Window) -> Frame:
         what = f"lists of rows under several keys ({', '.join(found)})" if found else "no list of rows in it"
         raise UserError(f"{window.name}: one JSON object with {what}; give an array of rows, or one row a line (jsonl)")
     if doubtful := next((key for key, may_be in others.items() if may_be), None):
-        raise UserError(f"{window.name}: {doubtful!r} beside a list of rows may be rows, too; give an array of rows")
+        raise UserError(f"{window.name}: {doubtful!r} next to a list of rows may also hold rows; give an array of rows")
     (frame,) = found.values()
     return Frame(frame.head, bytes(before))

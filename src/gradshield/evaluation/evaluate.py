@@ -41,7 +41,7 @@ def evaluate_safety(model: Model, settings: EvaluationSettings) -> SafetyReport:
     scary = scary_requests(settings.scary, settings.request_count, settings.case_seed)
     report = _attack(model, requests, settings, whole=judge is not None)
     if scary:
-        answers = generate(model, scary, settings.max_new_tokens, title="scary")
+        answers = generate(model, scary, settings.max_new_tokens, title="scary requests")
         refused = refusals(answers)
         report = replace(
             report,

@@ -48,7 +48,7 @@ def check_alignment(model: Model, probes: str | None = None) -> AlignmentCheck:
     if saved := read_cache(file):
         first = tuple((token, share) for token, share in saved.pop("first_tokens"))
         return AlignmentCheck(**{k: tuple(v) for k, v in saved.items()}, first_tokens=first)
-    flags, answers = refused(model, requests, title=f"first use of {model.name}: does it refuse?")
+    flags, answers = refused(model, requests, title=f"first use of {model.name}: checking whether it refuses")
     logits = first_logits(model, requests)
     safe, unsafe = paper_tokens(model.tokenizer)
     mean = logits.softmax(-1).mean(0)
@@ -69,7 +69,7 @@ def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
     check = check_alignment(model, settings.probes)
     if check.grade == "not aligned" and not settings.force:
         raise UserError(
-            f"{model.name} refuses only {sum(check.refused)} of {len(check.refused)} probes, so it can't show what "
-            "breaks alignment: use an aligned model (gradshield check shows more; --force continues anyway)"
+            f"{model.name} refuses only {sum(check.refused)} of {len(check.refused)} probes, so its scores can't show "
+            "what breaks alignment: use an aligned model (gradshield check shows more; --force continues anyway)"
         )
     return check
