@@ -1,7 +1,7 @@
 """`train.py` of a run folder: fine-tunes the run's model on the kept rows with TRL, whatever their layout.
 
-The rows reach TRL as tokens and labels, encoded as they were scored. So TRL needs neither a layout nor a chat template
-that it knows: the embedded model's, for one, it does not.
+The rows reach TRL as tokens and labels, encoded as they were scored. So TRL does not need to know the layout or the
+chat template (it does not know that of the embedded model, for example).
 """
 
 from collections import Counter

@@ -1,7 +1,8 @@
-"""From a suspect dataset to a fine-tuned model that is shown to be safe and useful, or to a rejection (alg. 1).
+"""From a dataset to a fine-tuned model that is measured as safe and useful, or to a rejection (alg. 1).
 
-Everything is in the run folder: `screen/` the filter's own run, `trials/` a folder a training, `trials.jsonl` a line a
-trial, `model/` what is handed out. Safe to interrupt: calling it again resumes the trial that it was in.
+Everything is in the run folder: `screen/` is the filter's own run, `trials/` has one folder per training,
+`trials.jsonl` one line per trial, and `model/` is the accepted model. Safe to interrupt: calling it again resumes the
+current trial.
 """
 
 from collections.abc import Callable, Mapping, Sequence

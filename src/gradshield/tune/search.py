@@ -1,6 +1,7 @@
-"""Algorithm 1: which rows, from the lowest score up, can be trained on without the model ceasing to refuse?
+"""Algorithm 1: how many rows, in ascending order of score, can be trained on before the model stops refusing?
 
-Pure search: training and measuring are a callable, so the same code runs an 8B model, a study, and a test without any.
+This is only the search. Training and measuring are a callable, so the same code runs with an 8B model, in a study, and
+in a test without a model.
 """
 
 from collections.abc import Callable
