@@ -51,8 +51,8 @@ def test_what_quantised_weights_can_not_be_trained_with_is_said_before_anything_
     model = load_model(tiny_folder)
     finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "adapter", TRAINING)
     for more, training, words in (
-        ({"adapter": str(tmp_path / "adapter")}, {}, "carry an adapter.*--quantize"),
-        ({"model": str(tmp_path / "adapter")}, {}, "carry an adapter.*--quantize"),
+        ({"adapter": str(tmp_path / "adapter")}, {}, "second adapter over quantised weights.*--quantize"),
+        ({"model": str(tmp_path / "adapter")}, {}, "second adapter over quantised weights.*--quantize"),
         ({}, {"method": "full"}, "--method full"),
     ):
         settings = FilterSettings(**{"model": tiny_folder, "quantize": "4bit", **more})
