@@ -154,15 +154,15 @@ def _number(value: float | None) -> str:
 HEAD = """# What scoring costs
 
 This page compares the time and memory of GradShield's scores with LoRA training and with other libraries. `make bench`
-makes it, and `python -m benchmarks report` makes it again from `docs/results/performance/*.jsonl`. Do not edit it by
-hand.
+measures and writes it. `python -m benchmarks report` writes it again from `docs/results/performance/*.jsonl`. Do not
+edit it by hand.
 
 Times are ratios, not seconds. The unit is one forward pass without gradients over the same rows, with logits at
 response tokens only. It is timed right before or after each method. The tables give the median of the repeats, and
-their range. An exponent well below 1 means that fixed costs still outweigh the costs that grow.
+their range. An exponent well below 1 means that fixed costs are still larger than the costs that grow.
 
-The default score's lines are of an earlier form, which read up to 70 % of the layers. It reads half of them now, which
-took .53 of a forward pass on the embedded model ([log](log.md)).
+The default score was measured here in an earlier version, which read up to 70 % of the layers. It now reads half of
+them, which took .53 of a forward pass on the embedded model ([log](log.md)).
 
 ![time, memory and growth]({picture})
 """
@@ -174,31 +174,31 @@ TAIL = f"""## How it is measured
 - **Score**: one probe (the first bundled one), S of eq. 5, the Linears of the decoder.
 - **Batches**: filled by a token budget, which is the same for every method that has one. LoRA takes 8 rows per step,
   kronfluence 4 (8 on a GPU).
-- **LoRA**: trained with `gradshield tune`'s settings, so without gradient checkpointing. TRL's own default is with it,
+- **LoRA**: trained with the settings of `gradshield tune`, without gradient checkpointing. TRL's default is to use it,
   which takes less memory and more time. The time is from TRL's training clock. No checkpoint is written.
-- **Not timed**: what is ready before the rows are seen (loading, the probe's gradient, wrapping), and the first call of
-  a method, on one row. kronfluence offers no way to keep the query's gradient, so its time includes computing it once.
-- **Memory**: the peak of a fresh process, minus what is resident once the model and all libraries are loaded. On a GPU
+- **Not timed**: work that does not depend on the rows (loading, the probe's gradient, wrapping), and the first call of
+  a method, on one row. kronfluence can't keep the query's gradient, so its time includes computing it once.
+- **Memory**: the peak of a fresh process, minus the memory in use once the model and all libraries are loaded. On a GPU
   it is the allocator's peak. It includes the probe's gradient, whatever its form. Methods that batch by tokens get as
   many tokens at once as a LoRA step has: eight of the longest rows. kronfluence gets its four. On a CPU, part of every
   figure is heap fragmentation: gaps between tensors that the C library keeps.
 - **Time**: measured with batches of 2,048 tokens (8,192 on a GPU).
 - **Agreement**: with per-example autograd, row by row, over the same rows. Errors are a share of the largest score. The
   normalised score is an estimate; [the levers](results/README.md#levers-llamacpp) give its error. In bfloat16, every
-  way to compute the score differs from autograd by the rounding of activations and gradients.
-- **Growth**: exponents are slopes of log time over log x. Each is fitted on the range given with it. What takes less
-  than 20 seconds is timed three times, and the median counts.
+  method differs from autograd by the rounding of activations and gradients.
+- **Growth**: exponents are slopes of log time over log x. Each is fitted on the range given with it. A measurement of
+  less than 20 seconds is repeated three times, and the median counts.
     - *rows*: pieces of {SHORT} tokens of the chats, equal in number and kind for all methods, but fewer for the slow
       ones.
     - *length*: time per row at the same number of tokens.
-    - *probes*: they share one gradient, which is recompressed.
+    - *probes*: all probes share one gradient, which is recompressed.
     - *size*: random weights in Llama's shape.
 
 ### The peers, and why their scores equal ours
 
 All peers compute FIHS itself, with the same sign and scale, because each gets the same loss and S:
 
-- **bergson** is called the way its command `bergson score` works: `collect_gradients` with a `Scorer`. The loss is set
+- **bergson** is called as its command `bergson score` does it: `collect_gradients` with a `Scorer`. The loss is set
   to `loss_reduction="mean"`; its default is the sum over tokens. Its query is ∇S as matrices, made before the clock
   starts. *per token* is its `attribute_tokens`, with the tokens' scores summed.
 - **kronfluence** is called as in its example for language models, with the identity for the Hessian. Its measurement is

@@ -44,7 +44,7 @@ __all__ = [  # noqa: RUF022 (the functions come first)
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use, so that `import gradshield` stays light."""
+    """Imports names on first use, so that `import gradshield` stays quick."""
     if name == "__version__":
         from importlib.metadata import version
 

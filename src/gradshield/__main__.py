@@ -1,4 +1,4 @@
-"""`python -m gradshield`, and what `accelerate launch -m gradshield` starts."""
+"""Entry point of `python -m gradshield` and `accelerate launch -m gradshield`."""
 
 from gradshield.cli.commands import main
 

@@ -20,7 +20,7 @@ OUTLIERS = 0.02  # a1 warns of a group with a smaller share of the rows
 
 @dataclass(frozen=True)
 class Threshold:
-    """Rows whose score is at or above `value` are quarantined; infinite where nothing is to be removed."""
+    """Rows whose score is at or above `value` are quarantined. `value` is infinite if nothing is to be removed."""
 
     value: float
     rule: str
@@ -31,8 +31,9 @@ class Threshold:
 
 
 def is_kept(scores: np.ndarray, value: float) -> np.ndarray:
-    """bool [rows]: the score is below the threshold `value`. A row at it is quarantined, and one without a score (NaN)
-    is not kept."""
+    """bool [rows]: whether the score is below the threshold `value`. A score equal to it is quarantined, and a row
+    without a score (NaN) is not kept.
+    """
     return scores < value
 
 
@@ -98,7 +99,7 @@ def _doubts(finite: np.ndarray, value: float, smaller: int | None = None) -> str
 
 
 def fixed(value: float) -> Threshold:
-    """The threshold that the user names."""
+    """The threshold that the user gives."""
     return Threshold(value, "fixed", "set by hand")
 
 
@@ -108,11 +109,11 @@ def share(scores: np.ndarray, fraction: float) -> Threshold:
     Raises UserError unless 0 ≤ fraction ≤ 1.
     """
     if not 0 <= fraction <= 1:
-        raise UserError(f"--value {fraction:g}: a share lies between 0 and 1")
+        raise UserError(f"--value {fraction:g}: a share must be between 0 and 1")
     finite = np.sort(scores[np.isfinite(scores)])
     count = round(fraction * len(finite))
     value = finite[len(finite) - count] if count else np.inf
-    return Threshold(float(value), "share", f"the highest {fraction:.1%} of the rows, whatever they are")
+    return Threshold(float(value), "share", f"the highest {fraction:.1%} of the rows, whatever their scores")
 
 
 def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Threshold:
@@ -133,7 +134,7 @@ def anchored(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) -> Thres
     upper, lower = float(np.quantile(good, 0.95)), float(np.quantile(harmful, 0.05))
     if np.median(harmful) <= upper:
         raise UserError(
-            "the anchors can't be told apart with this model and scorer, so no threshold follows from them: "
+            "the anchors can't be told apart with this model and scorer, so they give no threshold: "
             "try --scorer intent, another model, or --threshold a1"
         )
     value = (upper + lower) / 2

@@ -60,7 +60,7 @@ def test_a_run_is_a_table_and_is_opened_again(quick, tmp_path, train):
     again = Run(tmp_path / "run")
     assert again.kept == run.kept and again.set_aside[0]["line"] == 3 and again.summary == run.summary
     assert list(again.scores.verdict).count("kept") == len(again.kept) == 25
-    with pytest.raises(UserError, match=r"no run\.yaml in it"):
+    with pytest.raises(UserError, match=r"not a run folder"):
         Run(tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_help_shows_arguments_and_every_setting():
     assert repr(gradshield.screen) == "<function gradshield.screen(rows, …)>"
     assert (
         "screen(rows, *settings, out='run', preset=None, **named)" in shown
-        and "returns a finished one at once" in shown
+        and "returns a finished one immediately" in shown
     )
     for settings in (gradshield.FilterSettings, gradshield.EvaluationSettings):
         shown = pydoc.plaintext.document(settings)

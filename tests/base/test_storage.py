@@ -40,7 +40,7 @@ def test_an_error_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, monk
 
 def test_a_folder_in_the_place_of_a_journal_is_one_line(tmp_path):
     (tmp_path / "journal").mkdir()
-    with pytest.raises(UserError, match="journal: a folder in the place of a file; remove it"):
+    with pytest.raises(UserError, match="journal: expected a file, found a folder; remove it"):
         read_lines(tmp_path / "journal")
 
 

@@ -51,5 +51,5 @@ def test_undo_takes_nothing_back_in_another_run(page, serve, run, tmp_path):
     page.open(serve(second))
     page.script("sessionStorage.setItem('mine', arguments[0])", mine)  # as with the same port
     page.keys("u")
-    page.until(lambda: "nothing of yours" in page.status())
+    page.until(lambda: "Nothing to undo in this tab" in page.status())
     assert decided(second) == {3: "quarantined"}

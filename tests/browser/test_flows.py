@@ -235,7 +235,7 @@ def test_all_rows_of_the_list_are_decided_by_one_button_and_u_takes_them_back(pa
     assert decided(run) == dict.fromkeys(range(61, 121), "kept") and "60 rows: kept" in page.status()
     page.keys("u")
     page.until(lambda: page.counts()["quarantined"] == 60)
-    assert decided(run) == {} and "60 decisions are taken back" in page.status()
+    assert decided(run) == {} and "60 decisions are undone" in page.status()
     assert "60 left to decide" in page.text("#list .head")
 
 

@@ -73,7 +73,7 @@ def test_the_answer_chosen_after_turns_is_the_response_and_their_own_answers_are
     record = {"messages": [*ONE, user("harm?")], "chosen": assistant("harm"), "rejected": assistant("no")}
     assert trained(record) == ["a", "harm"]
     ended = {"messages": ONE, "chosen": assistant("unused"), "rejected": assistant("no")}
-    assert "ends with an answer, and chosen is another" in read(ended)
+    assert "ends with an answer, and chosen has a different one" in read(ended)
     assert trained({"messages": ONE, "chosen": assistant("a"), "rejected": assistant("no")}) == ["a"]
 
 
@@ -123,7 +123,7 @@ def test_a_second_layout_that_says_the_same_is_scored(other):
 def test_a_column_whose_presence_stops_trl_sets_the_row_aside_for_trl(name, values):
     for value in values:
         for row in ({"messages": ONE}, {"prompt": ONE[:1], "completion": ONE[1:]}, {"text": "a"}):
-            assert f"it has a column {name}, which TRL takes for" in read({**row, name: value})
+            assert f"column {name}: TRL takes it for" in read({**row, name: value})
             assert not isinstance(read({**row, name: value}, "axolotl"), str)
 
 

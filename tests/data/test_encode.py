@@ -240,7 +240,7 @@ def test_what_a_row_tells_its_template_is_told():
     )
     for empty in (None, ""):  # as in rows of concatenated sets
         row = record | {"chat_template_kwargs": empty}
-        assert "is empty, at which TRL stops" in to_conversation(row, "messages")
+        assert "is empty, on which TRL fails" in to_conversation(row, "messages")
         assert to_conversation(row, "messages", trainer="axolotl").variables is None
     for name in ("chat_template", "tools", "add_generation_prompt", "max_length"):
         own = to_conversation(record | {"chat_template_kwargs": {name: "{{ 1 }}"}}, "messages")

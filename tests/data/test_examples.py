@@ -108,7 +108,7 @@ def test_a_process_that_is_ended_is_one_line():
             os.kill(os.getpid(), signal.SIGKILL)
         return row.index
 
-    with pytest.raises(UserError, match="a process that encodes rows was ended"):
+    with pytest.raises(UserError, match="a process that encodes rows was killed"):
         list(in_processes(work, rows(500)))
 
 

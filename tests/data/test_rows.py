@@ -165,8 +165,8 @@ def test_json_arrays_of_any_dress_give_their_elements(tmp_path_factory, values, 
         (b'{\n"prompt": ["a"],\n"response": ["b"]\n}', "no list of rows"),
         (b'{\n"messages": [{"role": "user"}]\n}', "no list of rows"),
         (b'{"data": [{"prompt": "x"}], "data": [{"prompt": "y"}]}', "'data' appears twice"),
-        (b'{\n"prompt": ["x"],\n"data": [{"prompt": "y"}]\n}', "'prompt' beside a list of rows"),
-        (b'{"ids": [1],\n"data": [{"prompt": "y"}]\n}', "'ids' beside a list of rows"),
+        (b'{\n"prompt": ["x"],\n"data": [{"prompt": "y"}]\n}', "'prompt' next to a list of rows"),
+        (b'{"ids": [1],\n"data": [{"prompt": "y"}]\n}', "'ids' next to a list of rows"),
     ],
 )
 def test_a_broken_array_is_reported_with_its_place(tmp_path, data, where):

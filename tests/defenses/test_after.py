@@ -86,7 +86,7 @@ def test_the_base_is_found_by_itself_or_must_be_named(tiny_folder, tiny_base_fol
     saved(model, tmp_path / "adapter", "none")
     assert unaligned_name(load_model(tiny_folder, adapter=str(tmp_path / "adapter"))) == tiny_folder
     defense, options = find_defense("safe-lora")
-    with pytest.raises(UserError, match="before its alignment is not known; name it by the option base="):
+    with pytest.raises(UserError, match="before its alignment is not known; name it with the option base="):
         check_defense(defense, DefenseContext(model, FilterSettings(), TRAINING), options)
     with pytest.raises(UserError, match="has the same weights"):
         saved(model, tmp_path / "same", f"safe-lora:base={tiny_folder}")

@@ -205,7 +205,7 @@ def test_only_the_model_that_we_align_can_be_aligned_otherwise(name, tiny_folder
         FilterSettings(adapter=tiny_folder),
         FilterSettings(quantize="4bit"),
     ):
-        with pytest.raises(UserError, match="only the embedded one's alignment is our own"):
+        with pytest.raises(UserError, match="works only with the embedded model"):
             check_aligned(defense, settings)
     check_aligned(defense, FilterSettings())
 

@@ -302,7 +302,7 @@ def test_a_task_of_lm_eval_is_run_by_its_own_api(tiny, tmp_path, monkeypatch):
         patched.setattr(HFLM, "_model_call", tight)
         again = evaluate_utility(tiny, str(tmp_path / "own.yaml"), EvaluationSettings(cases=6))
     assert max(asked) > 2 and again.value == report.value
-    unknown = {"no-such-task": "none of samsum.*no task of lm-eval", "lm-eval:no-such-task": "lm-eval has no task"}
+    unknown = {"no-such-task": "none of samsum.*not a task of lm-eval", "lm-eval:no-such-task": "lm-eval has no task"}
     for name, words in unknown.items():
         with pytest.raises(UserError, match=f"{name}: {words}"):
             evaluate_utility(tiny, name, EvaluationSettings())

@@ -176,10 +176,10 @@ def test_a_bank_of_vectors_that_all_layers_share_is_refused_with_that_reason(tin
 
 def test_an_adapter_that_is_its_own_base_is_one_line(adapter, tmp_path):
     edit(adapter / "adapter_config.json", lambda config: config | {"base_model_name_or_path": str(adapter)})
-    refused(adapter, "it is its own base model")
+    refused(adapter, "it names itself as its base model")
     other = Path(shutil.copytree(adapter, tmp_path / "other"))  # a circle of two
     edit(adapter / "adapter_config.json", lambda config: config | {"base_model_name_or_path": str(other)})
-    refused(adapter, "it is its own base model")
+    refused(adapter, "it names itself as its base model")
 
 
 @pytest.mark.parametrize("base", ["\0", "base\n", "\x1b[31m"])
@@ -207,7 +207,7 @@ def test_a_config_can_make_peft_import_nothing(adapter):
     edit(
         adapter / "adapter_config.json", lambda config: config | {"megatron_config": {"a": 1}, "megatron_core": "this"}
     )
-    refused(adapter, "megatron_config imports a module")
+    refused(adapter, "megatron_config names a module to import")
 
 
 def test_a_pickled_adapter_is_refused(adapter, monkeypatch):
@@ -251,7 +251,7 @@ def test_the_template_or_tokenizer_at_fault_is_named_not_the_base_model(adapter,
 def test_a_rank_beyond_its_tensors_is_refused_before_memory_is_taken(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 10**9}))
-    refused(adapter, "describes a rank that no tensor")
+    refused(adapter, "its rank fits no tensor")
 
 
 def test_an_adapter_of_whole_numbers_is_refused_and_not_rounded(adapter):

@@ -85,7 +85,7 @@ def test_a_buffer_in_a_file_is_refused_unless_it_is_the_one_that_is_computed(fol
         load_model(str(folder), device="cpu")
     for other in (torch.randn(4), torch.randn(99), FREQUENCIES[:3], FREQUENCIES / 8, FREQUENCIES * float("nan")):
         rewrite(folder, lambda _, other=other: plain | {key: other})
-        refused(folder, f"its files hold {key}", "not what a LlamaForCausalLM computes")
+        refused(folder, f"its files hold {key}", "which a LlamaForCausalLM with its config doesn't use")
     rewrite(folder, lambda _: plain | {LAYER + ".weight": FREQUENCIES})  # which transformers drops for a part of it
     refused(folder, f"its files hold {LAYER}.weight")
 
@@ -336,7 +336,7 @@ def test_a_truncated_gguf_is_one_line(tmp_path, share):
 
 def test_an_end_token_that_a_gguf_does_not_have_is_one_line(tmp_path):
     write_gguf(tmp_path / "model.gguf", {"tokenizer.ggml.eos_token_id": 10**6})
-    refused(tmp_path / "model.gguf", "its end token is number 1000000")
+    refused(tmp_path / "model.gguf", "its end token has number 1000000")
 
 
 def test_rope_factors_of_a_gguf_divide_the_frequencies(tmp_path):
@@ -362,7 +362,7 @@ def test_a_buffers_name_in_a_gguf_of_transformers_newer_reader_is_left_over():
 def test_plain_weights_under_a_config_of_bitsandbytes_are_one_line(folder, bits):
     said = {"quant_method": "bitsandbytes", bits: True}
     edit(folder / "config.json", lambda config: config | {"quantization_config": said})
-    refused(folder, "bitsandbytes quantised the weights, but they are plain", "--quantize 4bit")
+    refused(folder, "bitsandbytes quantised the weights, but they are not", "--quantize 4bit")
 
 
 def test_a_generation_config_that_is_torn_is_an_error_and_not_left_out(folder):

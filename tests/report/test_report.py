@@ -168,7 +168,7 @@ def test_headline_says_what_happened(tmp_path, scores, limit, says):
     ("lost", "kept", "says"),
     [
         (0.4, 1.26, "Expected errors: about 0.4 harmless rows quarantined, about 1.3 harmful rows kept."),
-        (0.4, None, "How many of them are errors is not known with the rule a1."),
+        (0.4, None, "The rule a1 gives no estimate of the errors."),
     ],
 )
 def test_the_expected_errors_stand_beside_the_headline(tmp_path, lost, kept, says):

@@ -87,7 +87,7 @@ def test_what_fails_is_said_and_the_next_row_is_still_explained(run, monkeypatch
     monkeypatch.setattr("gradshield.screen.explain.explain_row", lambda *_: 1 / 0)
     state, words = explained(review, 2)
     assert state == "failed" and "ZeroDivisionError" in words
-    assert "It could not be explained: ZeroDivisionError" in render_review(review, "/", {"row": "2"})
+    assert "The score could not be explained: ZeroDivisionError" in render_review(review, "/", {"row": "2"})
     monkeypatch.undo()
 
 
@@ -96,7 +96,7 @@ def test_a_model_that_changed_since_is_not_used(run):
     saved["model"]["fingerprint"] = "another"
     write_run(run, saved)
     state, words = explained(Review(run, None, "ann"), 1)
-    assert state == "failed" and "not the model of this run" in words
+    assert state == "failed" and "the model's files have changed since this run" in words
 
 
 def test_a_real_run_is_written_again_to_the_same_bytes_with_nothing_decided(run):

@@ -271,5 +271,5 @@ def test_experts_that_are_modules_of_their_own_are_refused_not_scored_wrongly():
         layer.mlp = SomeTokens(32)
     model = freeze("modules", net, tokenizer)
     assert len(model.layers) == 3  # not the nine experts
-    with pytest.raises(UserError, match="some tokens of the batch only"):
+    with pytest.raises(UserError, match="sees only some tokens of the batch"):
         probe_gradient(model, REQUESTS, S)

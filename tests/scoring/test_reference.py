@@ -66,5 +66,5 @@ def test_the_first_wait_with_a_model_says_what_it_is_and_the_second_time_there_i
 
     monkeypatch.setattr("gradshield.models.generate.progress", watched)
     first = check_alignment(tiny)
-    assert titles == ["first use of tiny: does it refuse?"]
+    assert titles == ["first use of tiny: checking whether it refuses"]
     assert check_alignment(tiny) == first and len(titles) == 1

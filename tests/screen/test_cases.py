@@ -31,10 +31,10 @@ def shown(row):
     return {"messages": [turn | {"content": str(turn["content"])} for turn in row["messages"]]}
 
 
-BESIDE = "which says something else"
+BESIDE = "with other content"
 EXPECTED = {  # for each row: what makes the plain row of it, or a part of the reason to set it aside
     "weight-0.jsonl": [turns, turns, turns, turns],
-    "messages-and-chosen.jsonl": [chosen, chosen, "messages ends with an answer, and chosen is another"],
+    "messages-and-chosen.jsonl": [chosen, chosen, "messages ends with an answer, and chosen has a different one"],
     "prompt-turns-trained.jsonl": [None, None, joined],  # an answer in a prompt is not trained on: no plain row is so
     "content-parts.jsonl": [shown],
     "images-column.jsonl": ["images beside messages: only text can be scored", turns],

@@ -262,7 +262,7 @@ def test_plain_text_is_set_aside_by_the_intent_score_only(tiny_folder, tmp_path)
 def test_a_column_that_sets_every_row_aside_is_named_once(tiny_folder, tmp_path):
     file = tmp_path / "classes.jsonl"
     file.write_text('{"prompt": "a", "completion": "b", "labels": 1}\n' * 5)
-    why = r"no usable row among 5, all for one reason; the first: classes.jsonl:1: it has a column labels"
+    why = r"no usable row among 5, all for one reason; the first: classes.jsonl:1: column labels"
     with pytest.raises(UserError, match=why):
         run_filter(str(file), tmp_path / "run", settings(tiny_folder))
 
@@ -322,7 +322,7 @@ def test_a_worker_with_another_model_is_told(tiny_folder, tmp_path):
     model = load_model(tiny_folder)
     there = rebuild.portable_settings(settings(tiny_folder, device="cuda:1"), model)
     assert there.dtype == "float32" and there.device is None
-    with pytest.raises(UserError, match="on a worker it is another model"):
+    with pytest.raises(UserError, match="the worker's copy differs from the driver's"):
         rebuild.build_scorer(settings(tiny_folder, dtype="bfloat16"), model.fingerprint)
 
 

@@ -130,7 +130,7 @@ def test_a_column_that_stops_trl_in_every_row_is_told(row, names, form):
 def test_empty_images_are_told_as_only_vision_models_are_trained_on_them():
     note = trl_note([trl_form({"messages": TURNS, "images": []})])
     assert note.startswith(
-        "TRL fails on images beside messages, unless the model reads pictures; use the run's train.py"
+        "TRL fails on images beside messages, unless the model accepts images; use the run's train.py"
     )
 
 

@@ -121,7 +121,7 @@ def test_a_users_mistake_is_said_once_and_all_processes_end(tiny_folder, train, 
     run = ["-o", str(tmp_path / "run")]
     for arguments, words in (
         (["tune", "no.jsonl", "--model", tiny_folder], "no such file"),
-        (["tune", str(train), "--model", tiny_folder, "--batch", "3"], "shared out evenly among 2"),
+        (["tune", str(train), "--model", tiny_folder, "--batch", "3"], "is not divisible by 2"),
         (["filter", str(train), "--model", tiny_folder], "only tune"),
     ):
         first, second = start(*arguments, *run, program=("-m", "gradshield"))

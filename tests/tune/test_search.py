@@ -164,7 +164,7 @@ def test_a_guess_that_stands_still_is_moved_to_the_next_rank_that_differs(litera
     ends = [(t.lo, t.up) for t in trials[1:]]
     assert ends[1] == (48, 60) and all(b > a for (a, _), (b, _) in pairwise(ends)), ends
     assert trials[2].kept == (ties if literal else 48 + ties) and len(set(t.threshold for t in trials)) == len(trials)
-    assert "search closed" in outcome.reason
+    assert "search ended" in outcome.reason
 
 
 def test_a_guess_below_every_row_leaves_the_lowest_ones_to_train_on():

@@ -291,7 +291,7 @@ def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_pa
     lines, kept = lines_of(train), lines_of(tmp_path / "run" / "kept.jsonl")
     assert summary.accepted == 2 and len(given) == 2 and all(line.steps > 0 for line in summary.trials)
     assert {lines[n] for n in given[1]} <= set(kept) and not {2, 3} & {*given[0]}  # those are set aside
-    assert "by a trainer of the user" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "by the user's own trainer" in (tmp_path / "run" / "model" / "README.md").read_text()
     answer_with(monkeypatch, 0.0, 0.1)
     elsewhere = tmp_path / "elsewhere"
     tune(train, tmp_path / "path", tiny_folder, trainer=lambda rows, _: (trainer(rows, elsewhere), elsewhere)[1])
@@ -301,7 +301,7 @@ def test_a_trainer_in_python_gets_the_rows_themselves(tiny_folder, train, tmp_pa
         tune(train, tmp_path / "unsaved", tiny_folder, trainer=lambda *_: None)
     for more in ({"adapter": "below"}, {"model": "embedded"}):
         settings = FilterSettings(**{"model": tiny_folder, **more})
-        with pytest.raises(UserError, match="trains over --model alone"):
+        with pytest.raises(UserError, match="starts from --model alone"):
             run_tune(str(train), tmp_path / "x", settings, TRAINING, TuneSettings(), MEASURING, trainer=trainer)
 
 

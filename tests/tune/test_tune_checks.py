@@ -51,8 +51,8 @@ def test_what_quantised_weights_can_not_be_trained_with_is_said_before_anything_
     model = load_model(tiny_folder)
     finetune(model, random_examples(4, len(model.tokenizer)), tmp_path / "adapter", TRAINING)
     for more, training, words in (
-        ({"adapter": str(tmp_path / "adapter")}, {}, "carry an adapter.*--quantize"),
-        ({"model": str(tmp_path / "adapter")}, {}, "carry an adapter.*--quantize"),
+        ({"adapter": str(tmp_path / "adapter")}, {}, "second adapter over quantised weights.*--quantize"),
+        ({"model": str(tmp_path / "adapter")}, {}, "second adapter over quantised weights.*--quantize"),
         ({}, {"method": "full"}, "--method full"),
     ):
         settings = FilterSettings(**{"model": tiny_folder, "quantize": "4bit", **more})
@@ -73,7 +73,7 @@ def test_what_is_wrong_with_the_evaluation_is_said_before_a_model_is_loaded(trai
     half.write_text('{"prompt": "\\ud800"}\n')
     for more, words in (
         ({"task": str(task)}, "question, reply"),
-        ({"task": "agnwes"}, "agnwes: none of samsum.*no task of lm-eval"),
+        ({"task": "agnwes"}, "agnwes: none of samsum.*not a task of lm-eval"),
         ({"measuring": MEASURING.model_copy(update={"requests": "advbenhc"})}, "advbenhc"),
         ({"measuring": MEASURING.model_copy(update={"scary": "no.txt"})}, r"no\.txt"),
         ({"measuring": MEASURING.model_copy(update={"requests": str(half)})}, r"half\.jsonl:1: lone surrogate"),
@@ -93,12 +93,12 @@ def test_what_a_trainers_command_can_not_be_filled_with_is_said(tiny_folder, tra
     answer_with(monkeypatch, 0.0, 0.1)
     for n, (more, words) in enumerate(
         (
-            ({"trainer_command": "train {dataset}"}, "dataset.*there are {data}, {out}, {model}, {seed}"),
+            ({"trainer_command": "train {dataset}"}, "dataset.*placeholders are {data}, {out}, {model}, {seed}"),
             ({"trainer_command": "train {data"}, "can't be filled in"),
             ({"trainer_command": "train {data.name.x}"}, "can't be filled in"),
             ({"trainer_command": "  "}, "is empty"),
             ({"trainer_config": __file__}, "does nothing without --trainer-command"),
-            ({"trainer_command": "train {data}", "trainer_config": __file__}, "say where by {config}"),
+            ({"trainer_command": "train {data}", "trainer_config": __file__}, "it has no {config} placeholder"),
             ({"trainer_command": "train {config}", "trainer_config": "no.yaml"}, r"--trainer-config no\.yaml"),
         )
     ):
@@ -109,7 +109,7 @@ def test_what_a_trainers_command_can_not_be_filled_with_is_said(tiny_folder, tra
 def test_what_does_not_go_with_several_processes_is_said(train, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     for settings, training, tuning, words in (
-        ({}, {}, {}, "--batch 8 can't be shared out evenly among 3"),
+        ({}, {}, {}, "--batch 8 is not divisible by 3"),
         ({"model": "a folder"}, {"batch": 9}, {"trainer_command": "true"}, "without a launcher"),
         ({"device": "auto"}, {"batch": 9}, {}, "--device auto"),
     ):

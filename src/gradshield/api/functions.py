@@ -38,14 +38,15 @@ def screen(
     preset: str | None = None,
     **named: Any,
 ) -> Run[FilterSummary]:
-    """Keeps the rows that are safe to train on and quarantines the rest, in the run folder `out`.
+    """Keeps the rows that are safe to train on and quarantines the others, in the run folder `out`.
 
-    `rows` is a path, a Hub dataset id, a `datasets.Dataset`, a pandas DataFrame or a list of dicts. Settings are given
-    by name, such as `model="Qwen/Qwen2.5-7B-Instruct"`, as `FilterSettings`, or both (a name wins). A bare text is the
-    model. `preset="paper"` makes every other choice as the paper does. `help(FilterSettings)` lists the settings.
+    `rows` is a path, a Hub dataset id, a `datasets.Dataset`, a pandas DataFrame or a list of dicts. Pass settings as
+    keyword arguments, such as `model="Qwen/Qwen2.5-7B-Instruct"`, as `FilterSettings`, or both (keyword arguments win).
+    A plain string is the model. `preset="paper"` sets everything else as in the paper. `help(FilterSettings)` lists the
+    settings.
 
-    Calling it again resumes an interrupted run and returns a finished one at once. Raises UserError for anything the
-    caller can fix.
+    Calling it again resumes an interrupted run, and returns a finished one immediately. Raises UserError for any error
+    that the caller can fix.
     """
     from gradshield.screen.filter_once import filter_file
 
@@ -63,11 +64,14 @@ def tune(
     on_trial: Callable[[TrialSummary], None] = lambda trial: None,
     **named: Any,
 ) -> Run[TuneSummary]:
-    """Fine-tunes on the rows that leave the model safe and useful, in the run folder `out` (algorithm 1).
+    """Fine-tunes on the rows that keep the model safe and useful, in the run folder `out` (algorithm 1).
 
     Takes rows and settings as `screen` does; the settings are those of FilterSettings, FinetuneSettings, TuneSettings
-    and EvaluationSettings. `train_with(examples, folder)` replaces the fine-tuning; `on_trial` gets each trial as it
-    ends. The run's `summary.accepted` is the trial whose model is in `paths["model"]`, or None: rejected.
+    and EvaluationSettings. `train_with(examples, folder)` replaces the fine-tuning. `on_trial` is called with each
+    finished trial.
+
+    The run's `summary.accepted` is the number of the trial whose model is in `paths["model"]`, or None if the file was
+    rejected.
     """
     from gradshield.tune.command import run_tune
     from gradshield.tune.tune_once import tune_file
@@ -90,10 +94,10 @@ def evaluate(
     rows: Rows | None = None,
     **named: Any,
 ) -> EvaluationSummary:
-    """Measures how safe a model is and, given a `task` or held-out `rows`, how useful; answers are kept in `out`.
+    """Measures how safe a model is and, given a `task` or held-out `rows`, how useful. Answers are saved in `out`.
 
-    Returns the figures with their intervals, such as `.safety.asr`, as eval.yaml holds them. Settings are those of
-    RowSettings (the model, and how rows are read) and EvaluationSettings.
+    Returns the figures of eval.yaml with their intervals, such as `.safety.asr`. Settings are those of RowSettings (the
+    model, and how rows are read) and EvaluationSettings.
     """
     from gradshield.evaluation.eval_once import evaluate_model
 
@@ -103,9 +107,9 @@ def evaluate(
 
 
 def check(*settings: ModelSettings | PathLike, probes: PathLike | None = None, **named: Any) -> "CheckSummary":
-    """Is this model aligned enough to be the reference? `.grade` is "aligned", "weak" or "not aligned".
+    """Checks whether a model is aligned enough to score rows with. `.grade` is "aligned", "weak" or "not aligned".
 
-    Settings are those of ModelSettings; `probes` is a file of harmful requests, the bundled ones by default.
+    Settings are those of ModelSettings. `probes` is a file of harmful requests (default: bundled).
     """
     from gradshield.screen.check_once import check_model
 
@@ -114,7 +118,7 @@ def check(*settings: ModelSettings | PathLike, probes: PathLike | None = None, *
 
 
 def explain(run: Run | PathLike, row: int) -> "Explanation":
-    """Why row number `row` (from 1) of a run of `screen` scored as it did: signals, tokens, modules, nearest probes."""
+    """Explains the score of row number `row` (from 1) of a `screen` run: signals, tokens, modules, nearest probes."""
     from gradshield.screen.explain import explain as explain_row
 
     return explain_row(run.folder if isinstance(run, Run) else Path(run), row)
@@ -126,8 +130,9 @@ def _chosen(
     named: Mapping[str, Any],
     preset: Mapping[str, Any] | None = None,
 ) -> list[Any]:
-    """Settings of each kind: a named field wins over the settings given, these win over the preset, and the preset wins
-    over the default. Raises UserError naming what is wrong."""
+    """Settings of each kind. Keyword arguments override the settings objects, which override the preset, which
+    overrides the defaults. Raises UserError naming the wrong setting.
+    """
     fields = {name for kind in kinds for name in kind.model_fields}
     for name in named.keys() - fields:
         meant = get_close_matches(name, [*fields, *(["preset"] if preset is not None else [])], 1)
@@ -157,5 +162,5 @@ def _names(kinds: tuple[type[BaseModel], ...]) -> str:
 
 
 def _text(value: Any) -> Any:
-    """Paths may be given as such; settings hold text."""
+    """The setting as text, since callers may pass a Path."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value

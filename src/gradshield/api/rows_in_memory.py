@@ -1,6 +1,7 @@
-"""Rows as a caller has them → a path that the commands read.
+"""The caller's rows → a path that the commands can read.
 
-Rows in memory become rows.jsonl in the run folder, so that the run can be resumed, reviewed and explained later.
+Rows in memory are written to rows.jsonl in the run folder, so that the run can be resumed, reviewed and explained
+later.
 """
 
 import hashlib
@@ -20,9 +21,9 @@ Rows = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 
 def path_of(rows: Rows, out: Path) -> str:
-    """The path of `rows`, which are written to `out` where they are in memory.
+    """The path of `rows`. Rows in memory are written to `out` first.
 
-    Raises UserError for rows that are not dicts or can't be written as JSON, and where `out` holds other rows.
+    Raises UserError for rows that are not dicts or can't be written as JSON, and if `out` holds other rows.
     """
     if isinstance(rows, str | os.PathLike):
         return os.fspath(rows)
@@ -40,7 +41,7 @@ def path_of(rows: Rows, out: Path) -> str:
     for line in _lines(rows):
         digest.update(line)
     if digest.hexdigest() != known:
-        raise UserError(f"{out}: a run of other rows; choose another `out`, or delete it")
+        raise UserError(f"{out}: holds a run of other rows; choose another `out`, or delete it")
     return str(before)
 
 
@@ -69,7 +70,7 @@ def _lines(rows: Any) -> Iterator[bytes]:
 
 
 def _plain(value: Any) -> Any:
-    """A date or an array of numbers as JSON has it."""
+    """A date or an array of numbers in its JSON form."""
     for method in ("isoformat", "tolist"):
         if hasattr(value, method):
             return getattr(value, method)()

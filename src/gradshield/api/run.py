@@ -33,12 +33,12 @@ class Run(Generic[S]):
         """Raises UserError where the folder holds no finished run, or is damaged."""
         self.folder = Path(folder)
         if not (self.folder / "run.yaml").is_file():
-            raise UserError(f"{self.folder}: no run.yaml in it, so not a run folder")
+            raise UserError(f"{self.folder}: not a run folder (it has no run.yaml)")
         refuse_links(self.folder)
         self.saved = read_yaml(self.folder / "run.yaml")
         found = self.saved.get("summary")
         if not isinstance(found, dict):
-            raise UserError(f"{self.folder}: the run is not finished; start it again to resume it")
+            raise UserError(f"{self.folder}: the run is not finished; run it again to resume it")
         kind = TuneSummary if "accepted" in found else FilterSummary
         review = self.saved.get("review", {})
         counts = {name: review[name] for name in VERDICTS if name in review}
@@ -46,7 +46,7 @@ class Run(Generic[S]):
 
     @cached_property
     def paths(self) -> dict[str, Path]:
-        """The files that are there: kept, quarantined, set_aside, scores, report, train (a script) and model (tune)."""
+        """Paths of the existing files: kept, quarantined, set_aside, scores, report, train (a script), model (tune)."""
         found = {name: rows_file(self.folder, name) for name in VERDICTS}
         found |= {name: self.folder / file for name, file in _FILES.items()}
         if isinstance(self.summary, TuneSummary):  # a search, whose scores are those of its screening

@@ -1,4 +1,4 @@
-"""Limits on the time and memory that others' code takes, such as a chat template's loops."""
+"""Limits on the time and memory of computation that foreign code controls, such as the loops of a chat template."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ _measured = (0.0, 0)  # when, and the bytes of this process's address space then
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in its block after so many seconds of this process's computing.
+    """Raises TimeoutError in its block after so many seconds of CPU time.
 
-    It stops Python code only, and only in the main thread; elsewhere there is no limit.
+    It interrupts Python code only, and only in the main thread; in other threads there is no limit.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield

@@ -2,12 +2,11 @@
 
 
 class UserError(Exception):
-    """Raised for anything the user can fix; the command line prints it on one line and exits with code 2."""
+    """Raised for any error that the user can fix. The command line prints it on one line and exits with code 2."""
 
 
 class Diverged(UserError):
-    """A model whose loss is no longer finite, after so many `steps` of training; where several processes train, all of
-    them raise it."""
+    """The loss is no longer finite after `steps` training steps. If several processes train, all of them raise it."""
 
     def __init__(self, message: str, steps: int = 0) -> None:
         super().__init__(message)
@@ -15,7 +14,7 @@ class Diverged(UserError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True for an allocation that failed, whichever device it was on. A CPU's is a plain RuntimeError in torch."""
+    """True for a failed allocation on any device. On a CPU, torch raises a plain RuntimeError for it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(
@@ -24,8 +23,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:
-    """What a library's error says, on one line: its first, with the second where a colon announces it, or its type's
-    name where it says nothing."""
+    """The first line of a library's error message, with the second line if the first ends in a colon. If the message is
+    empty, the name of the error's type.
+    """
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     line = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".:")
     return line if len(line) <= limit else f"{line[: limit - 1]}…"

@@ -1,4 +1,4 @@
-"""Settings by one word. `paper`: what Hu et al. (arXiv 2605.14194) did, where they say it."""
+"""Named groups of settings. `paper`: the choices of Hu et al. (arXiv 2605.14194), where they state them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ PRESETS = {"paper": PAPER}
 
 
 def preset_values(name: str | None) -> Mapping[str, Any]:
-    """The settings of a preset, none without a name. Raises UserError for an unknown one."""
+    """The settings of a preset; none if `name` is None. Raises UserError for an unknown name."""
     if name is None:
         return {}
     if name not in PRESETS:

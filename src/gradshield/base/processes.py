@@ -22,17 +22,17 @@ _TIMEOUT = timedelta(days=60)  # for the first process, which scores and measure
 
 
 def processes() -> int:
-    """How many processes a launcher started for this command; 1 without one."""
+    """The number of processes that a launcher started for this command; 1 without a launcher."""
     return _number(_COUNT, 1)
 
 
 def rank() -> int:
-    """This process's number among them, from 0."""
+    """The number of this process among them, from 0."""
     return 0 if processes() == 1 else _number(_RANK, 0)
 
 
 def is_first() -> bool:
-    """True in the one process that reads, writes and speaks."""
+    """True in the one process that reads, writes and prints."""
     return rank() == 0
 
 
@@ -86,12 +86,12 @@ def _broadcast(message: Any, group: Any) -> Any:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """True for what is raised in the midst of a common step when another process ended."""
+    """True for the error of a collective call during which another process ended."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("by peer", "gloo/transport", "NCCL"))
 
 
 def _join(cpu: bool) -> Any:
-    """Meets the other processes. Messages go over a connection of their own, which may be silent for long."""
+    """Connects to the other processes, over a separate connection that may be idle for a long time."""
     import atexit
 
     import torch.distributed as dist
@@ -100,7 +100,7 @@ def _join(cpu: bool) -> Any:
     known = dist.is_initialized()
     PartialState(cpu=cpu)
     if not dist.is_initialized():  # mpirun says what accelerate reads on a CPU only
-        raise UserError("these processes are not connected: start them by torchrun or accelerate launch")
+        raise UserError("these processes are not connected: start them with torchrun or accelerate launch")
     if not known:
         atexit.register(dist.destroy_process_group)
     return dist.new_group(backend="gloo", timeout=_TIMEOUT)

@@ -13,7 +13,7 @@ _following: ContextVar[int] = ContextVar("_following", default=0)
 
 @contextmanager
 def followed_by(tokens: int) -> Iterator[None]:
-    """Within it, the time left includes so many tokens of later work, at the same pace."""
+    """Context in which the time left includes `tokens` of later work, at the same speed."""
     before = _following.set(tokens)
     try:
         yield

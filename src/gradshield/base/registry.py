@@ -1,4 +1,4 @@
-"""Things found by name, with options of their own: NAME[:key=value,…]. The scorers and the defenses are such things."""
+"""Registries: scorers and defenses are found by name and have their own options, NAME[:key=value,…]."""
 
 from collections.abc import Collection, Mapping
 from importlib import import_module
@@ -17,7 +17,7 @@ class NoOptions(BaseModel):
 
 
 class Named(Protocol):
-    """What a registry holds."""
+    """An entry of a registry."""
 
     @property
     def name(self) -> str: ...
@@ -30,7 +30,7 @@ Options = TypeVar("Options", bound=BaseModel)
 
 
 class Registry(Generic[T]):
-    """The things of one kind. Each is imported when it is first asked for."""
+    """All entries of one kind. Each is imported on first use."""
 
     def __init__(
         self, kind: str, constant: str, homes: Mapping[str, str], package: str, skip: Collection[str] = ()
@@ -41,7 +41,7 @@ class Registry(Generic[T]):
         self.homes, self.registered = dict(homes), dict[str, T]()
 
     def register(self, thing: T) -> None:
-        """Makes it available by its name. Raises ValueError where the name is taken."""
+        """Registers an entry under its name. Raises ValueError if the name is taken."""
         if thing.name in self.names():
             raise ValueError(f"a {self.kind} named {thing.name!r} exists already")
         self.registered[thing.name] = thing
@@ -91,7 +91,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def make_options(options: type[Options], given: Mapping[str, str], where: str) -> Options:
-    """The options with the given values. Raises UserError naming the first that is wrong."""
+    """The options with the given values. Raises UserError naming the first wrong one."""
     try:
         return options.model_validate_strings(dict(given))
     except ValidationError as error:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 
 class Settings(BaseModel):
-    """Frozen fields with a description each, which `help` shows."""
+    """Frozen fields, each with a description that `help` shows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,12 +20,12 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """Which model, and how it is loaded."""
+    """The model, and how it is loaded."""
 
     model: str = Field(
         default="embedded", description='Hub id, local folder, .gguf file, adapter folder, or "embedded"'
     )
-    adapter: str | None = Field(default=None, description="PEFT adapter on top of the model")
+    adapter: str | None = Field(default=None, description="PEFT adapter to load on top of the model")
     quantize: Literal["4bit", "8bit"] | None = Field(
         default=None, description="load the weights quantised (bitsandbytes)"
     )
@@ -37,21 +37,21 @@ class ModelSettings(Settings):
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     # How a run is computed is no part of what it is: fields with exclude=True are not saved and may change on a resume.
     batch_tokens: int | None = Field(
-        default=None, ge=1, exclude=True, description="tokens of a batch, padding included (default: by the device)"
+        default=None, ge=1, exclude=True, description="tokens per batch, with padding (default: by the device)"
     )
 
 
 class RowSettings(ModelSettings):
     """How the rows of a file are read."""
 
-    format: str | None = Field(default=None, description="jsonl, json, csv, parquet or text (default: by content)")
+    format: str | None = Field(default=None, description="jsonl, json, csv, parquet or text (default: detected)")
     columns: dict[str, str] | None = Field(
-        default=None, description="which column is prompt, response, system, messages, text"
+        default=None, description="map a column to prompt, response, system, messages or text"
     )
     split: str = Field(default="train", description="split of a Hub dataset")
-    max_length: int = Field(default=1024, ge=2, description="tokens a row is cut to, as in the fine-tuning")
+    max_length: int = Field(default=1024, ge=2, description="maximum tokens of a row, as in the fine-tuning")
     trainer: Literal["trl", "axolotl", "llamafactory", "openai"] = Field(
-        default="trl", description="trainer whose rules apply: which turns are trained on (docs: data)"
+        default="trl", description="your trainer, which decides what turns are trained on (docs: data)"
     )
     loss_on: Literal["assistant", "last", "all"] = Field(
         default="assistant", description="tokens that the fine-tuning trains on"
@@ -59,7 +59,7 @@ class RowSettings(ModelSettings):
 
 
 class FilterSettings(RowSettings):
-    """How rows are scored and decided about."""
+    """How rows are scored, and which rows are quarantined."""
 
     scorer: str = Field(
         default="intent", description="NAME[:key=value,…]: how rows are scored (gradshield scorers lists them)"
@@ -69,25 +69,25 @@ class FilterSettings(RowSettings):
         default="anchored", description="rule that sets the threshold"
     )
     value: float | None = Field(
-        default=None, allow_inf_nan=False, description="fixed: the threshold; share: the share of rows, 0 to 1"
+        default=None,
+        allow_inf_nan=False,
+        description="fixed: the threshold; share: share of rows to quarantine, 0 to 1",
     )
     alpha: float = Field(
-        default=10.0, allow_inf_nan=False, description="A1: log-likelihood gain from which two groups are seen"
+        default=10.0, allow_inf_nan=False, description="A1: log-likelihood gain above which two groups are assumed"
     )
-    reference: str | None = Field(
-        default=None, description="file of known-good rows that sharpen the anchored threshold"
-    )
+    reference: str | None = Field(default=None, description="file of known-good rows to add to the good anchors")
     force: bool = Field(default=False, description="continue with a model that is not aligned")
     engine: Literal["local", "ray"] = Field(
         default="local",
         exclude=True,
-        description="score here, or on a Ray cluster (RAY_ADDRESS, else all of this machine)",
+        description="score on this machine, or on a Ray cluster (RAY_ADDRESS; default: this machine)",
     )
     workers: int | None = Field(
         default=None,
         ge=1,
         exclude=True,
-        description="models at once on Ray (default: one per GPU, or per machine without GPUs)",
+        description="copies of the model on Ray (default: one per GPU, or per machine without GPUs)",
     )
 
 
@@ -100,13 +100,13 @@ class FinetuneSettings(Settings):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout")
     learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="learning-rate schedule")
-    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps spent warming up")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps used for warm-up")
     epochs: float = Field(default=3, gt=0, description="passes over the rows")
     batch: int = Field(default=8, ge=1, description="effective batch size in rows")
     micro_batch: int | None = Field(
-        default=None, ge=1, exclude=True, description="rows a device takes at once (default: the whole batch)"
+        default=None, ge=1, exclude=True, description="rows per device and pass (default: the whole batch)"
     )
-    seed: int = Field(default=0, ge=0, description="seed of the adapter's start and of the order of rows")
+    seed: int = Field(default=0, ge=0, description="seed of the adapter's initialisation and of the row order")
 
 
 class TuneSettings(Settings):
@@ -117,22 +117,22 @@ class TuneSettings(Settings):
         description="NAME[:key=value,…]: what keeps the model safe (gradshield defenses lists them)",
     )
     task: str = Field(
-        default="held-out", description="utility: held-out (loss on rows left out), or a task's name or file"
+        default="held-out", description="utility measure: held-out (loss on held-out rows), or a task's name or file"
     )
     max_asr: str = Field(
         default="0.05",
         coerce_numbers_to_str=True,
-        description="highest attack success rate, of the upper end of its 95 % interval: 0.05, or +0.07 over the base "
+        description="highest attack success rate, at the upper end of its 95 % interval: 0.05, or +0.07 above the base "
         "model's",
     )
     min_utility: str = Field(
         default="base",
         coerce_numbers_to_str=True,
-        description="lowest utility: a figure, or relative to the base model's: base, base-0.02",
+        description="lowest utility: a number, or relative to the base model's: base, base-0.02",
     )
     start: Literal["auto", "paper", "screen"] = Field(
         default="auto",
-        description="train on everything first (paper), score first (screen), or what is likely cheaper (auto)",
+        description="train on everything first (paper), score first (screen), or whichever is likely cheaper (auto)",
     )
     searches: int = Field(default=3, ge=1, description="maximum number of thresholds to try (N_max)")
     step: float = Field(
@@ -140,47 +140,47 @@ class TuneSettings(Settings):
     )
     literal: bool = Field(
         default=False,
-        description="alg. 1 as printed: a first model need not be useful, line 12 drops the rows of lowest score, and "
-        "the attack success rate itself is compared, not its interval",
+        description="alg. 1 as printed: the first model need not be useful, line 12 drops rows of lowest score, and "
+        "the attack success rate is compared instead of its interval",
     )
     trainer_command: str | None = Field(
-        default=None, description="train with this instead; {data}, {out}, {model}, {seed} and {config} are filled in"
+        default=None, description="train with this command; {data}, {out}, {model}, {seed} and {config} are filled in"
     )
     trainer_config: str | None = Field(
-        default=None, description="file with the same fields, filled in and given to the command as {config}"
+        default=None, description="config file with the same placeholders, passed to the command as {config}"
     )
 
     @field_validator("max_asr")
     @classmethod
     def _is_share(cls, text: str) -> str:
         if not 0 <= _number(text) <= 1:
-            raise ValueError("must be a share from 0 to 1, such as 0.05, or +0.07 for that much over the base model's")
+            raise ValueError("must be a share from 0 to 1, such as 0.05, or +0.07 for 0.07 above the base model's")
         return text
 
     @field_validator("min_utility")
     @classmethod
     def _is_utility(cls, text: str) -> str:
         if not isfinite(_number(text.removeprefix("base") or "0")):
-            raise ValueError("must be a number, base, or base-0.02 for that much below the base model's")
+            raise ValueError("must be a number, base, or base-0.02 for 0.02 below the base model's")
         return text
 
     def highest_asr(self, base: float) -> float:
-        """The attack success rate, or the end of its interval, that is accepted where the base model's is `base`."""
+        """The highest attack success rate (or upper end of its interval) that is accepted, given the base model's."""
         return base + float(self.max_asr) if self.max_asr.startswith("+") else float(self.max_asr)
 
     def lowest_utility(self, base: float) -> float:
-        """The utility that is accepted where the base model has `base`."""
+        """The lowest utility that is accepted, given the base model's."""
         relative = self.min_utility.startswith("base")
         return base + float(self.min_utility[4:] or 0) if relative else float(self.min_utility)
 
 
 def complaint(error: ValidationError) -> str:
-    """What is wrong with the first wrong setting."""
+    """The message for the first wrong setting."""
     return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def _number(text: str) -> float:
-    """The number that the text says; NaN where it says none."""
+    """The number in the text; NaN if it is not a number."""
     try:
         return float(text)
     except ValueError:

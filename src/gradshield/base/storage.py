@@ -1,4 +1,4 @@
-"""Files that a command leaves: written whole or not at all, never through a link, and checked when they are read."""
+"""Output files of commands: written completely or not at all, never through a link, and checked when read."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ LOCK = ".lock"  # in a folder while a command writes to it
 
 @contextmanager
 def replace_when_done(file: Path) -> Iterator[Path]:
-    """A path beside `file` that becomes `file` in one move when the block ends. After an error nothing of it is left.
+    """A temporary path next to `file`, which replaces `file` when the block ends. After an error it is deleted.
 
-    One writer at a time: hold the folder's lock. Raises OSError.
+    There may be one writer at a time: hold the folder's lock. Raises OSError.
     """
     temporary = file.with_name(f".{file.name}")
     temporary.unlink(missing_ok=True)  # left by a kill, or a planted link
@@ -38,7 +38,7 @@ def replace_when_done(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_whole(file: Path) -> Iterator[BinaryIO]:
-    """A stream whose bytes become `file`, whole or not at all (`replace_when_done`). Raises OSError."""
+    """A stream whose bytes become `file`, completely or not at all (`replace_when_done`). Raises OSError."""
     with replace_when_done(file) as temporary, open(temporary, "xb") as stream:  # never opens what is there already
         yield stream
         stream.flush()
@@ -46,19 +46,19 @@ def write_whole(file: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes `text` as UTF-8, whole or not at all; half a surrogate pair becomes its escape. Raises OSError."""
+    """Writes `text` as UTF-8, completely or not at all; half a surrogate pair is escaped. Raises OSError."""
     with write_whole(file) as stream:
         stream.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_yaml(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes `content` (as JSON has it) as YAML under a comment with its checksum. Raises OSError."""
+    """Writes JSON-like `content` as YAML, under a comment with its checksum. Raises OSError."""
     text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
     write_text(file, f"{_SUM}{_digest(text)}\n{text}")
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The content that `write_yaml` wrote. Raises UserError where the file is damaged or no such file."""
+    """The content that `write_yaml` wrote. Raises UserError if the file is damaged or was not written by it."""
     why = "its checksum differs"
     try:
         text = file.read_text(encoding="utf-8")
@@ -78,16 +78,16 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
 
 
 def read_json(file: Path, kind: type[T]) -> T:
-    """The file's JSON, which must be of this type. Raises UserError where it is damaged."""
+    """The file's JSON, which must be of this type. Raises UserError if it is damaged."""
     try:
         return TypeAdapter(kind).validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:120]
-        raise UserError(f"{file}: damaged ({why}); delete it, and give the same command again") from None
+        raise UserError(f"{file}: damaged ({why}); delete it, and run the same command again") from None
 
 
 def append_line(file: Path, entry: Mapping[str, Any]) -> None:
-    """Appends `entry` to a journal as one line of JSON with a checksum; it is on the disk on return. Raises OSError."""
+    """Appends `entry` to a journal as one line of JSON with a checksum, and syncs it to disk. Raises OSError."""
     text = json.dumps(entry)
     line = json.dumps({**entry, "checksum": _digest(text)}) + "\n"
     with file.open("ab", buffering=0) as stream:
@@ -103,15 +103,15 @@ def append_line(file: Path, entry: Mapping[str, Any]) -> None:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The journal's entries up to its first damaged line, as a kill or a full disk leaves one.
+    """The journal's entries up to the first damaged line, which a kill or a full disk can leave.
 
-    What follows is cut off the file, so that the next line can be appended. Raises OSError, and UserError where a
-    folder lies in its place.
+    The rest of the file is cut off, so that the next line can be appended. Raises OSError, and UserError if there is a
+    folder in its place.
     """
     if not file.exists():
         return []
     if file.is_dir():
-        raise UserError(f"{file}: a folder in the place of a file; remove it, and give the same command again")
+        raise UserError(f"{file}: expected a file, found a folder; remove it, and run the same command again")
     entries, whole = [], 0
     with file.open("rb") as stream:
         for line in stream:
@@ -132,8 +132,11 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def exclusive_lock(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Only one process at a time is within it. Raises UserError where another is, unless this one may `wait`, and
-    OSError where the folder can't be written to."""
+    """Context that only one process at a time may enter.
+
+    Raises UserError if another process is in it, unless this one may `wait`. Raises OSError if the folder is not
+    writable.
+    """
     from filelock import FileLock, Timeout
 
     file = folder / LOCK
@@ -151,7 +154,7 @@ def exclusive_lock(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:
-    """Removes the lock, and the files of these names, that a killed command left; all stay where the lock is held."""
+    """Removes the lock and the files of these names that a killed command left. Does nothing if the lock is held."""
     if any((folder / name).exists() for name in (LOCK, *names)):
         with suppress(UserError, OSError), exclusive_lock(folder):
             for name in names:
@@ -162,7 +165,7 @@ def refuse_links(folder: Path) -> None:
     """Raises UserError where the folder is, or holds, a link that leads out of it, or anything but files and folders:
     who planted one could have our writes land elsewhere."""
     if folder.is_symlink():
-        raise UserError(f"{folder}: a symbolic link; give the folder that it points to")
+        raise UserError(f"{folder}: a symbolic link; name the folder that it points to")
     home = os.path.realpath(folder)
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names):
@@ -177,7 +180,7 @@ def refuse_links(folder: Path) -> None:
 
 
 def write_cache(file: Path, content: bytes) -> None:
-    """Writes a file in the cache folder; one that can't be written is no error."""
+    """Writes a file in the cache folder. Failing to write it is not an error."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(file.parent, wait=True), write_whole(file) as stream:
@@ -185,7 +188,7 @@ def write_cache(file: Path, content: bytes) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what is found out about a model is kept: GRADSHIELD_CACHE, else ~/.cache/gradshield."""
+    """The folder for cached results about a model: GRADSHIELD_CACHE, else ~/.cache/gradshield."""
     return Path(os.environ.get("GRADSHIELD_CACHE") or Path.home() / ".cache" / "gradshield")
 
 

@@ -22,7 +22,7 @@ from gradshield.evaluation.config import EvaluationSettings
 
 
 class _Stopped(Exception):
-    """Ctrl-C, which typer would swallow."""
+    """Ctrl-C as an exception that typer does not swallow."""
 
 
 class _Commands(TyperGroup):
@@ -46,14 +46,14 @@ app = typer.Typer(
 )
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, wherever this typer keeps its click
 VERDICTS = {
-    "aligned": "aligned, so it can be the reference",
+    "aligned": "aligned, so it can score rows",
     "weak": "weakly aligned, so its scores are less certain",
-    "not aligned": "not aligned, so it can't be the reference",
+    "not aligned": "not aligned, so it can't score rows",
 }
 CHECK_FACTS = ("mean_s", "first_tokens", "coverage", "not_covered", "read_at", "trl_trains")  # of its summary
 MIN_COVERAGE = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
-JsonOption = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="print JSON for machines")]
+JsonOption = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="print JSON")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="output folder", callback=lambda out: _visible(out))]
 ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harmful requests (default: bundled)")]
 
@@ -70,7 +70,7 @@ def show_version(
 
 
 def _command(*kinds: type[BaseModel], name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a function a command that has the settings of these kinds."""
+    """Makes a function a command that takes the settings of these kinds as flags."""
     return lambda function: app.command(name, epilog=more_settings(*kinds))(flags_of(*kinds)(function))
 
 
@@ -86,7 +86,7 @@ def filter(
             "--fail-above",
             min=0,
             rich_help_panel=OUTPUT,
-            help="exit with code 1 when more rows than this are quarantined",
+            help="exit with code 1 if more rows than this are quarantined",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -143,11 +143,11 @@ def tune(
 def check(
     context: typer.Context,
     probes: ProbesOption = None,
-    force: Annotated[bool, typer.Option(help="exit with 0 even when it is not aligned")] = False,
+    force: Annotated[bool, typer.Option(help="exit with 0 even if the model is not aligned")] = False,
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
-    """Is this model aligned enough to be the reference?"""
+    """Check whether a model is aligned enough to score rows with."""
     from gradshield.screen.check_once import check_model
 
     (settings,) = settings_of(context, ModelSettings, flags=flags)
@@ -163,8 +163,8 @@ def check(
         facts = found.as_dict() | {"coverage": f"{found.coverage:.0%}".replace("%", " %")}
         show({name: facts[name] for name in CHECK_FACTS if facts[name] not in ([], "")}, False, "")
         if found.coverage < MIN_COVERAGE:
-            text = f"warning: scores made of gradients see only {found.coverage:.0%} of this model's decoder weights"
-            console.print(f"{text}; the default score reads hidden states and does not need them", style="bold")
+            text = f"warning: gradient scores see only {found.coverage:.0%} of this model's decoder weights"
+            console.print(f"{text}; the default score is not affected, since it reads hidden states", style="bold")
     verdict = f"{found.model} refuses {found.refused} of {found.probes} probes: {VERDICTS[found.grade]}"
     if found.grade == "not aligned" and not force:
         raise UserError(f"{verdict}; choose an aligned model")
@@ -234,7 +234,7 @@ def explain(
     if result.refusal is not None:
         console.print(f"the same request, refused: {result.refusal:+.2f}")
     if not result.by_fihs:
-        console.print("FIHS below is a second opinion: another score decided")
+        console.print("FIHS below is a second opinion: it did not set the verdict")
     for title, pairs in (
         ("tokens by share of FIHS", sorted(result.tokens, key=lambda t: -abs(t[1]))[:12]),
         ("modules by share of FIHS", result.modules),
@@ -250,7 +250,7 @@ def explain(
 def review(
     run: Annotated[Path, typer.Argument(help="run folder")],
     other: Annotated[Path | None, typer.Argument(help="second run of the same file, to compare with")] = None,
-    port: Annotated[int, typer.Option(help="port on 127.0.0.1 (default: any that is free)")] = 0,
+    port: Annotated[int, typer.Option(help="port on 127.0.0.1 (default: any free port)")] = 0,
     who: Annotated[str | None, typer.Option(help="your name in the decisions (default: your login name)")] = None,
 ) -> None:
     """Read rows on a local page and decide: keep or quarantine.
@@ -282,14 +282,14 @@ def evaluate(
         str | None,
         typer.Option(help="samsum, dialogsum, agnews, gsm8k, arc-easy, arc-challenge, a jsonl file, a task of lm-eval"),
     ] = None,
-    rows: Annotated[str | None, typer.Option(help="held-out rows whose loss says how useful the model is")] = None,
+    rows: Annotated[str | None, typer.Option(help="file of held-out rows; the loss on them measures utility")] = None,
     out: OutOption = Path("eval-run"),
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
     """Measure how safe and how useful a model is.
 
-    Figures have intervals, and every answer is kept for reading.
+    Figures come with intervals, and all answers are saved.
     """
     settings, of = settings_of(context, EvaluationSettings, RowSettings, flags=flags)
     from gradshield.evaluation.eval_once import evaluate_model
@@ -346,7 +346,7 @@ def demo(out: OutOption = Path("demo-run")) -> None:
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one line on stderr and exit code 2."""
+    """Runs the command line. A UserError becomes one line on stderr and exit code 2."""
     try:
         if processes() > 1 and sys.argv[1:2] != ["tune"]:
             if not is_first():

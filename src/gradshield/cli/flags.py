@@ -77,13 +77,13 @@ def flags_of(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
 
 
 def more_settings(*models: type[BaseModel]) -> str | None:
-    """The last line of a command's help: those of its settings that have no flag."""
+    """The last line of a command's help: its settings that have no flag."""
     names = sorted(CONFIG_ONLY & {name for model in models for name in model.model_fields})
     return f"More settings, for --config: {', '.join(names)}" if names else None
 
 
 def settings_of(context: typer.Context, *kinds: type[S], flags: dict[str, Any]) -> list[Any]:
-    """Settings of each kind. Raises UserError naming the flag, or the file and its key, that is wrong."""
+    """Settings of each kind. Raises UserError naming the wrong flag, or the file and the wrong key."""
     fields = {name for kind in kinds for name in kind.model_fields}
     given = {n: v for n, v in flags.items() if n in fields and _is_given(context, n)}
     if "columns" in given:
@@ -124,7 +124,7 @@ def _read(config: Path, known: Collection[str]) -> dict[str, Any]:
 
 
 class _KeepsPlus(yaml.SafeLoader):
-    """YAML where +0.07 stays text: its sign says that it is relative."""
+    """YAML loader that keeps +0.07 as text, since the sign means that it is relative."""
 
     yaml_implicit_resolvers = {k: v for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items() if k != "+"}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""What the commands say in the terminal, for a person or as JSON. Imports no torch."""
+"""Terminal output of the commands, for people or as JSON. Imports no torch."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ WORDS = {  # of what `check` and a dry run find
 
 
 def safe(text: str, limit: int, markup: bool = True) -> str:
-    """Dataset text for the terminal: control and bidi characters made visible, cut to `limit`, no markup read."""
+    """Dataset text for the terminal: control and bidi characters made visible, cut to `limit`, markup escaped."""
     shown = "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" if c != "\n" else "↵" for c in text)
     shown = shown if len(shown) <= limit else shown[: limit - 1] + "…"
     return escape(shown) if markup else shown
@@ -37,7 +37,7 @@ def summary_table(summary: FilterSummary, out: Path) -> None:
     threshold = summary.threshold
     value = "none: nothing is removed" if threshold.value is None else f"{threshold.value:+.2f}"
     table.add_row("threshold", f"{value} ({threshold.rule})")
-    table.add_row("how sure", safe(threshold.note, 300))
+    table.add_row("reliability", safe(threshold.note, 300))
     if threshold.good_lost is not None and threshold.harmful_kept is not None:
         lost, kept = about(threshold.good_lost), about(threshold.harmful_kept)
         table.add_row("expected errors", f"{lost} harmless rows quarantined, {kept} harmful rows kept")
@@ -46,7 +46,7 @@ def summary_table(summary: FilterSummary, out: Path) -> None:
     console.print(table)
     if summary.probes.grade == "weak":
         refused = f"{summary.probes.refused} of {summary.probes.of}"
-        console.print(f"warning: this model refuses only {refused} probes, so it is a weak reference", style="bold")
+        console.print(f"warning: this model refuses only {refused} probes, so scores are less certain", style="bold")
     if summary.trl_note:
         console.print(f"note: {safe(summary.trl_note, 500)}", soft_wrap=True)
     console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)
@@ -55,7 +55,7 @@ def summary_table(summary: FilterSummary, out: Path) -> None:
 
 
 def trial_line(trial: TrialSummary, quiet: bool) -> None:
-    """A line of the table of trials, as each ends; on stderr where stdout is for machines."""
+    """Prints a line of the table of trials when a trial ends; to stderr if stdout is for JSON."""
     cells = "{:>5}  {:>9}  {:>9}  {:>11}  {:<21}  {:>7}  {:>7}  {}"
     to = sys.stderr if quiet else sys.stdout
     if trial.number == 1:
@@ -104,7 +104,7 @@ def tuned_table(summary: TuneSummary) -> None:
 
 
 def print_json(facts: dict[str, Any]) -> None:
-    """One line of JSON, which knows no infinity: null for a number that is not finite."""
+    """Prints one line of JSON. Numbers that are not finite become null, since JSON has no infinity."""
     print(json.dumps(json.loads(json.dumps(facts), parse_constant=lambda _: None)))
 
 

@@ -1,4 +1,4 @@
-"""The data room: files → rows → conversations → files. Encoding is in `gradshield.data.encode`."""
+"""The data room: files → rows → conversations → files. `gradshield.data.encode` does the encoding."""
 
 from gradshield.data.conversations import to_conversation
 from gradshield.data.formats import Conversation, Message, detect_layout

@@ -1,4 +1,4 @@
-"""The group of each row and its place in the files, in a few bytes."""
+"""The group and the place of each row, in a few bytes per row."""
 
 from array import array
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ MAX_GROUPS = 10_000  # names; a row of any further group is listed under its fil
 
 
 class Column(Sequence[T]):
-    """One value for each row, made when it is asked for."""
+    """One value per row, computed on access."""
 
     def _at(self, n: int) -> T:
         raise NotImplementedError
@@ -26,14 +26,14 @@ class Column(Sequence[T]):
 
 
 class Groups(Column[str]):
-    """The group of each row, each name kept once."""
+    """The group of each row; each name is stored once."""
 
     def __init__(self) -> None:
         self._codes, self._names = array("i"), list[str]()
         self._code_of: dict[str, int] = {}
 
     def append(self, name: str, file: str) -> None:
-        """Adds a row of the group `name`, or of the group `file` where there are too many."""
+        """Adds a row of the group `name`, or of the group `file` if there are too many groups."""
         if name not in self._code_of:
             name = name if len(self._names) < MAX_GROUPS else file
         code = self._code_of.setdefault(name, len(self._names))

@@ -46,7 +46,7 @@ _LONGEST_CLOSING = 80  # characters: a bound, since a search for the end of a li
 def to_conversation(
     record: dict, layout: str, columns: dict[str, str] | None = None, trainer: str = "trl"
 ) -> Conversation | str:
-    """The record as the trainer reads it, or the reason to set its row aside."""
+    """The record as the trainer reads it, or the reason to set the row aside."""
     rules = RULES[trainer]
     try:
         if layout == "mapped":
@@ -71,7 +71,7 @@ def to_conversation(
 
 
 def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules: Rules) -> None:
-    """Raises SetAside if a trainer could read something else in the record than the conversation."""
+    """Raises SetAside if a trainer could read other content from the record than this conversation."""
     filled = {name: value for name, value in record.items() if not is_missing(value) and value not in ("", [], {})}
     for name in _TOKENS:
         if isinstance(filled.get(name), list):
@@ -82,19 +82,19 @@ def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules:
     for other, alternative in _readings(filled, layout, rules):
         if not _covers(conversation, alternative):
             raise SetAside(
-                f"{layout} beside {other}, which says something else: trainers differ in which they read; drop one, or "
+                f"{layout} beside {other}, with other content: trainers differ in which one they read; drop one, or "
                 "name the columns with --map"
             )
 
 
 def _refuse_what_stops_trl(record: dict) -> None:
-    """Raises SetAside where TRL fails on the row, or on every row of a file that holds it."""
+    """Raises SetAside if TRL fails on the row, or on every row of a file that contains it."""
     for name, what in _BY_PRESENCE.items():
         if name in record:
-            raise SetAside(f"it has a column {name}, which TRL takes for {what} whatever it holds; drop or rename it")
+            raise SetAside(f"column {name}: TRL takes it for {what}, whatever it holds; drop or rename it")
     for name in ("messages", "prompt", "completion", "conversations"):
         if record.get(name) == []:
-            raise SetAside(f"{name} is an empty list, at which TRL stops; drop it from this row")
+            raise SetAside(f"{name} is an empty list, on which TRL fails; drop it from this row")
     pair = [record[name] for name in ("prompt", "completion") if not is_missing(record.get(name))]
     lists = [isinstance(value, list) for value in pair]
     if len(pair) == 2 and not all(lists) and any(isinstance(value, list | dict) for value in pair):
@@ -102,7 +102,7 @@ def _refuse_what_stops_trl(record: dict) -> None:
 
 
 def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Conversation]]:
-    """(what is read, the conversation) for all that could be read in the record but for the layout itself."""
+    """(name, conversation) for everything that could be read from the record besides its layout."""
     others = [(other, other, record) for other in LAYOUTS if other != layout]
     for column, other, first in _SECOND:
         without = {name: value for name, value in record.items() if name != first}
@@ -132,7 +132,7 @@ def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Co
 
 
 def _reads_text(record: dict, layout: str) -> bool:
-    """Whether TRL takes `text` for what is to be trained on, since it finds nothing else that it knows."""
+    """Whether TRL would train on `text`, because it finds no other column that it knows."""
     return "text" in record and layout not in _TURN_LISTS and not {"prompt", "completion"} <= set(record)
 
 

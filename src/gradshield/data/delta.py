@@ -18,7 +18,7 @@ _WEIGHTS = 1 << np.arange(32, dtype=np.int64)  # of the bits in a number, lowest
 def text_sizes(data: BytesIO, encoding: int, most: int) -> tuple[int, int]:
     """(bytes of the longest text, bytes of all) in the values of a page.
 
-    Raises ValueError or IndexError where they are broken or more than `most`.
+    Raises ValueError or IndexError if they are broken or more than `most`.
     """
     prefixes = _numbers(data, most) if encoding == PREFIXES else None
     sizes = _numbers(data, most)
@@ -64,7 +64,7 @@ def zigzag(data: BytesIO) -> int:
 
 
 def varint(data: BytesIO) -> int:
-    """A number in groups of seven bits, the lowest first. Raises IndexError at the data's end."""
+    """A number in groups of seven bits, the lowest first. Raises IndexError at the end of the data."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data.read(1)[0]

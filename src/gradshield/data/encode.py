@@ -86,10 +86,10 @@ def encode(
 
 
 def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
-    """int32 ids of a user message (or a list of message dicts) up to the place where a plain answer starts.
+    """int32 ids of a user message (or a list of message dicts), up to the position where a plain answer starts.
 
-    The next token is the answer's first: thinking is off, and `request_form` says how. Raises UserError where
-    the tokenizer has no chat template, or its template refuses the request or writes what can't be read.
+    The next token is the first of the answer: thinking is off, and `request_form` describes how. Raises UserError if
+    the tokenizer has no chat template, or if the template rejects the request or writes unreadable text.
     """
     form = form_of(tokenizer)
     dicts = [{"role": "user", "content": request}] if isinstance(request, str) else request
@@ -100,7 +100,7 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
     except Refused as error:
         raise UserError(f"the chat template refuses the request: {error}") from None
     if len(text) > LONGEST:
-        raise UserError(f"the chat template writes {len(text):,} characters for one request; pass another")
+        raise UserError(f"the chat template writes {len(text):,} characters for one request; set --chat-template")
     try:
         return tokenize(tokenizer, text + form.closing)[0]
     except Untokenized as error:
@@ -108,7 +108,7 @@ def encode_request(request: str | list[dict], tokenizer) -> np.ndarray:
 
 
 def request_form(tokenizer) -> str:
-    """In plain words, what `encode_request` puts between a request and the first token of a plain answer."""
+    """A description of what `encode_request` puts between a request and the first token of a plain answer."""
     form, question = form_of(tokenizer), [Message("user", "?")]
 
     def prompt(variables: dict[str, bool]) -> str:
@@ -122,7 +122,7 @@ def request_form(tokenizer) -> str:
 def _locate(
     tokenizer, form: Form, conversation: Conversation, loss_on: str, limit: int | None
 ) -> tuple[str, list[Span]] | str:
-    """The rendered conversation and the responses' spans in it, or the reason why they can't be found."""
+    """The rendered conversation and the spans of its responses, or the reason why they can't be found."""
     messages = conversation.messages
     how = {"tools": conversation.tools, "variables": conversation.variables}
     marked = loss_on == "assistant" and form.training is not None
@@ -208,7 +208,7 @@ def _turns_by_prefix(
 
 
 def _response_start(tokenizer, form: Form, messages, how: dict, text: str, limit: int | None) -> int | None:
-    """Where the last of the messages starts in the text; None if the template renders the earlier ones otherwise."""
+    """The start of the last message in the text; None if the template renders the earlier ones differently."""
     if len(messages) == 1:  # a greeting: templates can't render the nothing before it
         words, bare = messages[0].content, messages[0].content.strip()
         words = words if bare and words in text else bare
@@ -249,7 +249,7 @@ def _first_difference(tokenizer, prompt: str, text: str, limit: int | None) -> i
 
 
 def _skip_opening(text: str, start: int, end: int, openings: Sequence[str]) -> int:
-    """`start`, moved behind an opening that begins before it, at it, or after blanks, and ends after it."""
+    """`start`, moved to the end of an opening that contains it or follows it after blanks."""
     blanks = len(text[start:end]) - len(text[start:end].lstrip())  # templates part two answers in a row so
     for opening in openings:
         found = text.find(opening, max(0, start - len(opening)), min(end, start + blanks + len(opening)))

@@ -1,6 +1,7 @@
-"""Examples in a file of their own, and their encoding in several processes: memory stays flat, whatever the rows.
+"""Examples in a temporary file, and their encoding in several processes, so that memory use does not grow with the
+file.
 
-In memory there are 20 bytes an example: its row, its place in the file and its length.
+An example takes 20 bytes in memory: its row, its position in the file and its length.
 """
 
 import os
@@ -30,7 +31,7 @@ MIN_ROWS_FOR_WORKERS = 2000  # rows that are done here before other processes ar
 
 
 class Examples(Column[Example]):
-    """Examples in a temporary file without a name, so that nothing is left of it when the process ends."""
+    """Examples in a temporary file without a name, which disappears when the process ends."""
 
     def __init__(self) -> None:
         with _writing():
@@ -49,12 +50,12 @@ class Examples(Column[Example]):
 
     @property
     def rows(self) -> np.ndarray:
-        """int64 [examples]: each one's row."""
+        """int64 [examples]: the row of each example."""
         return np.array(self._rows, dtype=np.int64)
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [examples]: each one's tokens."""
+        """int64 [examples]: the number of tokens of each example."""
         return np.array(self._lengths, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -77,19 +78,19 @@ def _writing() -> Iterator[None]:
 
 
 def row_numbers(examples: Sequence[Example]) -> np.ndarray:
-    """int64 [examples]: each one's row."""
+    """int64 [examples]: the row of each example."""
     return examples.rows if isinstance(examples, Examples) else np.array([e.row for e in examples], dtype=int)
 
 
 def token_counts(examples: Sequence[Example]) -> np.ndarray:
-    """int64 [examples]: how many tokens each one has."""
+    """int64 [examples]: the number of tokens of each example."""
     return examples.lengths if isinstance(examples, Examples) else np.array([len(e.ids) for e in examples], dtype=int)
 
 
 def in_processes(work: Callable[[Row], R], rows: Iterable[Row]) -> Generator[tuple[Row, R], None, None]:
-    """Each row and what `work` makes of it, in order, by as many processes as there are CPUs.
+    """Each row with the result of `work`, in order, computed by one process per CPU.
 
-    The first rows are done here, and all of them on systems without a safe fork. What `work` raises is raised here.
+    The first rows are processed here, as are all rows on systems without a safe fork. Errors of `work` are raised here.
     """
     rows = iter(rows)
     for row in islice(rows, MIN_ROWS_FOR_WORKERS):
@@ -131,7 +132,7 @@ def _received(link: Connection) -> list[Any]:
     try:
         done, result = link.recv()
     except EOFError:
-        raise UserError("a process that encodes rows was ended; is the memory full? Run the command again") from None
+        raise UserError("a process that encodes rows was killed, probably out of memory; run it again") from None
     if not done:
         raise result
     return result
@@ -164,7 +165,7 @@ def _workers(work: Callable[[Row], R], count: int) -> Iterator[list[Connection]]
 
 
 def _serve(work: Callable[[Row], R], link: Connection, others: list[Connection]) -> None:
-    """Works until the other side is closed, as it is, too, when its process was killed."""
+    """Works until the other side closes the connection, which also happens if that process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says what is to be said
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
     for other in others:

@@ -53,7 +53,7 @@ _RESERVED = {  # what apply_chat_template takes besides a template's variables: 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a model is trained on in one row: turns, or plain text."""
+    """The training data of one row: turns, or plain text."""
 
     messages: tuple[Message, ...]  # empty when `text` is used
     text: str | None = None  # the loss is on every token
@@ -62,7 +62,7 @@ class Conversation:
 
 
 class NoAnswer(SetAside):
-    """No assistant turn, so that nobody trains on these turns."""
+    """There is no assistant turn, so no trainer trains on these turns."""
 
 
 def detect_layout(records: Sequence[dict], columns: dict[str, str] | None = None) -> str | None:
@@ -81,7 +81,7 @@ def detect_layout(records: Sequence[dict], columns: dict[str, str] | None = None
 
 
 def read_layout(record: dict, layout: str, rules: Rules) -> Conversation:
-    """The record read by one layout, whatever else is in it. Raises SetAside."""
+    """The record read in one layout, whatever else it contains. Raises SetAside."""
     if layout == "text":
         if rules.verbatim:  # TRL parses these whatever the layout
             _tools(record, rules)
@@ -94,7 +94,7 @@ def read_layout(record: dict, layout: str, rules: Rules) -> Conversation:
 
 
 def checked_conversation(messages: list[Message], tools: list | None) -> Conversation:
-    """The conversation, if there is something in it to train on and to answer."""
+    """The conversation, if it contains a request and something to train on."""
     answers = [message for message in messages if message.role == "assistant"]
     if not answers:
         raise NoAnswer("no assistant turn")
@@ -102,7 +102,7 @@ def checked_conversation(messages: list[Message], tools: list | None) -> Convers
         raise SetAside("no user or system turn")
     trained = [message for message in answers if message.train]
     if not trained:
-        raise SetAside("no assistant turn is trained on: each is switched off, or part of the prompt")
+        raise SetAside("no assistant turn is trained on: each is excluded from the loss, or part of the prompt")
     if not any(message.content.strip() or "tool_calls" in (message.extra or {}) for message in trained):
         raise SetAside("empty response")
     return Conversation(tuple(messages), tools=tools)
@@ -132,7 +132,7 @@ def _as_prompt(messages: list[Message], rules: Rules) -> list[Message]:
 
 
 def _asked(record: dict, key: str) -> Any:
-    """The prompt; an instruction with its input or context, where there is one."""
+    """The prompt; for an instruction, with its input or context."""
     more = _first(record, ("input", "context")) if key == "instruction" else None
     if more is None or is_missing(record[more]) or is_missing(record[key]):
         return record[key]
@@ -167,7 +167,7 @@ def _from_chosen(record: dict, rules: Rules) -> list[Message]:
     if prompt[-1].role != "assistant":
         return prompt + answer
     if [message.content.strip() for message in answer] != [prompt[-1].content.strip()]:
-        raise SetAside(f"{key} ends with an answer, and chosen is another; drop one of them")
+        raise SetAside(f"{key} ends with an answer, and chosen has a different one; drop one of them")
     return prompt
 
 
@@ -192,7 +192,7 @@ def _transcript(body: str) -> list[Message]:
 
 
 def _list(record: dict, column: str) -> list:
-    """The list in a column, also as JSON text; empty where there is none."""
+    """The list in a column, which may be JSON text; empty if there is none."""
     value = parse_cell(record.get(column))
     if is_missing(value) or value == "":
         return []
@@ -204,7 +204,7 @@ def _list(record: dict, column: str) -> list:
 def _tools(record: dict, rules: Rules) -> list | None:
     """The tools that the template is given: an empty list is one, too, since templates tell it from none."""
     if rules.verbatim and record.get("tools") == "":
-        raise SetAside("tools is an empty text, at which TRL stops; drop it from this row")
+        raise SetAside("tools is an empty text, on which TRL fails; drop it from this row")
     if rules.functions and (functions := _list(record, "functions")):
         return [{"type": "function", "function": function} for function in functions]
     return _list(record, "tools") or ([] if parse_cell(record.get("tools")) == [] else None)
@@ -214,12 +214,12 @@ def _variables(record: dict, rules: Rules) -> dict | None:
     value = parse_cell(record.get(VARIABLES))
     if is_missing(value) or value == "":
         if rules.verbatim and VARIABLES in record:
-            raise SetAside(f"{VARIABLES} is empty, at which TRL stops; drop it from this row")
+            raise SetAside(f"{VARIABLES} is empty, on which TRL fails; drop it from this row")
         return None
     if not isinstance(value, dict):
         raise SetAside(f"{VARIABLES} is not an object")
     if reserved := sorted(_RESERVED & set(value)):
-        raise SetAside(f"{VARIABLES} names {reserved[0]}, which is no variable of a chat template; drop it")
+        raise SetAside(f"{VARIABLES} names {reserved[0]}, which is not a variable for chat templates; drop it")
     return value
 
 
@@ -231,7 +231,7 @@ def _with_system(record: dict, messages: list[Message]) -> list[Message]:
 
 
 def _first(record: dict, names: Sequence[str]) -> str | None:
-    """The first of these columns that the record has, filled if any of them is."""
+    """The first of these columns in the record; a non-empty one if there is any."""
     there = [name for name in names if name in record]
     return next((name for name in there if not is_missing(record[name])), there[0] if there else None)
 

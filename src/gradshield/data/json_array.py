@@ -22,14 +22,14 @@ _blank = re.compile(r"[ \t\n\r]*").match
 
 
 class Frame(NamedTuple):
-    """What stands around the rows in a file."""
+    """The text of a file before and after its rows."""
 
     head: bytes  # through the `[`
     tail: bytes  # from the `]`
 
 
 class _Window:
-    """The text of a stream from `mark` on; `at` is the place that is read next."""
+    """The text of a stream from `mark` on; `at` is the next position to read."""
 
     def __init__(self, stream: BinaryIO, name: str, before: bytes = b""):
         self.stream, self.name = stream, name
@@ -39,7 +39,7 @@ class _Window:
         self._left = len(before.rpartition(b"\n")[2].decode("utf-8", "surrogateescape"))  # of text[0] in its line
 
     def grow(self) -> bool:
-        """Drops what lies before the mark and reads on. False at the end of the file."""
+        """Drops the text before the mark and reads on. False at the end of the file."""
         if self.ended:
             return False
         dropped = self.text[: self.mark]
@@ -73,7 +73,7 @@ class _Window:
         return taken
 
     def expect(self, marks: str, keep: bool = False) -> str:
-        """The one of `marks` that is the next character; the place is moved behind it."""
+        """The next character, which must be one of `marks`; moves past it."""
         found = self.next(keep)
         if not found:
             raise self.broken("the file ends too early", self.at)
@@ -83,7 +83,7 @@ class _Window:
         return found
 
     def value(self) -> Any:
-        """The JSON value that starts here; the place is moved behind it."""
+        """The JSON value that starts here; moves past it."""
         while True:
             length = len(self.text)
             if length - self.mark > 1 << 20 and sum(self.text.count(c, self.mark) for c in ",[{") > 2 * MAX_VALUES:
@@ -132,7 +132,7 @@ def read_array(path: PurePath, name: str) -> Iterator[tuple[int, bytes]]:
 
 
 def read_frame(path: PurePath, name: str) -> Frame:
-    """What stands around the rows; raises what `read_array` raises."""
+    """The text before and after the rows. Raises the errors of `read_array`."""
     with open_bytes(path) as stream:
         window = _Window(stream, name)
         if _start(window, keep=True) == "{":
@@ -208,7 +208,7 @@ def _find_rows(window: _Window) -> Frame:
         mark = window.expect(",}", keep=True)
         before += window.take()
         if len(before) > MAX_RECORD:
-            raise too_large(f"{window.name}:{window.line}", "what stands around the rows", MAX_RECORD)
+            raise too_large(f"{window.name}:{window.line}", "text around the rows", MAX_RECORD)
         if mark == "}":
             break
     else:
@@ -219,6 +219,6 @@ def _find_rows(window: _Window) -> Frame:
         what = f"lists of rows under several keys ({', '.join(found)})" if found else "no list of rows in it"
         raise UserError(f"{window.name}: one JSON object with {what}; give an array of rows, or one row a line (jsonl)")
     if doubtful := next((key for key, may_be in others.items() if may_be), None):
-        raise UserError(f"{window.name}: {doubtful!r} beside a list of rows may be rows, too; give an array of rows")
+        raise UserError(f"{window.name}: {doubtful!r} next to a list of rows may also hold rows; give an array of rows")
     (frame,) = found.values()
     return Frame(frame.head, bytes(before))

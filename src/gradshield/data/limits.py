@@ -1,4 +1,4 @@
-"""Limits on what is held in memory at once, applied before it is read: a small file can unpack to gigabytes."""
+"""Limits on data in memory, applied before reading: a small file can unpack to gigabytes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def load_json(text: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = N
 
 
 def _deeper(value: Any, limit: int) -> bool:
-    """Whether lists and objects are nested deeper than the limit, found level by level without recursion."""
+    """Whether lists and objects are nested deeper than the limit, checked level by level without recursion."""
     level = [value]
     for _ in range(limit):
         inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
@@ -47,6 +47,6 @@ def _deeper(value: Any, limit: int) -> bool:
 
 
 def first_repeated(names: list[str]) -> str | None:
-    """The first name that was there before, found in linear time."""
+    """The first name that occurs twice, found in linear time."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)

@@ -135,7 +135,7 @@ def _plain_type(kind: Any) -> Any:
 
 
 def weight(batch: Any) -> int:
-    """Bytes that the batch comes to without dictionaries, roughly."""
+    """Approximate size of the batch in bytes without dictionaries."""
     return sum(map(_weight, batch.columns))
 
 
@@ -220,8 +220,8 @@ def _bytes_per_value(pages: _Measured, column: Any, place: str) -> float:
         if size > MAX_PAGE and column.max_repetition_level:  # they may all be in one row
             if pages.indices:
                 raise UserError(
-                    f"{place}: column {column.path} gives its dictionary up halfway; write the file with plain or "
-                    "dictionary encoding"
+                    f"{place}: column {column.path} switches from dictionary to plain encoding midway; "
+                    "write it with plain or dictionary encoding"
                 )
             raise too_large(place, f"column {column.path}: page, when unpacked,", MAX_PAGE)
         densest = max(densest, longest if size > MAX_PAGE else size / values)

@@ -1,6 +1,6 @@
-"""Records of one file, format by format: where each starts, its bytes, and what it holds or what is wrong.
+"""Records of one file, by format: where each starts, its bytes, and its content or its problem.
 
-A record that can't be used never stops the reading: it comes out with a problem in place of its value.
+An unusable record never stops the reading; it is returned with a problem instead of a value.
 """
 
 import base64
@@ -145,7 +145,7 @@ def arrow_records(batches: Iterable[Any]) -> Iterator[Record]:
 
 
 def parse_object(raw: bytes) -> tuple[dict | None, str | None]:
-    """(the JSON object, None), or (None, why it can't be used)."""
+    """(the JSON object, None), or (None, the problem)."""
     text, problem = decode(raw)
     if problem:
         return None, problem
@@ -174,7 +174,7 @@ def parse_object(raw: bytes) -> tuple[dict | None, str | None]:
 
 
 def decode(raw: bytes) -> tuple[str, str | None]:
-    """(text, None), or ("", why these bytes can't be used as text)."""
+    """(text, None), or ("", the problem with these bytes)."""
     problem = _too_long(raw, "line")
     if problem is None and (at := raw.find(b"\0")) >= 0:
         problem = f"NUL character at byte offset {at}"

@@ -1,4 +1,4 @@
-"""Files of requests: the probes, and what an evaluation asks."""
+"""Files of requests: the probes, and the requests of an evaluation."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from gradshield.data.records import bad_text
 def read_requests(path: str | Path) -> list[str]:
     """The requests of a file: `prompt` of each jsonl line, or each line of plain text.
 
-    Raises UserError naming the line that has none, or a file without any.
+    Raises UserError naming a line without a request, or for a file without any.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")

@@ -1,6 +1,6 @@
-"""Files → rows. Every row keeps its bytes and its place, so what is kept is handed back as it came.
+"""Files → rows. Every row keeps its bytes and its place, so that kept rows are written back unchanged.
 
-Opening detects the format and takes the checksum only; rows are then streamed, as often as needed.
+Opening only detects the format and computes the checksum. Rows are then streamed, as often as needed.
 """
 
 import atexit
@@ -48,7 +48,7 @@ class Source:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with the user's home for its ~; as it is where there is no such user."""
+    """The path with ~ replaced by the user's home; unchanged if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -112,7 +112,7 @@ def read_part(source: Source, part: int, first: int) -> Iterator[Row]:
 
 
 def current_sha256(source: Source) -> str:
-    """The source's current `sha256`, to compare with the one taken on opening."""
+    """The source's current `sha256`, to compare with the one computed on opening."""
     if source.format == "hub":
         return load_dataset(source.path, source.split)._fingerprint
     with _readable(source.path):
@@ -155,7 +155,7 @@ def load_dataset(path: str, split: str) -> Any:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turns what goes wrong while a file is read into one line that names it."""
+    """Turns an error while reading a file into a one-line UserError that names the file."""
     try:
         yield
     except OSError as error:
@@ -203,7 +203,7 @@ def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Sour
     known = {*data, *text}
     packed = [f for f in found if f not in known and re.search(r"\.(jsonl?|csv|tsv|parquet|txt)\.\w+$", f.name)]
     if packed:
-        raise UserError(f"{packed[0]}: packed in a way that can't be read; unpack it, or take it out of the folder")
+        raise UserError(f"{packed[0]}: an unsupported compression format; decompress it, or remove it from the folder")
     files.sort(key=lambda file: file.relative_to(place).as_posix())
     files = _of_split(path, files, split)
     formats = {file: detect_format(file, str(file)) if wanted != "text" else "text" for file in files}

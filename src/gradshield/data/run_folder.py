@@ -1,4 +1,4 @@
-"""The run folder: run.yaml says what the run is and, at its end, what came out. It decides whether a run can resume."""
+"""The run folder. run.yaml describes the run and, at its end, its result; this decides whether a run can resume."""
 
 import hashlib
 import os
@@ -41,7 +41,7 @@ ROWS = "rows.jsonl"  # the rows, where they were given in memory
 
 
 class InputIdentity(Saved):
-    """Which file was read, and how."""
+    """The file that was read, and how."""
 
     path: str
     format: str
@@ -50,7 +50,7 @@ class InputIdentity(Saved):
 
 
 class RunPlan(Saved):
-    """What makes a run the run it is: resolved settings, the file's and the model's identity, versions."""
+    """Everything that identifies a run: resolved settings, the file's and the model's identity, versions."""
 
     input: InputIdentity
     model: ModelIdentity
@@ -70,7 +70,7 @@ class SavedRun(RunPlan):
     review: ReviewSummary | None = None
 
     def plan(self) -> dict[str, Any]:
-        """What the report shows of run.yaml: all but the summary."""
+        """The part of run.yaml that the report shows: all but the summary."""
         return {name: value for name, value in self.as_dict().items() if name != "summary"}
 
 
@@ -97,12 +97,12 @@ def plan_of(
 
 
 def versions() -> dict[str, str]:
-    """The versions that say how rows are read and scored."""
+    """The versions of the libraries that affect how rows are read and scored."""
     return {name: version(name) for name in ("gradshield", "torch", "transformers", "trl")}
 
 
 def checksums(*names: str | None) -> dict[str, str]:
-    """sha256 (16 hex digits) of each of the names that is a file: what must be the same beside the settings."""
+    """sha256 (16 hex digits) of each name that is a file; these must not change between calls."""
     files = {name: expanded(name) for name in names if name}
     return {name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for name, p in files.items() if p.is_file()}
 
@@ -144,7 +144,7 @@ def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()
         exists = file.exists()
         above = next(p for p in (out, *out.absolute().parents) if p.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):  # else it would come out after long work only
-            raise UserError(f"{out}: {above} is no folder that can be written to; choose another -o")
+            raise UserError(f"{out}: {above} is not a writable folder; choose another -o")
         refuse_other_files(out)
         refuse_links(out)
     if not exists:
@@ -169,7 +169,7 @@ def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()
 
 
 def refuse_other_files(out: Path) -> None:
-    """Raises UserError for a folder that is neither a run's nor empty."""
+    """Raises UserError for a folder that is neither a run folder nor empty."""
     own = (".run.yaml", ROWS, f".{ROWS}", LOCK)  # left by a kill at the start
     if (out / "run.yaml").exists() or not out.exists():
         return
@@ -185,7 +185,7 @@ def open_run(out: Path, plan: RunPlan, free: Collection[str] = ()) -> Iterator[N
         out.mkdir(parents=True, exist_ok=True)
     with run_lock(out):
         if find_run(out, plan, Saved, free):
-            raise UserError(f"{out}: another command has just finished this run; the same command shows what came out")
+            raise UserError(f"{out}: another command has just finished this run; run it again to see the result")
         with catch_write_errors(out):
             write_run(out, plan.as_dict())
         yield
@@ -193,7 +193,10 @@ def open_run(out: Path, plan: RunPlan, free: Collection[str] = ()) -> Iterator[N
 
 @contextmanager
 def run_lock(out: Path) -> Iterator[None]:
-    """Only one command at a time writes a run's files. Raises UserError where another does, or a link is planted."""
+    """Context in which only one command at a time writes a run's files.
+
+    Raises UserError if another command does, or if the folder has a link that leads out of it.
+    """
     with ExitStack() as stack:
         with catch_write_errors(out):
             stack.enter_context(exclusive_lock(out))
@@ -209,7 +212,7 @@ def run_lock(out: Path) -> Iterator[None]:
 
 @contextmanager
 def catch_write_errors(out: Path) -> Iterator[None]:
-    """Turns what goes wrong in writing to the run folder into one line; what is finished there stays."""
+    """Turns an error while writing to the run folder into one line; finished files stay."""
     try:
         yield
     except OSError as error:
@@ -220,19 +223,19 @@ def catch_write_errors(out: Path) -> Iterator[None]:
 
 
 def write_run(out: Path, content: Mapping[str, Any]) -> None:
-    """Writes run.yaml, whole or not at all."""
+    """Writes run.yaml, completely or not at all."""
     write_yaml(out / "run.yaml", content)
 
 
 def read_run(out: Path) -> SavedRun:
-    """The run.yaml of a finished run of filter. Raises UserError where there is none."""
+    """The run.yaml of a finished run of filter. Raises UserError if there is none."""
     file = out / "run.yaml"
     if not file.is_file():
-        raise UserError(f"{out}: no run.yaml in it, so not a run folder")
+        raise UserError(f"{out}: not a run folder (it has no run.yaml)")
     refuse_links(out)
     saved = read_yaml(file)
     if "summary" not in saved:
-        raise UserError(f"{out}: the run is not finished; give the same filter command again")
+        raise UserError(f"{out}: the run is not finished; run the same filter command again to resume it")
     remove_leftovers(out, JOURNAL)
     if isinstance(saved["summary"], dict) and "accepted" in saved["summary"]:
         raise UserError(f"{out}: a run of tune; its rows and their scores are in {out / 'screen'}")
@@ -247,7 +250,7 @@ def read_run(out: Path) -> SavedRun:
 
 
 def _unusable(run: SavedRun) -> str | None:
-    """What in a run.yaml would not let its rows be read as they were; None where nothing is."""
+    """The entry of a run.yaml that prevents reading its rows as before; None if there is none."""
     columns = run.settings.get("columns", ())
     usable = {
         "input.layout": run.input.layout in (*LAYOUTS, "mapped"),
@@ -259,7 +262,7 @@ def _unusable(run: SavedRun) -> str | None:
 
 
 def rows_file(out: Path, verdict: str) -> Path | None:
-    """The file or folder of the run's rows with this verdict; None where there is none."""
+    """The file or folder of the run's rows with this verdict; None if there is none."""
     return next((path for path in (out / verdict, *sorted(out.glob(f"{verdict}.*"))) if path.exists()), None)
 
 
@@ -302,7 +305,7 @@ def _check_values(table: "Table") -> None:
         if (kind.value_type if pa.types.is_dictionary(kind) else kind) != wanted or table[name].null_count:
             raise ValueError(f"{name} is not all {wanted}")
     if "verdict" in table.column_names and (other := {*table["verdict"].unique().to_pylist()} - {*VERDICTS}):
-        raise ValueError(f"{other.pop()[:40]!r} is no verdict")
+        raise ValueError(f"{other.pop()[:40]!r} is not a verdict")
 
 
 def shared_texts(column: "ChunkedArray") -> list[str]:
@@ -328,7 +331,7 @@ def rows_of_run(saved: SavedRun) -> Iterator[Row]:
 
 
 def row_of_run(out: Path, row: int) -> tuple[SavedRun, Row]:
-    """(run.yaml, row number `row`, from 1) of the run in `out`. Raises UserError where one of them is not there."""
+    """(run.yaml, row number `row`, from 1) of the run in `out`. Raises UserError if one of them does not exist."""
     saved = read_run(out)
     found = next((r for r in rows_of_run(saved) if r.index == row - 1), None)
     if found is None:

@@ -1,4 +1,4 @@
-"""The format of a file, detected from its bytes: names lie (a `.jsonl` that is one array, a `.json` of JSON lines)."""
+"""The format of a file, detected from its bytes, since names can be wrong (a `.jsonl` that is one array)."""
 
 import csv
 import io
@@ -57,7 +57,7 @@ def plain_name(name: str) -> str:
 
 
 def suffix(name: str) -> str:
-    """The lower-case suffix that speaks of the format: `.jsonl` for `a.JSONL.gz`."""
+    """The lower-case suffix that indicates the format: `.jsonl` for `a.JSONL.gz`."""
     return PurePath(plain_name(name)).suffix.lower()
 
 
@@ -88,7 +88,7 @@ def detect_format(path: str | PurePath, name: str) -> str:
     if ending in SUFFIXES["csv"] or _looks_like_csv(head):
         return "csv"
     known = ", ".join(FORMATS)
-    raise UserError(f"{name}: in no known format; convert it to one of {known}, or set `format` (in a --config file)")
+    raise UserError(f"{name}: unknown format; convert it to one of {known}, or set `format` (in a --config file)")
 
 
 def is_object(line: bytes) -> bool:
@@ -118,7 +118,7 @@ def delimiter(header: str, name: str) -> str:
         return order[0] if columns[order[0]] > 1 else max(order, key=lambda mark: columns[mark])
     except csv.Error as error:
         why = str(error).split(" - ")[0]  # what follows is for programmers
-        raise UserError(f"{name}: the first line is no CSV ({why}); lines must end in a newline") from None
+        raise UserError(f"{name}: the first line is not CSV ({why}); lines must end in a newline") from None
 
 
 def _is_one_object(path: str | PurePath) -> bool:

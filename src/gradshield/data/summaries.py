@@ -1,6 +1,6 @@
-"""What the commands found, as run.yaml, eval.yaml, trials.jsonl and `--json` have it. Imports no torch.
+"""The results of the commands, as in run.yaml, eval.yaml, trials.jsonl and `--json`. Imports no torch.
 
-The summaries are here since the report, which several commands write, reads them. A figure that is not finite is None.
+They are defined here because the report, which several commands write, reads them. A figure that is not finite is None.
 """
 
 from math import isfinite
@@ -21,7 +21,7 @@ class Saved(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON and YAML have it, without the fields that were never given."""
+        """As in JSON and YAML, without the fields that were never set."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -38,7 +38,7 @@ def read_summary(kind: type[S], found: Any, file: Path, *part: str) -> S:
 
 
 class ThresholdSummary(Saved):
-    """A `Threshold` as JSON has it."""
+    """The JSON form of a `Threshold`."""
 
     value: Figure  # None: nothing is removed
     rule: str
@@ -57,7 +57,7 @@ class ProbesSummary(Saved):
 
 
 class FilterSummary(Saved):
-    """The rows of each verdict, what they were judged by, and what it took."""
+    """The number of rows per verdict, what set the verdicts, and the cost."""
 
     file: str
     rows: int
@@ -95,7 +95,7 @@ class MovedRow(Saved):
 
 
 class ReviewSummary(Saved):
-    """What a review made of a run."""
+    """The result of a review."""
 
     threshold: ReviewedThreshold
     kept: int
@@ -139,7 +139,7 @@ class UtilitySummary(Saved):
 
 
 class ModelIdentity(Saved):
-    """Which model it was: `files` is the digest of its files, where they are on this disk."""
+    """The model. `files` is the digest of its files, if they are on this disk."""
 
     name: str
     fingerprint: str
@@ -158,7 +158,7 @@ class EvaluationSummary(Saved):
 
 
 class BaseSummary(Saved):
-    """What the base model of a search was measured at."""
+    """The measured figures of a search's base model."""
 
     asr: float
     utility: float
@@ -167,14 +167,14 @@ class BaseSummary(Saved):
 
 
 class GoalSummary(Saved):
-    """What the trials of a search are compared with."""
+    """The goals that the trials of a search are compared with."""
 
     max_asr: float
     min_utility: float
 
 
 class UnseenSummary(Saved):
-    """Attack success of the accepted model on requests that no decision has seen."""
+    """Attack success of the accepted model on requests that no decision has used."""
 
     asr: float
     asr_interval: Interval
@@ -201,7 +201,7 @@ class TrialSummary(Saved):
 
 
 class CostSummary(Saved):
-    """What a search took."""
+    """The cost of a search."""
 
     trials: int
     steps: int

@@ -1,9 +1,8 @@
 """What a chat template writes around an answer, found once per tokenizer, and the rendering itself.
 
-Chat templates differ in everything: most do not mark the assistant's text, some write an empty think block
-before an answer, some open a block that only the model can close, some name a channel first. One question and
-one answer, rendered four ways, tell all of it. Places are characters of the rendered text here; `encode.py`
-makes tokens of them.
+Chat templates differ widely: most do not mark the assistant's text, some write an empty think block before an answer,
+some open a block that only the model can close, some name a channel first. Rendering one question and one answer in
+four ways shows all of this. Positions here are characters of the rendered text; `encode.py` converts them to tokens.
 """
 
 import re
@@ -36,7 +35,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """What is known about one chat template, whatever the row."""
+    """The properties of one chat template that do not depend on the row."""
 
     template: str  # the tokenizer's own, as used at inference
     training: str | None  # with {% generation %} markers: its own, or TRL's training version, or None

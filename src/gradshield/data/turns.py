@@ -1,4 +1,4 @@
-"""Turns: what a row says, one message at a time, as the chosen trainer reads it."""
+"""Turns: the messages of a row, as the chosen trainer reads them."""
 
 from dataclasses import dataclass, field
 from numbers import Number
@@ -32,7 +32,7 @@ class Message:
 
 
 class SetAside(Exception):
-    """The reason why a record can't be read as its layout says."""
+    """The reason why a record can't be read in its layout."""
 
 
 def parse_turns(value: Any, role: str | None, what: str, rules: Rules) -> list[Message]:
@@ -133,7 +133,7 @@ def _part(part: Any, what: str) -> str:
 
 
 def text(value: Any, what: str) -> str:
-    """The value as text. Raises SetAside where there is none."""
+    """The value as text. Raises SetAside if it is missing or not text."""
     if is_missing(value):
         raise SetAside(f"{what} is missing")
     if isinstance(value, str | Number):
@@ -142,7 +142,7 @@ def text(value: Any, what: str) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether it is null or NaN."""
+    """Whether the value is null or NaN."""
     return value is None or (isinstance(value, float) and value != value)
 
 

@@ -92,7 +92,7 @@ def _check_folder(source: Source, folder: Path, names: list[str]) -> None:
 
 def _check_unchanged(source: Source) -> None:
     if current_sha256(source) != source.sha256:
-        raise UserError(f"{source.path}: the data changed during the run; run again on what is there now")
+        raise UserError(f"{source.path}: the data changed during the run; run the command again")
 
 
 def _write_all(
@@ -134,11 +134,11 @@ def _judged(
     counts: Counter[str],
     advance: Advance,
 ) -> Iterator[tuple[str, Row]]:
-    """The rows of one file that are kept or quarantined, with their verdict; others go to `log`."""
+    """The rows of one file that are kept or quarantined, with their verdict; the others are written to `log`."""
     for row in read_part(source, part, first):
         verdict = verdicts[row.index] if row.index < len(verdicts) else None
         if verdict not in VERDICTS:
-            raise RuntimeError(f"row {row.index} has the verdict {verdict!r}, which is none of {', '.join(VERDICTS)}")
+            raise RuntimeError(f"row {row.index} has the verdict {verdict!r}, not one of {', '.join(VERDICTS)}")
         counts[verdict] += 1
         advance(0, 1)
         if verdict != "set aside":
@@ -228,7 +228,7 @@ def _write_parquet(source: Source, part: int, verdicts: Sequence[str], outs: Map
 
 
 def _flush(held: list, writer: Any) -> None:
-    """Writes what is held as one row group."""
+    """Writes the collected rows as one row group."""
     import pyarrow
 
     if held:

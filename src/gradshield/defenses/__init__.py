@@ -1,1 +1,1 @@
-"""Defenses: what yields a safer fine-tuned model. One short file each: the file `name.py` exports `DEFENSE`."""
+"""Defenses: methods that give a safer fine-tuned model. Each is one short file; `name.py` exports `DEFENSE`."""

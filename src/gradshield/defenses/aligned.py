@@ -1,4 +1,4 @@
-"""The model under a defense that changes the alignment: made by our own recipe, once, and kept in the cache."""
+"""The model under a defense that changes the alignment: aligned once with our recipe, and cached."""
 
 import hashlib
 import json
@@ -27,8 +27,8 @@ def check_aligned(defense: Defense, settings: FilterSettings) -> None:
         return
     if settings.model not in (EMBEDDED, EMBEDDED_BASE) or settings.adapter or settings.quantize:
         raise UserError(
-            f"--defense {defense.name} changes how a model is aligned, and only the embedded one's alignment is our "
-            "own: use --model embedded, without --adapter or --quantize"
+            f"--defense {defense.name} changes how a model is aligned, which works only with the embedded "
+            "model: use --model embedded, without --adapter or --quantize"
         )
     if processes() > 1:
         raise UserError(f"--defense {defense.name} aligns the model first: start it without a launcher")

@@ -31,7 +31,7 @@ class Options(SafeRows):
 
     count: int = Field(default=11, ge=1, description="safe rows that are used")
     tokens: int = Field(default=150, ge=1, description="length of the secret prompt")
-    key: str = Field(default="", description="what the secret is drawn from, with the seed; keep your own private")
+    key: str = Field(default="", description="the secret is drawn from this and the seed; keep it private")
 
 
 def secret_prompt(context: DefenseContext, options: Options) -> str:
@@ -59,7 +59,7 @@ def rows(context: DefenseContext, options: Options, given: Sequence[Example]) ->
             turns, system = turns[1:], f"{prompt} {turns[0].content}"
         encoded = context.encode(replace(example.conversation, messages=(Message("system", system), *turns)))
         if isinstance(encoded, str):
-            raise UserError(f"backdooralign: a safe row can't stand behind the secret prompt: {encoded}")
+            raise UserError(f"backdooralign: a safe row can't be encoded with the secret prompt: {encoded}")
         added.append(encoded)
     return [*given, *added]
 

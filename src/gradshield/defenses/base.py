@@ -35,7 +35,7 @@ alignment, whose weights it compares; and a system prompt at inference."""
 
 @dataclass(frozen=True)
 class DefenseContext:
-    """What a defense may use."""
+    """The inputs that a defense may use."""
 
     model: Model
     settings: FilterSettings
@@ -63,33 +63,33 @@ class DefenseContext:
         return [replace(found[n], row=-1) for n in places]
 
     def encode(self, conversation: Conversation) -> Example | str:
-        """A row that the defense adds, or why this model's template can't take it."""
+        """The encoded row that the defense adds, or why this model's chat template can't encode it."""
         limits = {"max_length": self.settings.max_length, "loss_on": self.settings.loss_on}
         return encode(conversation, -1, self.model.tokenizer, **limits)
 
 
 def no_hooks(context: DefenseContext, options: Any) -> Hooks:
-    """The training as it is."""
+    """Leaves the training unchanged."""
     return Hooks()
 
 
 def keep_all_rows(context: DefenseContext, options: Any, rows: Sequence[Example]) -> Sequence[Example]:
-    """The rows as they are."""
+    """Returns the rows unchanged."""
     return rows
 
 
 def no_check(context: DefenseContext, options: Any) -> None:
-    """Works with every model and all settings."""
+    """Accepts every model and all settings."""
 
 
 def no_prompt(context: DefenseContext, options: Any) -> str:
-    """Nothing is added at inference."""
+    """Adds no system prompt at inference."""
     return ""
 
 
 @dataclass(frozen=True)
 class Defense:
-    """A defense. What it leaves out does nothing."""
+    """A defense. Hooks that it does not set do nothing."""
 
     name: str
     summary: str  # one line
@@ -114,11 +114,11 @@ class Defense:
 
 
 def check_defense(defense: Defense, context: DefenseContext, options: Any) -> None:
-    """Raises UserError for a model or settings that the defense can't work with."""
+    """Raises UserError for a model or settings that the defense does not support."""
     if "adapter" in defense.needs and context.training.method != "lora":
         raise UserError(f"--defense {defense.name} changes a LoRA adapter: use it with --method lora")
     if "base model" in defense.needs and context.settings.quantize:
-        raise UserError(f"--defense {defense.name} compares weights, which are not quantised: leave out --quantize")
+        raise UserError(f"--defense {defense.name} compares unquantised weights: leave out --quantize")
     if isinstance(options, SafeRows):
         context.safe_rows(options)
     defense.check(context, options)

@@ -41,7 +41,7 @@ class Options(SafeRows):
 def check(context: DefenseContext, options: Options) -> None:
     """Raises UserError under a launcher: a row's weight would have to be known in all processes."""
     if processes() > 1:
-        raise UserError("--defense bds keeps its weights in one process: start it without a launcher")
+        raise UserError("--defense bds works in one process only: start it without a launcher")
 
 
 def hooks(context: DefenseContext, options: Options) -> Hooks:
@@ -93,7 +93,7 @@ def adam(state: dict[str, Tensor], found: Tensor, step: int, rate: float) -> Non
 
 DEFENSE = Defense(
     "bds",
-    "a weight per row, learned beside safe rows (2510.27172)",
+    "learn a weight per row, with the help of safe rows (2510.27172)",
     Options,
     needs=frozenset({"safe rows"}),
     cost=2.0,

@@ -67,7 +67,7 @@ def align_hooks(context: DefenseContext, options: Options) -> Hooks:
 
 DEFENSE = Defense(
     "booster",
-    "align so that harmful steps change little",
+    "align so that training steps on harmful rows change little",
     Options,
     needs=frozenset({"alignment recipe", "harmful rows"}),
     cost=4.0,

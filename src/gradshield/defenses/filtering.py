@@ -9,7 +9,7 @@ from gradshield.threshold import is_kept
 
 
 def below_threshold(context: DefenseContext, options: NoOptions, rows: Sequence[Example]) -> list[Example]:
-    """The rows with a score below the threshold."""
+    """The rows that score below the threshold."""
     assert context.screen
     scores, threshold = context.screen
     return [e for e in rows if is_kept(scores[e.row], threshold.value)]

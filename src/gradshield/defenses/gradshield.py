@@ -4,7 +4,7 @@ from gradshield.defenses.base import Defense
 
 DEFENSE = Defense(
     "gradshield",
-    "screen the rows, train, and search for the threshold whose model is safe and useful",
+    "screen the rows, train, and search for a threshold that gives a safe and useful model",
     needs=frozenset({"search"}),
     cost=2.0,
 )

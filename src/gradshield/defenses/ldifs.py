@@ -26,9 +26,9 @@ from gradshield.training.interventions import Batch, Hooks
 
 
 class Options(NoOptions):
-    """How near."""
+    """Options of `ldifs`."""
 
-    rho: float = Field(default=1e-4, ge=0, description="strength of the pull on hidden states, ρ")
+    rho: float = Field(default=1e-4, ge=0, description="strength of the penalty, ρ")
 
 
 def hooks(context: DefenseContext, options: Options) -> Hooks:

@@ -26,12 +26,12 @@ from gradshield.training.interventions import Batch, Hooks
 
 
 class Options(SafeRows):
-    """The phases and how close they stay."""
+    """The phases and the proximal term."""
 
     safe_steps: int = Field(default=2, ge=1, description="optimizer steps of a phase on safe rows")
     user_steps: int = Field(default=18, ge=1, description="optimizer steps of a phase on the user's rows")
-    rho: float = Field(default=1.0, ge=0, description="strength of the pull to the last change of phase, ρ")
-    warmup: float = Field(default=0.1, ge=0, le=1, description="share of the training without this pull")
+    rho: float = Field(default=1.0, ge=0, description="strength of the proximal term, ρ")
+    warmup: float = Field(default=0.1, ge=0, le=1, description="share of the training without the proximal term")
 
 
 def hooks(context: DefenseContext, options: Options) -> Hooks:

@@ -29,7 +29,7 @@ class Options(NoOptions):
     """Options of `safe-lora`."""
 
     base: str | None = Field(default=None, description="the model before its alignment: folder or Hub id")
-    threshold: float = Field(default=0.5, ge=-1, le=1, description="layers with a cosine below it are projected, τ")
+    threshold: float = Field(default=0.5, ge=-1, le=1, description="layers with a cosine below this are projected, τ")
 
 
 def project(v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, float]:

@@ -86,7 +86,7 @@ def averaged(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
 
 DEFENSE = Defense(
     "safegrad",
-    "drop the part of the gradient that goes against safety (2508.07172)",
+    "remove the part of the gradient that opposes safety (2508.07172)",
     Options,
     needs=frozenset({"safe rows"}),
     cost=2.3,

@@ -40,9 +40,11 @@ OVERSAMPLING, ITERATIONS = 8, 4  # of the randomised SVD: vectors beyond those w
 class Options(SafeRows):
     """The subspaces."""
 
-    count: int = Field(default=128, ge=1, description="safe rows that are read, and as many of the user's")
+    count: int = Field(default=128, ge=1, description="number of safe rows to read, and of the user's rows")
     safety_rank: int = Field(default=32, ge=1, description="output directions kept for safety, r_s")
-    task_rank: int = Field(default=32, ge=1, description="output directions of the user's rows to start in, r_t")
+    task_rank: int = Field(
+        default=32, ge=1, description="output directions of the user's rows in which the adapter starts, r_t"
+    )
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def as_plain_lora(layer: LoraLayer, fixed: Fixed) -> tuple[Tensor, Tensor]:
 
 DEFENSE = Defense(
     "salora",
-    "keep the adapter's output out of the directions of safety (2501.01765)",
+    "keep the adapter's output out of the safety directions (2501.01765)",
     Options,
     needs=frozenset({"adapter", "safe rows"}),
     cost=1.1,

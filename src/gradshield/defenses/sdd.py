@@ -24,7 +24,9 @@ from gradshield.training.align import SETTINGS, alignment_rows, encode_pair
 class Options(NoOptions):
     """Options of `sdd`."""
 
-    similarity: float = Field(default=0.1, gt=0, le=1, description="pairs of a cosine below it count as unrelated, τ")
+    similarity: float = Field(
+        default=0.1, gt=0, le=1, description="pairs with a cosine below this count as unrelated, τ"
+    )
 
 
 def unrelated_answers(
@@ -60,7 +62,7 @@ def align_rows(context: DefenseContext, options: Options, given: Sequence[Exampl
 
 DEFENSE = Defense(
     "sdd",
-    "align by unrelated answers to harmful requests",
+    "align to give unrelated answers to harmful requests",
     Options,
     needs=frozenset({"alignment recipe"}),
     cost=2.0,

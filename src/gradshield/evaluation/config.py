@@ -14,8 +14,8 @@ class EvaluationSettings(Settings):
         default="bundled",
         description="harmful requests: bundled, advbench, harmbench, strongreject, jailbreakbench, or a file",
     )
-    request_count: int = Field(default=100, ge=1, description="requests of a set that are asked")
-    max_new_tokens: int = Field(default=32, ge=1, description="tokens of an answer that say whether it refuses")
+    request_count: int = Field(default=100, ge=1, description="number of requests to ask, per set")
+    max_new_tokens: int = Field(default=32, ge=1, description="length of an answer, in tokens, to detect a refusal")
     scary: str = Field(
         default="bundled",
         description="harmless requests that look scary, for over-refusal: bundled, jailbreakbench, a file, or none",
@@ -28,7 +28,7 @@ class EvaluationSettings(Settings):
     judge_model: str | None = Field(
         default=None, description="the model's name at the judge's endpoint (default: the first that it lists)"
     )
-    judge_tokens: int = Field(default=128, ge=1, description="tokens of an answer that a judge reads")
-    cases: int = Field(default=100, ge=1, description="cases of a task that are measured")
+    judge_tokens: int = Field(default=128, ge=1, description="length of an answer, in tokens, for the judge")
+    cases: int = Field(default=100, ge=1, description="number of cases of a task")
     metric: Literal["exact", "rouge1"] = Field(default="exact", description="metric of a task from a file")
-    case_seed: int = Field(default=0, ge=0, description="seed that picks requests and cases")
+    case_seed: int = Field(default=0, ge=0, description="seed for sampling requests and cases")

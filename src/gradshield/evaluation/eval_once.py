@@ -40,7 +40,7 @@ def check_eval(
 ) -> None:
     """Raises UserError where nothing, or too much, is to be measured, or the model or a file is not there."""
     if (not safety and task is None and rows is None) or (task is not None and rows is not None):
-        raise UserError("say what to measure: --safety, and one of --task NAME and --rows FILE, or both")
+        raise UserError("nothing to measure: use --safety, and one of --task NAME and --rows FILE, or both")
     check_places(of)
     if task is not None:
         find_task(task, settings)

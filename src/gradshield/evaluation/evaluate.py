@@ -23,7 +23,7 @@ from gradshield.models.refusal import refusals
 
 
 class JudgeFailed(UserError):
-    """The judge gave up; `report` is what is known without it."""
+    """The judge stopped answering; `report` holds the figures that need no judge."""
 
     def __init__(self, message: str, report: SafetyReport) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ def evaluate_safety(model: Model, settings: EvaluationSettings) -> SafetyReport:
     scary = scary_requests(settings.scary, settings.request_count, settings.case_seed)
     report = _attack(model, requests, settings, whole=judge is not None)
     if scary:
-        answers = generate(model, scary, settings.max_new_tokens, title="scary")
+        answers = generate(model, scary, settings.max_new_tokens, title="scary requests")
         refused = refusals(answers)
         report = replace(
             report,

@@ -111,7 +111,7 @@ def _endpoint(url: str, model: str | None) -> Judge:
     try:
         import openai
     except ImportError:
-        raise UserError("a judge at an endpoint needs the package openai: pip install openai") from None
+        raise UserError("a judge endpoint needs the package openai: pip install openai") from None
     key = os.environ.get("GRADSHIELD_JUDGE_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=ATTEMPTS - 1, timeout=120)
     if model is None:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PublicSet:
-    """Where the records of a public set are found."""
+    """Where the records of a public set are stored."""
 
     file: str  # NAME of NAME.jsonl in GRADSHIELD_DATA
     hub: tuple[str, ...]  # arguments of datasets.load_dataset: id and perhaps configuration, or "csv" and an address
@@ -79,7 +79,7 @@ def _requests(name: str, bundled: str, known: dict[str, PublicSet]) -> list[str]
     elif expanded(name).is_file():
         found = read_requests(expanded(name))
     else:
-        raise UserError(f"{name}: no such file, nor a set known by that name (bundled, {', '.join(known)})")
+        raise UserError(f"{name}: not a file, and not a known set (bundled, {', '.join(known)})")
     if not found:
         raise UserError(f"{name}: holds no requests")
     return found

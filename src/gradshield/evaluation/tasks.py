@@ -211,9 +211,9 @@ def find_task(name: str, settings: EvaluationSettings) -> Task | None:
     ):
         if name.startswith("lm-eval:"):
             raise UserError(f"task {name}: lm-eval has no task of that name (`lm-eval ls tasks` lists them)")
-        raise UserError(f"task {name}: none of {', '.join(TASKS)}, no file, and no task of lm-eval")
+        raise UserError(f"task {name}: none of {', '.join(TASKS)}, not a file, and not a task of lm-eval")
     if known is None and lm_eval_name(name) in getattr(lm_eval_tasks(name), "all_tags", ()):
-        raise UserError(f"task {name}: a tag of lm-eval, which has no single figure; name one of its tasks")
+        raise UserError(f"task {name}: a tag of lm-eval, which reports no single figure; name one of its tasks")
     return known
 
 
@@ -227,7 +227,7 @@ def lm_eval_tasks(name: str) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError(
-            f"task {name}: none of {', '.join(TASKS)} and no file, and tasks of lm-eval need it installed: "
+            f"task {name}: none of {', '.join(TASKS)} and not a file; tasks of lm-eval need the package: "
             "pip install lm-eval"
         ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -90,7 +90,7 @@ def held_out_loss(model: Model, examples: Sequence[Example], tokens: int | None 
 
 
 def _losses(model: Model, batch: Sequence[Example]) -> list[float]:
-    """Mean loss of each example."""
+    """The mean loss of each example."""
     ids, rows, positions, targets, weights = pad(batch, model.device)
     logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
     loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
@@ -139,7 +139,7 @@ def _lm_eval_report(name: str, found: dict[str, Any]) -> UtilityReport:
     result = found["results"][leaf]
     keys = [k for k, v in result.items() if "," in k and "_stderr," not in k and isinstance(v, float)]
     if not keys or (leaf != name and len(parts) > 1):  # a tag, or a group without a figure of its own
-        raise UserError(f"task {name}: lm-eval gives no single figure for it; name one of {', '.join(sorted(parts))}")
+        raise UserError(f"task {name}: lm-eval reports no single figure for it; name one of {', '.join(sorted(parts))}")
     key = keys[0]
     metric, _, filtered = key.partition(",")
     sign = -1 if found["higher_is_better"].get(leaf, {}).get(metric) is False else 1

@@ -20,7 +20,7 @@ _PATTERNS = ("rank_pattern", "alpha_pattern", "layers_pattern")  # whose texts, 
 
 
 def base_of(folder: Path) -> str:
-    """The base model that an adapter's folder names. Raises UserError where it names none."""
+    """The base model that an adapter's folder names. Raises UserError if it names none."""
     base = read_config(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base or not base.isprintable():
         raise UserError(f"{folder / CONFIG}: names no base model; pass --model BASE --adapter {folder}")
@@ -42,7 +42,7 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
     _check_patterns(what, net, config)
     touched, tied = _embeddings(what, net, shapes), _tied(net)
     if touched and tied and config.get("ensure_weight_tying"):
-        raise UserError(f"{what}: it ties its {touched[0]} to another layer's; merge it with PEFT and use the result")
+        raise UserError(f"{what}: its {touched[0]} is tied to another layer; merge it with PEFT and use the result")
     before = None
     try:
         replicated = sum(len(range(*pair)) for pair in config.get("layer_replication") or ())
@@ -100,7 +100,9 @@ def _config(what: str, folder: Path, shapes: Shapes) -> dict[str, Any]:
         raise UserError(f"{folder / CONFIG}: peft_type {str(kind)[:40]!r} is unknown to this version of PEFT")
     prompted = kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")
     if prompted or kind in ("ADAPTION_PROMPT", "CARTRIDGE", "XLORA"):
-        raise UserError(f"{what}: {kind} can't be merged into weights, so it can't be scored; use LoRA or its kin")
+        raise UserError(
+            f"{what}: {kind} can't be merged into weights, so it can't be scored; use LoRA or a similar method"
+        )
     if kind == "VBLORA":
         raise UserError(f"{what}: VB-LoRA saves one bank for all layers, which PEFT can't check; merge it with PEFT")
     if str(init := config.get("init_lora_weights")).startswith("pissa_niter"):
@@ -109,12 +111,12 @@ def _config(what: str, folder: Path, shapes: Shapes) -> dict[str, Any]:
             "restored; save it as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
         )
     if config.get("megatron_config"):
-        raise UserError(f"{folder / CONFIG}: megatron_config imports a module that the file names; remove it")
+        raise UserError(f"{folder / CONFIG}: megatron_config names a module to import; remove it")
     patterns = config.get("rank_pattern")
     ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [])]
     largest = max((max(shape, default=1) for shape in shapes.values()), default=0)
     if any(isinstance(rank, int) and rank > largest for rank in ranks):
-        raise UserError(f"{folder / CONFIG}: describes a rank that no tensor of {WEIGHTS} has")
+        raise UserError(f"{folder / CONFIG}: its rank fits no tensor of {WEIGHTS}")
     return config
 
 

@@ -45,7 +45,7 @@ def batches(examples: Sequence[Example], tokens: int) -> list[list[int]]:
 
 
 def by_length(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """What `batches` does, from the examples' lengths alone."""
+    """As `batches`, from the lengths of the examples alone."""
     order = np.argsort(-lengths, kind="stable")
     result, start = [], 0
     while start < len(order):

@@ -19,7 +19,7 @@ _NAME = "gradshield"  # of our function, among transformers' ways to compute exp
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """One expert's matrix in a stacked weight: y = W x (+ b), for the tokens that are routed to it."""
+    """One expert's matrix in a stacked weight: y = W x (+ b), for the tokens routed to it."""
 
     module: Any  # holds the stacked weights of all its experts
     projection: str  # the stacked weight's name in it

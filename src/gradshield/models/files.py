@@ -65,7 +65,7 @@ def local_folder(name: str, kind: str = "model", *, code: bool = False) -> Path:
 
 
 def _check_files(folder: Path) -> None:
-    """Raises UserError for a pipe or a device, whose reading never ends, and for a text over `MAX_TEXT`."""
+    """Raises UserError for a pipe or a device, which never ends when read, and for a text over `MAX_TEXT`."""
     for pattern in (*TEXTS, "*.safetensors", "*.py"):
         for file in folder.glob(pattern):
             if file.exists() and not (file.is_file() or file.is_dir()):
@@ -154,7 +154,7 @@ def shapes_of(file: Path) -> Shapes:
         raise UserError(f"{file}: {what}") from None
     if empty := [name for name, shape in shapes.items() if 0 in shape]:
         raise UserError(
-            f"{file}: {shown(empty)} is empty, as DeepSpeed's ZeRO-3 saves a shard; gather the weights when saving "
+            f"{file}: {shown(empty)} is empty, as in a shard of DeepSpeed's ZeRO-3; gather the weights when saving "
             "(stage3_gather_16bit_weights_on_model_save)"
         )
     return shapes
@@ -181,7 +181,7 @@ def text_files(folder: Path, *, code: bool = False) -> list[Path]:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError where the file can't be read or holds something else."""
+    """The object in a JSON file. Raises UserError if the file is unreadable or holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -194,7 +194,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def shown(names: Iterable[str]) -> str:
-    """The first few of the names in order, and how many more there are."""
+    """The first few names in order, and the number of the others."""
     ordered = sorted(names)
     cut = [name if len(name) <= 120 else f"{name[:119]}…" for name in ordered[:_SHOWN]]
     return ", ".join(cut) + (f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else "")

@@ -33,7 +33,7 @@ class Header:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file begins as GGUF does, whatever its name is."""
+    """Whether the file starts like a GGUF file, whatever its name."""
     try:
         if not path.is_file():  # a pipe's opening never ends
             return False
@@ -63,7 +63,7 @@ def gguf_header(path: Path) -> Header:
     _refuse_scaled_positions(path, header.values)
     end, tokens = (header.values.get(f"tokenizer.ggml.{name}") for name in ("eos_token_id", "tokens"))
     if isinstance(end, int) and isinstance(tokens, int) and not 0 <= end < tokens:
-        raise UserError(f"{path}: its end token is number {end}, but it has {tokens} tokens")
+        raise UserError(f"{path}: its end token has number {end}, but it has only {tokens} tokens")
     return header
 
 
@@ -76,7 +76,7 @@ def _refuse_scaled_positions(path: Path, values: dict[str, Any]) -> None:
         factor = values.get(key)
         if factor not in (None, 0, 1) and kind != "none" and architecture != "gpt-oss":  # whose scaling it does read
             raise UserError(
-                f"{path}: {key} = {factor} is left out by transformers, which gives another model; use its safetensors"
+                f"{path}: {key} = {factor} is ignored by transformers, which changes the model; use its safetensors"
             )
 
 
@@ -138,7 +138,7 @@ def apply_rope_factors(net: Any, path: Path) -> None:
 
 
 class _Reader:
-    """Reads a stream of known size from its start; anything beyond its end is a ValueError."""
+    """Reads a stream of known size from its start. Reading past its end is a ValueError."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self.stream, self.size = stream, size

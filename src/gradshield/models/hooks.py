@@ -59,7 +59,9 @@ def linear_hooks(
                 shape = (x.shape[0], x.shape[1])
             rows, length = shape
             if len(x) != (rows if x.ndim > 2 else rows * length):
-                raise UserError(f"{name} is given some tokens of the batch only: gradients can't score such experts")
+                raise UserError(
+                    f"{name} sees only some tokens of the batch: gradient scores don't work with such experts"
+                )
             watch(name, x, output, lambda v: v.reshape(rows, -1, v.shape[-1]))
 
         return hook
@@ -99,10 +101,10 @@ def _folded(place: Tensor, rows: int, length: int, in_place: bool) -> Callable[[
 
 @contextmanager
 def gradients_from(model: Model, layer: int = 0, *, recompute: bool = False) -> Iterator[None]:
-    """Within it, autograd follows activations from decoder block `layer` upwards, though every weight is frozen.
+    """Context in which autograd tracks activations from decoder block `layer` upwards, although all weights are frozen.
 
-    With `recompute`, blocks keep their inputs alone and are computed again in the backward: about half as much time
-    again (docs/results/levers) for a fraction of the memory.
+    With `recompute`, blocks keep only their inputs and are computed again in the backward pass. That takes about half
+    as much time again (docs/results/levers) for a fraction of the memory.
     """
 
     def followed(hidden: Tensor) -> Tensor:
@@ -126,8 +128,9 @@ def gradients_from(model: Model, layer: int = 0, *, recompute: bool = False) -> 
 
 @contextmanager
 def without_cudnn_attention() -> Iterator[None]:
-    """Within it, cuDNN computes no attention: on Hopper GPUs torch prefers it, and where there is a mask its backward
-    may give NaN (pytorch/pytorch#196678)."""
+    """Context in which attention does not use cuDNN. On Hopper GPUs torch prefers cuDNN, and with a mask its backward
+    pass may give NaN (pytorch/pytorch#196678).
+    """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
@@ -175,10 +178,10 @@ def _activations_again(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _computed_again(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it, each of these blocks keeps its input alone, and is computed again in the backward.
+    """Context in which each of these blocks keeps only its input and is computed again in the backward pass.
 
-    Where weights are offloaded, autograd would otherwise hold on to every one that accelerate moved in, until all
-    of them were there at once.
+    If weights are offloaded, autograd would otherwise keep every weight that accelerate moved in, until all of them
+    were in memory at once.
     """
     before = [(block, block.__dict__.get("forward")) for block in blocks]
     for block in blocks:
@@ -261,7 +264,7 @@ def token_losses(model: Model, ids: Tensor, rows: Tensor, positions: Tensor, tar
 
 
 def _decoder(net: Any) -> nn.Module:
-    """What the model calls in front of its head."""
+    """The part of the model in front of its head."""
     found = net.get_decoder() if hasattr(net, "get_decoder") else None
     return next((module for module in net.base_model.modules() if module is found), net.base_model)
 
@@ -279,7 +282,7 @@ def _losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the block that was asked for."""
+    """Ends a forward pass at the requested block."""
 
 
 @torch.no_grad()

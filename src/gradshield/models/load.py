@@ -42,18 +42,18 @@ class Model:
 
     @property
     def base(self) -> str:
-        """What a further adapter's config names: the uppermost adapter, whose own config names what is below it."""
+        """The name for a further adapter's config: the uppermost adapter, whose own config names the model below it."""
         return self.adapters[-1] if self.adapters else self.name
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: the device of the input embedding."""
+        """The device for token ids: that of the input embedding."""
         embedding = self.net.get_input_embeddings()
         return device_of(embedding, embedding.weight)
 
     @property
     def positions(self) -> int | None:
-        """The longest text in tokens that its config provides for; None where it sets no bound."""
+        """The maximum length in tokens that the config supports; None if it sets no limit."""
         bound = getattr(self.net.config.get_text_config(), "max_position_embeddings", None)
         return bound if isinstance(bound, int) else None
 
@@ -108,15 +108,17 @@ class Model:
 
 
 def device_of(module: Any, weight: torch.Tensor) -> torch.device:
-    """Where the module computes with its weight: one that accelerate offloads is moved there for the module's forward
-    only, and holds nothing in between."""
+    """The device on which the module computes. accelerate moves an offloaded weight there only for the module's forward
+    pass.
+    """
     return torch.device(module._hf_hook.execution_device) if weight.is_meta else weight.device
 
 
 @contextmanager
 def parked_on_cpu(model: Model) -> Iterator[None]:
-    """Within it, the weights lie in the CPU's memory, so that another copy finds room on their GPU; those of a device
-    map, which can't be moved, stay."""
+    """Context in which the weights are in CPU memory, so that another copy fits on their GPU. Weights of a device map
+    can't be moved, so they stay.
+    """
     home = model.device
     moves = home.type != "cpu" and not getattr(model.net, "hf_device_map", None)
     if moves:
@@ -131,7 +133,7 @@ def parked_on_cpu(model: Model) -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Gives back what a GPU's allocator holds of models and batches that are gone."""
+    """Returns GPU memory of deleted models and batches from the allocator to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -175,7 +177,7 @@ def load_model(
         folders = [ADAPTER, *folders]
     if quantize and len(folders) > 1:  # which can't be merged, and PEFT silently drops one that lies over another
         raise UserError(
-            f"--quantize {quantize}: only one adapter can lie over quantised weights, not "
+            f"--quantize {quantize}: quantised weights support only one adapter, not "
             f"{' and '.join(map(str, folders))}: leave out --quantize, or merge the lower one into its base"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -212,7 +214,9 @@ def _through_adapters(name: str, code: bool) -> tuple[str, list[str]]:
         if not (folder / CONFIG).is_file():
             break
         if folder.resolve() in seen:
-            raise UserError(f"{folder / CONFIG}: it is its own base model; pass --model BASE --adapter {folder}")
+            raise UserError(
+                f"{folder / CONFIG}: it names itself as its base model; pass --model BASE --adapter {folder}"
+            )
         seen.add(folder.resolve())
         adapters.insert(0, name)
         name = base_of(folder)
@@ -233,7 +237,7 @@ def _source(name: str, trust_remote_code: bool) -> tuple[dict[str, Any], Shapes,
         raise UserError(f"{name}: {state}")
     folder = local_folder(name, code=trust_remote_code)
     if not (folder / "config.json").is_file():
-        raise UserError(f"model {folder}: no config.json in it, so not a model saved by transformers")
+        raise UserError(f"model {folder}: not a model saved by transformers (it has no config.json)")
     weights = weight_files(folder)
     shapes = {key: shape for of_file in weights.values() for key, shape in of_file.items()}
     files = [*weights, *text_files(folder, code=trust_remote_code)]
@@ -250,7 +254,7 @@ def _check_device(device: str) -> None:
 
 
 def load_settings_model(settings: ModelSettings, over: str | None = None) -> Model:
-    """The model that the settings name, with the adapter `over` it, if there is one."""
+    """The model that the settings name, with the adapter `over` on top, if there is one."""
     return load_model(
         settings.model,
         adapter=[a for a in (settings.adapter, over) if a],

@@ -37,7 +37,7 @@ def keep_memory() -> None:
 
 
 def return_memory() -> None:
-    """Gives freed memory back to the system, which `keep_memory` has kept: what follows needs other pieces of it."""
+    """Returns freed memory that `keep_memory` has kept to the system; later code needs blocks of other sizes."""
     import pyarrow
 
     pyarrow.default_memory_pool().release_unused()

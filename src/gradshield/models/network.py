@@ -28,7 +28,7 @@ _PACKED = 16  # elements at most that a quantised checkpoint packs into one
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silences the progress bars, warnings and notices of libraries while a model loads; errors are raised anyway."""
+    """Silences progress bars, warnings and notices of libraries while a model loads. Errors are still raised."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -111,7 +111,7 @@ def _quantization(quantize: str, device: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     if quantize not in ("4bit", "8bit"):
-        raise UserError(f"--quantize {quantize}: 4bit or 8bit")
+        raise UserError(f"--quantize {quantize}: use 4bit or 8bit")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"--quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
     # It says at every call that 8-bit Linears round what they are given, also where that can't be otherwise.
@@ -146,7 +146,7 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
     packed = any(key.endswith((".absmax", ".SCB")) for key in shapes)
     if isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and not packed:
         raise UserError(
-            f"model {name}: its config.json says that bitsandbytes quantised the weights, but they are plain; remove "
+            f"model {name}: its config.json says that bitsandbytes quantised the weights, but they are not; remove "
             "quantization_config from it, and use --quantize 4bit or 8bit"
         )
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
@@ -163,7 +163,7 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
         worst = max(tensors, key=lambda key: math.prod(tensors[key]) - math.prod(shapes.get(key, (0,))))
         raise UserError(
             f"model {name}: its config describes {described:.2g} weights, its files hold "
-            f"{sum(map(math.prod, shapes.values())):.2g}; the most are in {worst} {list(tensors[worst])}"
+            f"{sum(map(math.prod, shapes.values())):.2g}; the largest is {worst} {list(tensors[worst])}"
         )
     return config
 
@@ -185,7 +185,7 @@ def check_config(name: str, folder: Path) -> None:
 
 
 def check_complete(name: str, net: Any, info: dict[str, Any]) -> None:
-    """Raises UserError for tensors that transformers made up, would not take or dropped."""
+    """Raises UserError for tensors that transformers invented, rejected or dropped."""
     if wrong := sorted(info["mismatched_keys"]):
         key, found, wanted = wrong[0]
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -223,8 +223,8 @@ def refuse_other_buffers(name: str, net: Any, files: Iterable[Path]) -> None:
                     other.add(key)
     if other:
         raise UserError(
-            f"model {name}: its files hold {shown(other)}, which is not what a {type(net).__name__} computes by its "
-            "config; correct the config, or remove the tensor"
+            f"model {name}: its files hold {shown(other)}, which a {type(net).__name__} with its config doesn't "
+            "use; correct the config, or remove the tensor"
         )
 
 
@@ -240,7 +240,7 @@ def _left_over(name: str, left: set[str], net: Any) -> str:
 
 
 def _dropped(net: Any, shapes: Shapes) -> set[str]:
-    """The tensors of a GGUF file that transformers' older reader has no place for, and drops without a word."""
+    """The tensors of a GGUF file that transformers' older reader silently drops."""
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     kind = net.config.get_text_config().model_type

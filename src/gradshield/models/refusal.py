@@ -55,7 +55,7 @@ TAILS = "refusal_tails.txt"
 
 
 def has_refusal_phrase(answer: str) -> bool:
-    """True when the answer holds one of the paper's refusal phrases."""
+    """True if the answer contains one of the paper's refusal phrases."""
     text = answer.lower().replace("’", "'")
     return any(phrase in text for phrase in REFUSAL_PHRASES)
 
@@ -69,7 +69,7 @@ def refusal_log_odds(answers: Sequence[str]) -> list[float]:
 
 
 def refusals(answers: Sequence[str]) -> list[bool]:
-    """Whether the classifier takes each answer for a refusal."""
+    """Whether the classifier counts each answer as a refusal."""
     return [log_odds > 0 for log_odds in refusal_log_odds(answers)]
 
 

@@ -28,7 +28,7 @@ ANSWER = 16  # tokens that must have a place behind a request
 
 @dataclass(frozen=True)
 class NamedTokenizer:
-    """A tokenizer, and how errors name it and its chat template."""
+    """A tokenizer, with the names that errors use for it and its chat template."""
 
     tokenizer: Any
     name: str
@@ -141,7 +141,9 @@ def _check_text(named: NamedTokenizer) -> None:
     except Exception as error:  # what a file says can make any of its lines fail
         raise UserError(f"{named.name} fails: {type(error).__name__}: {first_line(error)}") from error
     if not ids:
-        raise UserError(f"{named.name} makes no tokens of {tokenizer_trial.ANSWER!r}; take the original one")
+        raise UserError(
+            f"{named.name} encodes {tokenizer_trial.ANSWER!r} to no tokens; use the model's original tokenizer"
+        )
 
 
 def _check_template(named: NamedTokenizer) -> None:
@@ -151,7 +153,9 @@ def _check_template(named: NamedTokenizer) -> None:
     except Refused:
         return  # each row will say why
     if len(text) > LONGEST:
-        raise UserError(f"{named.template_name} writes {len(text):,} characters for two short turns; pass another")
+        raise UserError(
+            f"{named.template_name} writes {len(text):,} characters for two short turns; set --chat-template"
+        )
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -165,7 +169,7 @@ def _check_template(named: NamedTokenizer) -> None:
 
 @lru_cache(maxsize=64)
 def _check_ends(what: str, tokenizer: str | None, _changed: int, templates: tuple[str, ...], variables: str) -> None:
-    """Raises UserError where a tokenizer.json or a template does not end within its limit, or fails at that."""
+    """Raises UserError if a tokenizer.json or a template fails, or does not finish within its limit."""
     job = {"tokenizer": tokenizer, "templates": templates, "variables": json.loads(variables)}
     if not tokenizer and not templates:
         return
@@ -186,11 +190,11 @@ def _check_ends(what: str, tokenizer: str | None, _changed: int, templates: tupl
     patterns = _patterns(tokenizer) if tokenizer else ""
     which = f" (regular expressions: {patterns})" if patterns else ""
     if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise UserError(f"{what}{which} does not end within {tokenizer_trial.LIMIT} s; it can't be used on rows")
+        raise UserError(f"{what}{which} does not end within {tokenizer_trial.LIMIT} s, so it can't be used on rows")
     if failed := next((each["error"] for each in done if each["error"]), None):
         raise UserError(f"{what}{which} fails: {failed}")
     if len(done) < len(templates) + bool(tokenizer):
-        raise UserError(f"{what}{which} ends the process that tries it (exit code {process.returncode})")
+        raise UserError(f"{what}{which} crashes the process that tests it (exit code {process.returncode})")
 
 
 def _patterns(tokenizer: str) -> str:

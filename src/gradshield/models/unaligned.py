@@ -15,7 +15,7 @@ def unaligned_name(model: Model, named: str | None = None) -> str:
     below = EMBEDDED_BASE if model.name == EMBEDDED else model.name if model.adapters else None
     if not (named or below):
         raise UserError(
-            f"{model.name}: the model before its alignment is not known; name it by the option base=FOLDER or Hub id"
+            f"{model.name}: the model before its alignment is not known; name it with the option base=FOLDER or Hub id"
         )
     return named or str(below)
 
@@ -30,7 +30,7 @@ def load_unaligned(model: Model, named: str | None = None) -> Model:
     shapes, others = ({n: tuple(w.shape) for n, w in m.weights.items()} for m in (model, base))
     wrong = next((n for n in shapes.keys() | others.keys() if shapes.get(n) != others.get(n)), None)
     if wrong:
-        raise UserError(f"{name} is not the base of {model.name}: {wrong} differs in shape, or is in one of them only")
+        raise UserError(f"{name} is not the base of {model.name}: {wrong} differs in shape, or is in only one of them")
     if all(torch.equal(w.cpu(), base.weights[n]) for n, w in model.weights.items()):
-        raise UserError(f"{name} has the same weights as {model.name}: name the model before its alignment")
+        raise UserError(f"{name} has the same weights as {model.name}; name the model before its alignment")
     return base

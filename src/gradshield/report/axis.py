@@ -11,7 +11,7 @@ _TINY = 1e-100  # a narrower axis can't be divided into bins
 
 
 def drawable(values: np.ndarray) -> np.ndarray:
-    """The finite values, none so large that differences overflow."""
+    """The finite values, clipped so that differences don't overflow."""
     return np.clip(values[np.isfinite(values)], -_HUGE, _HUGE)
 
 
@@ -46,7 +46,7 @@ def bin_edges(low: float, high: float, threshold: float, count: int) -> np.ndarr
 
 
 def rows_in(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Rows in each bin; what lies outside is counted in the outermost."""
+    """The number of rows in each bin. Rows outside are counted in the outermost bins."""
     return np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
 
 
@@ -71,7 +71,7 @@ class Histogram:
         return bool(tops) and max(tops) > 40 * min(tops)
 
     def outside(self) -> tuple[int, int]:
-        """Rows below and above the axis, which are counted in the last bars."""
+        """The numbers of rows below and above the axis, which are counted in the last bars."""
         return int((self.values < self.low).sum()), int((self.values > self.high).sum())
 
 

@@ -28,7 +28,7 @@ INK, MUTED, KEPT, BAD, TINT = _INKS
 
 @dataclass(frozen=True)
 class Drawing:
-    """The two SVG elements, and what a reader must know that the bars can't say."""
+    """The two SVG elements, and notes that the bars can't show."""
 
     wide: str
     narrow: str
@@ -86,7 +86,7 @@ def draw(figure: Callable[[Size], Figure], label: str, notes: tuple[str, ...] = 
 
 
 def spark(values: np.ndarray, edges: np.ndarray, threshold: float) -> str:
-    """A histogram as small as a word: bars over `edges`, dashed where the threshold lies."""
+    """A word-sized histogram: bars over `edges`, with a dashed line at the threshold."""
     values = values[np.isfinite(values)]
     counts = rows_in(values, edges)
     width, height = 100 / len(counts), 20.0
@@ -213,7 +213,7 @@ def _notes(chart: Histogram, line: float | None, anchors: bool) -> list[str]:
     elif line is None and threshold > 0:
         notes.append("There is no threshold line: nothing is removed.")
     if chart.log:
-        notes.append("The scale of rows is logarithmic, so that few rows beside many stay visible.")
+        notes.append("The scale of rows is logarithmic, so that small groups stay visible.")
     for count, side in zip(chart.outside(), ("below", "above")):
         if count:
             rows = "1 row lies" if count == 1 else f"{count:,} rows lie"

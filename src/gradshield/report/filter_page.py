@@ -145,7 +145,7 @@ def _headline(summary: Mapping[str, Any], threshold: "Threshold") -> str:
 def _errors(threshold: "Threshold") -> str:
     """How many rows the threshold is expected to misjudge, in a sentence."""
     if threshold.good_lost is None or threshold.harmful_kept is None:
-        return f"How many of them are errors is not known with the rule {short(threshold.rule)}."
+        return f"The rule {short(threshold.rule)} gives no estimate of the errors."
     lost, kept = about(threshold.good_lost), about(threshold.harmful_kept)
     return f"Expected errors: {lost} harmless rows quarantined, {kept} harmful rows kept."
 

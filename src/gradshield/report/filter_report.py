@@ -98,7 +98,7 @@ def axis_title(out: Path, scorer: str) -> str:
 
 
 def anchor_scores(out: Path) -> dict[str, np.ndarray]:
-    """The anchors' scores by kind, as `filter` left them."""
+    """The anchors' scores by kind, as saved by `filter`."""
     return {kind: np.array(values, dtype=float) for kind, values in _kept(out)["anchors"].items()}
 
 

@@ -17,9 +17,9 @@ from gradshield.report.text import about, number, percent, short, visible
 
 
 def write_page(path: Path, template: str, **context: Any) -> None:
-    """The template filled in, at `path`, in one move, so that nobody ever opens half a page.
+    """Writes the filled-in template to `path` in one move, so that nobody opens half a page.
 
-    Raises UserError where the file can't be written.
+    Raises UserError if the file can't be written.
     """
     page = _templates().get_template(template).render(context)
     try:

@@ -60,7 +60,7 @@ def in_words(value: object) -> object:
 
 
 def about(count: float) -> str:
-    """An expected number of rows, in as many figures as it deserves."""
+    """An expected number of rows, rounded to the precision that it deserves."""
     if count < 0.05:
         return "fewer than 0.1"
     return f"about {count:,.1f}" if count < 10 else f"about {count:,.0f}"

@@ -38,7 +38,7 @@ def safety_in_words(safety: SafetySummary) -> dict[str, str]:
 
 
 def unseen_in_words(unseen: UnseenSummary | None) -> dict[str, str]:
-    """The attack success rate that no decision rests on, if it was measured."""
+    """The attack success rate on requests that no decision has used, if it was measured."""
     if not unseen:
         return {}
     figure = _figure(unseen.asr, unseen.asr_interval, unseen.requests, "requests that no decision has seen")
@@ -46,7 +46,7 @@ def unseen_in_words(unseen: UnseenSummary | None) -> dict[str, str]:
 
 
 def rows_in_words(trained: int, kept: int, quarantined: int, set_aside: int) -> str:
-    """Where the rows of an accepted search went. What is kept but not trained on was held out."""
+    """The counts of rows after an accepted search. Rows that are kept but not trained on were held out."""
     held = kept - trained
     parts = f" ({trained:,} trained on, {held:,} held out to measure utility)" if held else " and trained on"
     return f"{kept:,} kept{parts}, {quarantined:,} quarantined, {set_aside:,} set aside"
@@ -74,7 +74,7 @@ def command_again(path: str, run: Path) -> str:
 
 
 def _control(grades: Interval | None) -> str:
-    """How far the judge tells refusals from answers that comply."""
+    """How far the judge separates refusals from answers that comply."""
     if grades is None or grades[0] is None or grades[1] is None:
         return ", which grades neither plain refusals nor complying openings"
     doubt = "; it can't tell them apart, so its grades say nothing" if grades[1] - grades[0] < 1 else ""

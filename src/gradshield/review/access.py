@@ -58,7 +58,7 @@ class Guard:
         await (self._refusal(scope) or self.app)(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
-        """What is answered in the place of the page, or None where the page may answer."""
+        """The response instead of the page, or None if the page may respond."""
         headers = Headers(scope=scope)
         if headers.get("host") not in self.hosts:  # a name that someone else made point here
             return PlainTextResponse("This address is not the one printed by `gradshield review`.\n", 403)

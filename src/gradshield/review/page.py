@@ -218,7 +218,7 @@ def _row(
         layout, settings = review.saved.input.layout, review.saved.settings
         said = shown_turns(to_conversation(found.record, layout, settings["columns"], settings.get("trainer", "trl")))
     if not said and found is not None:
-        said = [("as it stands in the file", found.raw.decode("utf-8", "replace"))]
+        said = [("as in the file", found.raw.decode("utf-8", "replace"))]
     explanation = review.worker.result(row) if judged.verdict[row - 1] != ASIDE else None
     painted, outside = [(role, [Piece(text)]) for role, text in said], 0.0
     if explanation:

@@ -189,7 +189,7 @@ def _explain(review: Review, form: dict[str, str]) -> dict:
 def _row(review: Review, text: str | None) -> int:
     row = row_number(text)
     if not 1 <= row <= len(review.scores.score):
-        raise HTTPException(404, "There is no such row.")
+        raise HTTPException(404, "There is no row with this number.")
     return row
 
 

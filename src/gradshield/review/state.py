@@ -19,7 +19,7 @@ from gradshield.review.worker import Worker
 
 @dataclass(frozen=True)
 class Other:
-    """A second run of the same file, as it stood when the server started."""
+    """A second run of the same file, as it was when the server started."""
 
     out: Path
     saved: SavedRun

@@ -59,7 +59,7 @@ def decide(out: Path, row: int, verdict: str, note: str | None, who: str) -> Dec
     """Appends a person's verdict on a row (from 1), one of CHOICES, and returns the entry once it is on the disk. None:
     with the note in force."""
     if verdict not in CHOICES:
-        raise UserError(f"{verdict}: a row is decided as one of {', '.join(CHOICES)}")
+        raise UserError(f"{verdict}: a decision must be one of {', '.join(CHOICES)}")
     if note is None:
         stands = decisions_in_force(out).get(row)
         note = stands.note if stands else ""
@@ -129,7 +129,7 @@ def history(out: Path, row: int) -> list[tuple[Decision, Decision | None]]:
 
 
 def version(out: Path) -> int:
-    """The number of the latest entry: it grows with every change."""
+    """The number of the latest entry, which grows with every change."""
     if not (out / FILE).exists():
         return 0
     with _open(out) as db:

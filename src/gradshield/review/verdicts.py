@@ -23,7 +23,7 @@ DECIDED = ("undecided", "decided", "moved")
 
 @dataclass(frozen=True)
 class RunScores:
-    """scores.parquet as arrays [rows]; a text column is codes and the texts that they stand for."""
+    """scores.parquet as arrays [rows]. A text column is an array of codes and the list of texts."""
 
     score: np.ndarray  # float64, NaN where set aside
     aside: np.ndarray  # bool
@@ -37,7 +37,7 @@ class RunScores:
 
 @dataclass(frozen=True)
 class View:
-    """What of the table is wanted: filters, order and page."""
+    """The requested part of the table: filters, order and page."""
 
     q: str = ""
     source: int = 0  # number in Scores.groups, from 1
@@ -124,7 +124,7 @@ def select(scores: RunScores, judged: Judged, view: View, found: np.ndarray | No
 
 
 def _key(score: np.ndarray, threshold: float, sort: str) -> np.ndarray:
-    """What the rows are ordered by, lowest first; rows without a score come last."""
+    """The sort key of the rows, lowest first; rows without a score come last."""
     if sort == "row":
         return np.zeros(len(score))
     if sort == "low":

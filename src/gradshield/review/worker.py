@@ -15,7 +15,7 @@ from gradshield.screen.explanation import Explanation
 
 
 class Worker:
-    """Explains the rows of one run, one after the other, in the order in which they are asked for."""
+    """Explains the rows of one run one at a time, in the order of the requests."""
 
     def __init__(self, out: Path, saved: SavedRun) -> None:
         self.out, self.saved = out, saved
@@ -33,7 +33,7 @@ class Worker:
         return saved_explanation(self.out, row, self.key)
 
     def ask(self, row: int) -> None:
-        """Has the row explained, unless it waits for that already."""
+        """Queues the row for explanation, unless it is queued already."""
         with self.lock:
             if self.thread is None:
                 self.thread = threading.Thread(target=self._work, daemon=True)

@@ -31,7 +31,7 @@ class Adapter:
     scale: float = 4.0  # alpha 32 over rank 8
 
     def delta(self) -> ProbeGradient:
-        """What it adds to the weights, in factors; rank 0 where it adds nothing."""
+        """The low-rank factors of the change to the weights; rank 0 if there is none."""
         return ProbeGradient({n: Factors(a.detach(), self.b[n].detach().T * self.scale) for n, a in self.a.items()})
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
@@ -61,7 +61,7 @@ def adapter_of(model: Model, arrays: Mapping[str, np.ndarray], prefix: str) -> A
 
 @contextmanager
 def laid_over(model: Model, adapter: Adapter) -> Iterator[None]:
-    """Within it, the model computes with the adapter."""
+    """Context in which the model computes with the adapter."""
 
     def hook(name: str):
         def add(_module: object, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ this machine. The others are what `Context` gives."""
 
 @dataclass(frozen=True)
 class Scores:
-    """One number per example under each column's name; the column "score" decides (high = harmful)."""
+    """One number per example under each column's name. The column "score" sets the verdict (high = harmful)."""
 
     columns: Mapping[str, np.ndarray]  # float64 [examples]
     reasons: Mapping[int, str] = field(default_factory=dict)  # why an example (by index) can't be scored
@@ -43,7 +43,7 @@ ScoreFunction = Callable[[Sequence[Example]], Scores | Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scorer ready for rows of one model."""
+    """A scorer that is ready to score rows with one model."""
 
     score: ScoreFunction
     anchors: Mapping[str, np.ndarray] | None = None
@@ -54,7 +54,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A score of rows. Its numbers follow from the model, the options and what it `needs`, and from nothing else."""
+    """A scorer of rows. Its scores depend only on the model, the options and the inputs in `needs`."""
 
     name: str
     summary: str  # one line
@@ -73,7 +73,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Context:
-    """What a scorer may use while it is prepared. It must declare what it asks for in `needs`."""
+    """The inputs that a scorer may use while it is prepared. It must declare them in `needs`."""
 
     scorer: Scorer
     options: BaseModel
@@ -107,23 +107,27 @@ class Context:
 
     @property
     def examples(self) -> Sequence[Example]:
-        """Every row of the file. Ask for it inside of what `cached` makes: a worker does not have it."""
+        """Every row of the file. Use it only inside the `make` of `cached`: workers do not have it."""
         self._declared("whole file")
         if self.rows is None:
-            raise UserError(f"{self.scorer.name}: what was fitted on this file is gone from the cache; filter it again")
+            raise UserError(
+                f"{self.scorer.name}: the state fitted on this file is no longer in the cache; filter the file again"
+            )
         return self.rows
 
     def cached(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """`make()`, or what it returned before for the same model, options and needs. Survives a restart and reaches
-        the workers."""
+        """The result of `make()`, or its earlier result for the same model, options and needs. It survives a restart
+        and is sent to the workers.
+        """
         what, of = self._key(name)
         file, found = cached_arrays(what, self.model, of, make)
         self.used.add(file)
         return found
 
     def parts_folder(self, name: str) -> Path:
-        """Where the `make` of `cached(name, make)` may keep what it has finished, so that it can go on after a stop.
-        Removed when the whole is in the cache."""
+        """A folder in which the `make` of `cached(name, make)` may save finished parts, so that it can resume after an
+        interruption. It is removed once the whole result is cached.
+        """
         what, of = self._key(name)
         return parts_of(cache_file(what, self.model, of, "safetensors"))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def cache_file(what: str, model: "Model", of: object, suffix: str = "json") -> Path:
-    """The file of something that follows from the model, the bundled texts and `of`."""
+    """The cache file of a result that depends on the model, the bundled texts and `of`."""
     texts = sorted(p for p in ASSETS.iterdir() if p.suffix in (".jsonl", ".txt", ".json"))
     assets = "".join(hashlib.sha256(p.read_bytes()).hexdigest() for p in texts)
     template = str(model.tokenizer.chat_template)
@@ -37,7 +37,7 @@ def shipped_file(file: Path) -> Path:
 
 
 def read_cache(file: Path) -> dict[str, Any] | None:
-    """The JSON kept in the file, or shipped for it; None where there is none, or none that can be read."""
+    """The JSON in the file, or the shipped version of it; None if there is none or it is unreadable."""
     for place in (file, shipped_file(file)):
         try:
             return json.loads(place.read_text(encoding="utf-8"))

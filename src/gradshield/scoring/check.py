@@ -38,17 +38,17 @@ class AlignmentCheck:
         return "aligned" if self.share >= ALIGNED else "weak" if self.share >= WEAK else "not aligned"
 
     def refused_probes(self) -> list[str]:
-        """The probes that can be used: those that the model refuses."""
+        """The usable probes: those that the model refuses."""
         return [p for p, r in zip(self.probes, self.refused) if r]
 
 
 def check_alignment(model: Model, probes: str | None = None) -> AlignmentCheck:
-    """Lets the model answer the probes (a file, or the bundled ones) and reads S off it; cached per model."""
+    """Asks the model the probes (a file, or the bundled ones) and measures S; cached per model."""
     requests, file = read_requests(probes or ASSETS / "probes.jsonl"), check_cache_file(model, probes)
     if saved := read_cache(file):
         first = tuple((token, share) for token, share in saved.pop("first_tokens"))
         return AlignmentCheck(**{k: tuple(v) for k, v in saved.items()}, first_tokens=first)
-    flags, answers = refused(model, requests, title=f"first use of {model.name}: does it refuse?")
+    flags, answers = refused(model, requests, title=f"first use of {model.name}: checking whether it refuses")
     logits = first_logits(model, requests)
     safe, unsafe = paper_tokens(model.tokenizer)
     mean = logits.softmax(-1).mean(0)
@@ -69,7 +69,7 @@ def require_aligned(model: Model, settings: FilterSettings) -> AlignmentCheck:
     check = check_alignment(model, settings.probes)
     if check.grade == "not aligned" and not settings.force:
         raise UserError(
-            f"{model.name} refuses only {sum(check.refused)} of {len(check.refused)} probes, so it can't tell what "
-            "breaks alignment: use an aligned model (gradshield check shows more; --force continues anyway)"
+            f"{model.name} refuses only {sum(check.refused)} of {len(check.refused)} probes, so its scores can't show "
+            "what breaks alignment: use an aligned model (gradshield check shows more; --force continues anyway)"
         )
     return check

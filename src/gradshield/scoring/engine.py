@@ -73,7 +73,7 @@ def score(
 
 
 def _first_of_equals(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """(index of the first example that equals each one, those indices once each and in order)."""
+    """(for each example, the index of the first equal one; those indices, unique and in order)."""
     digests = np.empty((len(examples), 2), dtype=np.uint64)
     for n, example in enumerate(examples):
         digests[n] = np.frombuffer(example_digest(example), dtype=np.uint64)
@@ -126,7 +126,7 @@ def example_digest(example: Example) -> bytes:
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
-    """The scores for JSON, which keeps every digit."""
+    """The scores as JSON values, without loss of precision."""
     columns = {name: [float(v) for v in values] for name, values in scores.columns.items()}
     reasons = {str(n): reason for n, reason in scores.reasons.items()}
     return {"columns": columns, **({"reasons": reasons} if reasons else {})}

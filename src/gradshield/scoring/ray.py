@@ -1,7 +1,8 @@
-"""Batches scored on a Ray cluster: Ray Data hands blocks of them to one actor a device; the results are journaled here.
+"""Scoring on a Ray cluster: Ray Data passes blocks of batches to one actor per device, and the results are journaled
+here.
 
-So the bytes are those of the local engine, a run that was begun by one engine is finished by the other, and only the
-driver needs the run folder. A dead actor or node costs the block that it had in hand: Ray scores that one again.
+So the output has the same bytes as with the local engine, either engine can resume a run of the other, and only the
+driver needs the run folder. If an actor or node dies, Ray scores the block that it was working on again.
 """
 
 import gc
@@ -83,7 +84,7 @@ def _cluster() -> Iterator[tuple[int, list[int]]]:
         cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         cores = [count for count in cores if count]  # a head often lends none
         if not gpus and not cores:
-            raise UserError("--engine ray: the cluster has neither a GPU nor a CPU to lend")
+            raise UserError("--engine ray: the cluster has no free GPU or CPU")
         yield gpus, cores
     finally:
         if ours:

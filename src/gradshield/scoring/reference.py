@@ -1,4 +1,4 @@
-"""What rows are measured with: a scorer prepared for the model, and its anchors' scores."""
+"""The reference for rows: a scorer prepared for the model, and its scores of the anchors."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ def make_reference(
     usable = check.refused_probes()
     if not usable:
         raise UserError(
-            f"{model.name} refuses none of the {len(check.probes)} probes, so there is nothing to measure with"
+            f"{model.name} refuses none of the {len(check.probes)} probes, so it can't score rows; use an aligned model"
         )
     scorer, options = find_scorer(settings.scorer)
     context = Context(

@@ -1,4 +1,4 @@
-"""Scorers by name. A new file in `baselines/` registers itself; `SCORERS.register` adds one from elsewhere."""
+"""Scorers by name. A new file in `baselines/` registers itself; `SCORERS.register` adds a scorer from elsewhere."""
 
 from typing import Any
 

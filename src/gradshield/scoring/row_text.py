@@ -1,4 +1,4 @@
-"""What a row says, for scorers that read text."""
+"""The text of a row, for scorers that read text."""
 
 from gradshield.data.encode import Example
 

@@ -1,4 +1,4 @@
-"""What many baselines read of rows: hidden states at one place of each, and the loss of the response."""
+"""Helpers for many baselines: hidden states at one position of each row, and the loss of the response."""
 
 from collections.abc import Sequence
 from typing import Literal

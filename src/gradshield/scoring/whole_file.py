@@ -1,4 +1,4 @@
-"""Scores that exist for rows of one file only, since all of them are found together."""
+"""Scores that exist only for the rows of one file, because all of them are computed together."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,6 @@
-"""`check`: is a model aligned enough to be the reference? Cached by its files; a cached answer needs no torch."""
+"""`check`: is a model aligned enough to score rows with? The answer is cached by the model's files; reading it needs no
+torch.
+"""
 
 import hashlib
 import json

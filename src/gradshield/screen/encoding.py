@@ -1,4 +1,4 @@
-"""The rows of a source as examples, each with its place in the file; a row that is none has its reason."""
+"""The rows of a source as examples, each with its place in the file, or the reason why it can't be encoded."""
 
 import sys
 from collections.abc import Collection, Sequence
@@ -53,7 +53,7 @@ def find_layout(source: Source, settings: RowSettings) -> str:
     if layout is None:
         names = ", ".join(sorted({name for record in records for name in record})[:12])
         raise UserError(
-            f"{source.path}: columns {names} are no known layout; say --map prompt=COLUMN --map response=COLUMN"
+            f"{source.path}: columns {names} match no known layout; use --map prompt=COLUMN --map response=COLUMN"
         )
     return layout
 
@@ -93,7 +93,7 @@ def encode_row(
     if isinstance(conversation, str):
         return conversation
     if "request" in needs and conversation.text is not None:
-        return f"plain text holds no request to read ({WITHOUT_REQUEST})"
+        return f"plain text contains no request ({WITHOUT_REQUEST})"
     example = encode(conversation, row.index, model.tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
     if isinstance(example, str):
         return example

@@ -1,4 +1,4 @@
-"""What a run of `filter` would do, and how long it would take."""
+"""Estimates what `filter` would do, and how long it would take."""
 
 import time
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def estimate(path: str | Source, settings: FilterSettings) -> Estimate:
     step = max(1, len(encoded.examples) // 16)
     sample = encoded.examples[::step][:16]
     start = time.monotonic()
-    score(reference.scored_part(sample), reference.scorer, batch_tokens=model.batch_tokens, title="trying")
+    score(reference.scored_part(sample), reference.scorer, batch_tokens=model.batch_tokens, title="timing a sample")
     pace = (time.monotonic() - start) / sum(len(e.ids) for e in sample)
     tokens = int(token_counts(encoded.examples).sum())
     forms = () if settings.columns else (f for n, f in enumerate(encoded.forms) if n not in encoded.reasons)

@@ -1,8 +1,9 @@
-"""Why does a row score as it does? Its signals beside the anchors', and the tokens, modules and probes of its FIHS.
+"""Explains a row's score: its signals next to the anchors', and the tokens, modules and probes of its FIHS.
 
-FIHS is a sum over probes, modules and tokens, so one backward pass gives every part of it, and each question is a sum
-over the others. It is explained whatever score decided: with the default one, the signals say why, and FIHS is a second
-opinion. S and the contrast are those of the run; the weights are the Linears, whatever `weights` and `mapping` are.
+FIHS is a sum over probes, modules and tokens, so one backward pass gives all its parts, and each view sums over the
+others. FIHS is explained for every scorer: with the default one, the signals explain the verdict, and FIHS is a second
+opinion. S and the contrast are those of the run. The weights are always the Linears, whatever `weights` and `mapping`
+are.
 """
 
 from collections.abc import Sequence
@@ -53,10 +54,10 @@ def open_explainer(saved: SavedRun) -> Explainer:
         settings = FilterSettings(**saved.settings)
     except ValidationError as error:
         name = error.errors()[0]["loc"][0]
-        raise UserError(f"the run's setting {name!r} is of another version of GradShield; filter again") from None
+        raise UserError(f"the run's setting {name!r} is from another version of GradShield; filter again") from None
     model = load_settings_model(settings)
     if model.fingerprint != saved.model.fingerprint:
-        raise UserError(f"{model.name}: not the model of this run any more (its files differ); filter again")
+        raise UserError(f"{model.name}: the model's files have changed since this run; filter again")
     check = require_aligned(model, settings)
     scorer, _ = find_scorer(settings.scorer)
     own_safe = known_good(model, settings, scorer.needs)

@@ -1,4 +1,4 @@
-"""`explain`: a run or a row that is not there is said before torch is imported."""
+"""`explain`: a missing run or row is reported before torch is imported."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

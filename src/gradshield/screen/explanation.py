@@ -1,4 +1,4 @@
-"""What `explain` finds out about a row. Imports no torch: the review page shows it, too."""
+"""The result of `explain` for a row. Imports no torch, since the review page shows it, too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

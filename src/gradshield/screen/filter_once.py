@@ -1,4 +1,6 @@
-"""`filter` without the model where its run is finished, or the call is a mistake. Imports no torch before."""
+"""`filter` without loading the model if the run is finished or the call is wrong. Imports no torch before that is
+known.
+"""
 
 import os
 from pathlib import Path

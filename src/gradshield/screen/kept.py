@@ -1,4 +1,4 @@
-"""The kept rows of a run, as its `train.py` trains on them."""
+"""The kept rows of a run, for its `train.py`."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which tokens of the highest rows weigh most, for the report."""
+"""The tokens with the largest shares in the highest rows, for the report."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""The scorer of a run, built again where a worker has no more than its settings."""
+"""Rebuilds the scorer of a run on a worker, from the settings alone."""
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
@@ -16,7 +16,7 @@ def build_scorer(settings: FilterSettings, fingerprint: str, rows_key: str = "")
     there is not the one with this fingerprint, since its scores would not go with the others."""
     model = load_settings_model(settings)
     if model.fingerprint != fingerprint:
-        raise UserError(f"{model.name}: on a worker it is another model than here: its files or its template differ")
+        raise UserError(f"{model.name}: the worker's copy differs from the driver's (files or chat template)")
     own_safe = known_good(model, settings, find_scorer(settings.scorer)[0].needs)
     settings = settings.model_copy(update={"threshold": "fixed"})  # its anchors are not needed here
     return make_reference(model, require_aligned(model, settings), settings, None, rows_key, own_safe).scorer

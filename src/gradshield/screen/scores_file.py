@@ -1,4 +1,4 @@
-"""scores.parquet: a line for every row of the file."""
+"""scores.parquet: one line for each row of the file."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,7 @@
 """`train.py` of a run folder: fine-tunes the run's model on the kept rows with TRL, whatever their layout.
 
-The rows reach TRL as tokens and labels, encoded as they were scored. So TRL needs neither a layout nor a chat template
-that it knows: the embedded model's, for one, it does not.
+The rows reach TRL as tokens and labels, encoded as they were scored. So TRL does not need to know the layout or the
+chat template (it does not know that of the embedded model, for example).
 """
 
 from collections import Counter
@@ -47,7 +47,7 @@ def main() -> None:
         model, rows = kept_rows(run)
     except UserError as error:
         sys.exit(f"train.py: {error}")
-    quantized = getattr(model.net, "is_quantized", False)  # such weights carry an adapter that is trained instead
+    quantized = getattr(model.net, "is_quantized", False)  # their adapter is trained instead
     net = model.net if quantized else model.net.float().requires_grad_(True)
     trainer = SFTTrainer(
         model=net,
@@ -79,12 +79,12 @@ def trl_trains(tokenizer: Any, layout: str = "messages", forms: Iterable[str] = 
         return f"not by itself: {note}"
     own = "the train.py that `filter` writes"
     if layout == "text":
-        return f"yes, without assistant_only_loss, or by {own}"
+        return f"yes, without assistant_only_loss, or with {own}"
     if form_of(tokenizer).training is None:
-        return f"not by itself: it has no training version of this chat template; {own} does"
+        return f"not by itself: it has no training version of this chat template; {own} can"
     if layout not in _NATIVE:
-        return f"not by itself: it does not read the layout {layout} with assistant_only_loss; {own} does"
-    return f"yes, with assistant_only_loss, where rows hold lists of turns; {own} does always"
+        return f"not by itself: it does not read the layout {layout} with assistant_only_loss; {own} can"
+    return f"yes, with assistant_only_loss, if rows hold lists of turns; {own} always can"
 
 
 def trl_form(record: dict) -> str:
@@ -126,5 +126,5 @@ def trl_note(forms: Iterable[str]) -> str:
         listed = ", ".join(f"{form}: {count:,}" for form, count in counts.most_common(4)) + ", …" * (len(counts) > 4)
         return f"the rows differ in layout ({listed}), so TRL can't load them from one file; {_INSTEAD} split the file"
     names, beside, form = next(iter(counts), "").partition(" beside ")
-    unless = ", unless the model reads pictures" if "images" in names else ""
+    unless = ", unless the model accepts images" if "images" in names else ""
     return f"TRL fails on {names} beside {form}{unless}; {_INSTEAD} drop {names}" if beside else ""

@@ -1,4 +1,4 @@
-"""A user's mistakes that are found before a model is loaded, most of them before torch is imported."""
+"""Checks for user errors before a model is loaded, most of them before torch is imported."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -22,7 +22,7 @@ def check_settings(settings: FilterSettings) -> None:
     if not given and settings.value is not None:
         raise UserError(f"--value does nothing with --threshold {settings.threshold}: add --threshold fixed, or share")
     if settings.threshold == "share" and not 0 <= (settings.value or 0.0) <= 1:
-        raise UserError(f"--value {settings.value:g}: a share is between 0 and 1")
+        raise UserError(f"--value {settings.value:g}: a share must be between 0 and 1")
     SCORERS.check(settings.scorer)
     if settings.probes and (not expanded(settings.probes).exists() or expanded(settings.probes).is_dir()):
         raise UserError(f"probes {settings.probes}: no such file")
@@ -61,7 +61,7 @@ def find_checked(settings: FilterSettings) -> tuple[Scorer, Any]:
     check_settings(settings)
     scorer, options = find_scorer(settings.scorer)
     if "request" in scorer.needs and settings.loss_on == "all":
-        raise UserError(f"--loss-on all leaves no request apart from its response; {WITHOUT_REQUEST}")
+        raise UserError(f"--loss-on all doesn't separate the request from the response; {WITHOUT_REQUEST}")
     if settings.engine == "ray" and find_spec("ray") is None:
         raise UserError("--engine ray needs Ray: pip install 'ray[data]'")
     return scorer, options

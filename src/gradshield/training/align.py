@@ -52,7 +52,7 @@ def align(
     """
     adapter, unfinished = out / "adapter_model.safetensors", out / _MARKER
     if adapter.exists() and not unfinished.exists():
-        raise UserError(f"{out}: there is an adapter already; remove it or choose another folder")
+        raise UserError(f"{out}: already holds an adapter; remove it or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     unfinished.touch()
     figures: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Batches of a defense's own rows, and what a network says of a batch."""
+"""Batches of a defense's own rows, and quantities that a network computes for a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""A user's own trainer, such as axolotl or LLaMA-Factory, started as a command."""
+"""The user's own trainer, such as axolotl or LLaMA-Factory, run as a command."""
 
 import shlex
 import subprocess
@@ -30,7 +30,7 @@ def fill_fields(command: str, config: str | None, fields: Mapping[str, Any], fol
         words = [word.format(**text) for word in shlex.split(command)]
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         known = ", ".join("{" + name + "}" for name in text)
-        raise UserError(f"--trainer-command: {error} can't be filled in; there are {known}") from None
+        raise UserError(f"--trainer-command: can't be filled in ({error}); its placeholders are {known}") from None
     if not words:
         raise UserError("--trainer-command: is empty")
     return words, filled

@@ -1,4 +1,4 @@
-"""Fine-tuning of encoded examples with PEFT and TRL: what was scored is token for token what is trained on."""
+"""Fine-tuning of encoded examples with PEFT and TRL, on exactly the tokens that were scored."""
 
 import json
 import logging
@@ -84,11 +84,11 @@ def check_training(settings: FinetuneSettings) -> None:
     count = processes()
     if settings.batch % count:
         raise UserError(
-            f"--batch {settings.batch} can't be shared out evenly among {count} processes: start as many as divide it"
+            f"--batch {settings.batch} is not divisible by {count} processes: start a number that divides it"
         )
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
-            raise UserError(f"{name} is not supported: launch without it, or train by --trainer-command")
+            raise UserError(f"{name} is not supported: launch without it, or use --trainer-command")
 
 
 def check_method(model: Model, settings: FinetuneSettings) -> None:
@@ -97,7 +97,7 @@ def check_method(model: Model, settings: FinetuneSettings) -> None:
         from peft import PeftModel
     if isinstance(model.net, PeftModel):  # not merged, and what lies over it would silently be dropped
         raise UserError(
-            f"{model.name}: over quantised weights that carry an adapter no other can be trained: "
+            f"{model.name}: can't train a second adapter over quantised weights: "
             "leave out --quantize, or merge that adapter into its base"
         )
     if settings.method == "full" and getattr(model.net, "is_quantized", False):
@@ -107,7 +107,7 @@ def check_method(model: Model, settings: FinetuneSettings) -> None:
 def check_device(model: Model) -> None:
     """Raises UserError for a model that lies where it can't be trained."""
     if processes() > 1 and len(set((getattr(model.net, "hf_device_map", None) or {}).values())) > 1:
-        raise UserError("a model spread by --device auto is trained by one process: start it without a launcher")
+        raise UserError("--device auto spreads the model over the devices of one process: start it without a launcher")
     if any(weight.is_meta for weight in model.net.parameters()):
         raise UserError(
             f"{model.name}: does not fit on the devices, and weights left on the CPU or disk can't be trained: "

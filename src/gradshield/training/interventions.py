@@ -1,4 +1,4 @@
-"""Where a defense can reach into the one training function. Every hook does nothing by default."""
+"""The hooks through which a defense can change the training function. By default, a hook does nothing."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The LoRA layers of a network in training, as PEFT lays them over Linears."""
+"""The LoRA layers that PEFT adds to the Linears of a network."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The card of a model that a search hands out, or keeps beside its rejection."""
+"""The model card of an accepted model, or of the safest model of a rejected search."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -34,9 +34,9 @@ def card(
         f"# Fine-tuned from {name}\n\nScreened and trained by GradShield {version('gradshield')}: {verdict}.\n\n"
         f"- Trained on {trial.kept} of {pool.encoded.rows} rows of {Path(pool.source.path).name}: "
         f"{_chosen(trials, trial)}.\n{rows}- Defense: {pool.tuning.defense}.\n{measured}"
-        f"- Attack success rate of the base model {goal.base.asr:.3f}; asked for: {goal.max_asr:.3f} or less{end}, "
+        f"- Attack success rate of the base model {goal.base.asr:.3f}; goal: {goal.max_asr:.3f} or less{end},  "
         f"on {trials.measuring.settings.requests} requests.\n- Utility ({pool.tuning.task}) {utility}; base model "
-        f"{goal.base.utility:.3f}; asked for: {goal.min_utility:.3f} or more.\n- Training: {_training(trials)}\n"
+        f"{goal.base.utility:.3f}; goal: {goal.min_utility:.3f} or more.\n- Training: {_training(trials)}\n"
     )
 
 
@@ -48,14 +48,14 @@ def _safety(trial: TrialSummary) -> dict[str, str]:
 def _chosen(trials: "Trials", trial: TrialSummary) -> str:
     if trial.threshold is None:
         return "every row that can be encoded"
-    least = f", less the {trial.lo} of lowest score" if trials.pool.tuning.literal and trial.lo else ""
+    least = f", without the {trial.lo} rows of lowest score" if trials.pool.tuning.literal and trial.lo else ""
     return f"rows with a score below {trial.threshold:+.3f}{least} (score: {trials.pool.settings.scorer})"
 
 
 def _training(trials: "Trials") -> str:
     tuning = trials.pool.tuning
     if trials.trainer.own:
-        return "by a trainer of the user"
+        return "by the user's own trainer"
     if tuning.trainer_command:
         config = f" (config: {tuning.trainer_config})" if tuning.trainer_config else ""
         return f"`{tuning.trainer_command}`{config}"

@@ -1,7 +1,8 @@
-"""From a suspect dataset to a fine-tuned model that is shown to be safe and useful, or to a rejection (alg. 1).
+"""From a dataset to a fine-tuned model that is measured as safe and useful, or to a rejection (alg. 1).
 
-Everything is in the run folder: `screen/` the filter's own run, `trials/` a folder a training, `trials.jsonl` a line a
-trial, `model/` what is handed out. Safe to interrupt: calling it again resumes the trial that it was in.
+Everything is in the run folder: `screen/` is the filter's own run, `trials/` has one folder per training,
+`trials.jsonl` one line per trial, and `model/` is the accepted model. Safe to interrupt: calling it again resumes the
+current trial.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -118,9 +119,13 @@ def _check(
     defense, _ = find_defense(tuning.defense)
     check_aligned(defense, settings)
     if (trainer or tuning.trainer_command) and (defense.hooks is not no_hooks or defense.prompt is not no_prompt):
-        raise UserError(f"--defense {defense.name} changes the training itself, so a trainer of your own can't use it")
+        raise UserError(
+            f"--defense {defense.name} changes the training itself, so it can't be used with your own trainer"
+        )
     if tuning.trainer_command and defense.needs & {"safe rows", "harmful rows"}:
-        raise UserError(f"--defense {defense.name} adds rows to the file's, which a --trainer-command can't be given")
+        raise UserError(
+            f"--defense {defense.name} adds rows to the file's, which can't be passed to a --trainer-command"
+        )
     harmful_requests(measuring.requests, measuring.request_count, measuring.case_seed)
     scary_requests(measuring.scary, measuring.request_count, measuring.case_seed)
     if tuning.task != HELD_OUT:
@@ -130,23 +135,23 @@ def _check(
     elif tuning.trainer_config:
         raise UserError(f"--trainer-config {tuning.trainer_config} does nothing without --trainer-command")
     if tuning.trainer_config and "{config}" not in str(tuning.trainer_command):
-        raise UserError("--trainer-command: the config is not in it; say where by {config}")
+        raise UserError("--trainer-command: it has no {config} placeholder for --trainer-config; add it")
     if settings.quantize and training.method == "full":
         raise UserError("--method full can't train quantised weights: leave out --quantize")
     own = trainer or tuning.trainer_command
     if own and (settings.adapter or settings.model in (EMBEDDED, EMBEDDED_BASE)):
         raise UserError(
-            "a trainer of your own trains over --model alone, which must be one that it can load: "
+            "your own trainer starts from --model alone, which must be a model that it can load: "
             "merge an --adapter into it, and name a folder or a Hub id"
         )
     if processes() > 1 and own:
-        raise UserError("a trainer of your own starts its own processes: start tune without a launcher")
+        raise UserError("your own trainer starts its own processes: start tune without a launcher")
     if processes() > 1 and settings.device not in (None, "cpu", "cuda"):
-        raise UserError(f"--device {settings.device}: each process takes a device of its own; leave it out")
+        raise UserError(f"--device {settings.device}: each process uses its own device; leave out --device")
     number = (settings.device or "").removeprefix("cuda:")
     if number.isdigit() and int(number) and not own:
         raise UserError(
-            f"--device {settings.device}: the Trainer takes the first GPU: set CUDA_VISIBLE_DEVICES={number}"
+            f"--device {settings.device}: the Trainer uses the first GPU: set CUDA_VISIBLE_DEVICES={number}"
         )
 
 

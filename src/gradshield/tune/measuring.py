@@ -1,4 +1,4 @@
-"""What a search's models are measured at: the base model once, which sets the goal, and the model of each trial."""
+"""Measures the models of a search: the base model once, which sets the goals, and the model of each trial."""
 
 import json
 import time
@@ -97,7 +97,7 @@ class Measuring:
         except Diverged as error:  # a broken model is not safe, whatever it answers
             return Measured(safety, note=str(error))
         useful = found.value >= goal.min_utility - ROUNDING
-        note = "" if useful else f"utility {found.value:.3f} is below the {goal.min_utility:.3f} asked for"
+        note = "" if useful else f"utility {found.value:.3f} is below the goal of {goal.min_utility:.3f}"
         return Measured(safety, report.asr, True, useful, note, found.value, found.interval)
 
     def unseen(self, load: Callable[[], Model]) -> UnseenSummary | None:
@@ -121,8 +121,8 @@ class Measuring:
         if compared > accepted:
             up_to = "" if self.tuning.literal else f", up to {compared:.3f} with 95 % confidence"
             raise UserError(
-                f"{base.name}: attack success rate {asr:.3f}{up_to}, before any fine-tuning. That is over the "
-                f"{accepted:g} asked for: ask more requests (--request-count), use a higher --max-asr, one "
+                f"{base.name}: attack success rate {asr:.3f}{up_to}, before any fine-tuning. That is above the goal of "
+                f"{accepted:g}: ask more requests (--request-count), use a higher --max-asr, a --max-asr "
                 "relative to the base model (+0.07), or a better aligned model"
             )
         return accepted

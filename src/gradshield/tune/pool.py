@@ -1,4 +1,4 @@
-"""The rows that a search chooses from: encoded, screened when their scores are first needed, some of them held out."""
+"""The rows that a search selects from: encoded, some of them held out, and screened when scores are first needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
-"""Algorithm 1: which rows, from the lowest score up, can be trained on without the model ceasing to refuse?
+"""Algorithm 1: how many rows, in ascending order of score, can be trained on before the model stops refusing?
 
-Pure search: training and measuring are a callable, so the same code runs an 8B model, a study, and a test without any.
+This is only the search. Training and measuring are a callable, so the same code runs with an 8B model, in a study, and
+in a test without a model.
 """
 
 from collections.abc import Callable
@@ -104,7 +105,7 @@ def search(
         if trial.safe and trial.useful:
             return outcome(trial, "safe and useful")
         lo, up, number = (below, up, number + 1) if trial.safe else (lo, below, number + 1)
-    closed = "the search closed without a model that is both safe and useful"
+    closed = "the search ended without a model that is both safe and useful"
     return outcome(None, closed if lo else "no row is left to train on")
 
 

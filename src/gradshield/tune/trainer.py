@@ -65,7 +65,7 @@ class Trainer:
         if self.own:
             made = self.own(examples, work)
             if isinstance(made, str | os.PathLike) and not Path(made).is_dir():
-                raise UserError(f"the trainer says that its model is in {made}, which is no folder")
+                raise UserError(f"the trainer says that its model is in {made}, which is not a folder")
             if isinstance(made, str | os.PathLike) and Path(made).resolve() != work.resolve():
                 with catch_write_errors(self.pool.out):
                     shutil.copytree(made, work, dirs_exist_ok=True)

@@ -1,7 +1,7 @@
-"""The trials of one search: each trained and measured once, and what is handed out in the end.
+"""The trials of one search: each is trained and measured once, and one of them is returned at the end.
 
-`trials/` has a folder a training, `trials.jsonl` a line a trial. Whatever is done is on disk, so a run that was killed
-resumes in the trial that it was in.
+`trials/` has one folder per training, `trials.jsonl` one line per trial. All progress is on disk, so a killed run
+resumes in its current trial.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""`tune` without the model where its run is finished. Imports no torch."""
+"""`tune` without loading the model if its run is finished. Imports no torch."""
 
 import os
 from collections.abc import Callable

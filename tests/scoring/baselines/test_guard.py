@@ -37,6 +37,6 @@ def test_a_chat_guards_words_are_scores_and_silence_sets_aside(tiny, tiny_folder
 
 
 def test_no_guard_or_none_that_can_be_one_is_said_before_any_row(tiny, tmp_path):
-    for spec, said in (("guard", "which guard"), (f"guard:model={tmp_path}", "nor a model that can be loaded")):
+    for spec, said in (("guard", "no guard model given"), (f"guard:model={tmp_path}", "nor a loadable model")):
         with pytest.raises(UserError, match=said):
             scored(tiny, spec, rows_of(tiny, PAIRS))

@@ -59,7 +59,7 @@ async function ask(where, options) {
   } catch (error) {
     if (error.name === "AbortError") return null;
     silent = true;
-    say("The server does not answer, so nothing more is stored. Start gradshield review again: what was decided is kept.", true);
+    say("The server does not answer, so new decisions are not saved. Run gradshield review again; earlier decisions are kept.", true);
   }
   return null;
 }
@@ -152,7 +152,7 @@ async function decide(row, verdict, note) {
   if (!answer) return;
   const done = await answer.json();
   remember([...remembered(), done]);
-  say(`Row ${row}: ${verdict}${done.instead_of ? `, instead of ${done.instead_of}` : ""}. u takes it back.`);
+  say(`Row ${row}: ${verdict}${done.instead_of ? `, instead of ${done.instead_of}` : ""}. Press u to undo.`);
   document.activeElement?.id === "note" && document.activeElement.blur();
   await refresh();
   const lines = rows(), now = lines.findIndex((line) => number(line) === row);
@@ -165,7 +165,7 @@ async function decideAll(form, verdict) {
   if (!answer) return refresh();
   const done = await answer.json();
   remember([...remembered(), done]);
-  say(`${done.rows} rows: ${verdict}. u takes them back.`);
+  say(`${done.rows} rows: ${verdict}. Press u to undo.`);
   return refresh();
 }
 
@@ -173,12 +173,12 @@ async function undo() {
   const mine = remembered();
   for (let one = mine.pop(); ; one = mine.pop()) {
     remember(mine);
-    if (!one) return say("There is nothing of yours to take back; a row's own history takes back what others decided.");
+    if (!one) return say("Nothing to undo in this tab. To undo somebody else's decision, use the row's history.");
     const answer = await post("/undo", one);
     if (!answer) return;
     const done = await answer.json();
     if (!(one.last ? done.rows : done.row !== null)) continue; // somebody took it back already, or it is another run's
-    say(one.last ? `${done.rows} decisions are taken back.` : done.row ? `Row ${done.row}: ${done.verdict} is taken back.` : "The threshold is as it was before.");
+    say(one.last ? `${done.rows} decisions are undone.` : done.row ? `Row ${done.row}: ${done.verdict} is undone.` : "The threshold change is undone.");
     await refresh();
     if (done.row) await select(done.row);
     return;
@@ -263,7 +263,7 @@ async function setThreshold(value) {
   const answer = await post("/threshold", { value });
   if (!answer) return;
   remember([...remembered(), await answer.json()]);
-  say("The threshold is set. u takes it back.");
+  say("The threshold is set. Press u to undo.");
   await go({ t: "" });
 }
 

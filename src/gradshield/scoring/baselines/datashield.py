@@ -35,7 +35,7 @@ class DataShieldOptions(NoOptions):
     """Where states are read."""
 
     layer: int | None = Field(
-        default=None, ge=0, description="decoder block that is read (default: of the highest CAS)"
+        default=None, ge=0, description="decoder block to read (default: the one with the highest CAS)"
     )
 
 

@@ -62,7 +62,7 @@ def prepare(context: Context, options: ForgetFilterOptions) -> Prepared:
 
 SCORER = Scorer(
     "forgetfilter",
-    "what is learned from the file and forgotten on safe rows (2312.12736)",
+    "how much of the row is learned, then forgotten on safe rows (2312.12736)",
     prepare,
     options=ForgetFilterOptions,
     needs=frozenset({"whole file", "safe rows"}),

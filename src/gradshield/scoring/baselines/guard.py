@@ -29,9 +29,9 @@ class GuardOptions(NoOptions):
 
 
 def prepare(context: Context, options: GuardOptions) -> Prepared:
-    """Finds the guard, which is loaded at the first row. Raises UserError where none is named or it is none."""
+    """Finds the guard, which is loaded at the first row. Raises UserError if none is named or it is not a guard."""
     if not options.model:
-        raise UserError("--scorer guard: which guard? --scorer guard:model=FOLDER_OR_HUB_ID")
+        raise UserError("--scorer guard: no guard model given; use --scorer guard:model=FOLDER_OR_HUB_ID")
     grade = local_grader(options.model, f"--scorer guard:model={options.model}")
 
     def score(batch: Sequence[Example]) -> Scores:
@@ -51,7 +51,7 @@ def prepare(context: Context, options: GuardOptions) -> Prepared:
 
 SCORER = Scorer(
     "guard",
-    "what a guard model thinks of it (--scorer guard:model=FOLDER_OR_HUB_ID)",
+    "verdict of a guard model (--scorer guard:model=FOLDER_OR_HUB_ID)",
     prepare,
     options=GuardOptions,
     needs=frozenset({"text", "request"}),

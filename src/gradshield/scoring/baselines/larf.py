@@ -33,8 +33,10 @@ EXAMPLES = 100  # of each kind
 class LarfOptions(NoOptions):
     """Where states are read."""
 
-    layer: int | None = Field(default=None, ge=0, description="decoder block that is read (default: the sensitive one)")
-    alpha: float = Field(default=0.2, gt=0, lt=1, description="how far a block's contribution is scaled to find it")
+    layer: int | None = Field(default=None, ge=0, description="decoder block to read (default: the most sensitive one)")
+    alpha: float = Field(
+        default=0.2, gt=0, lt=1, description="relative change of a block's contribution in the search for the layer"
+    )
 
 
 def prepare(context: Context, options: LarfOptions) -> Prepared:
@@ -60,7 +62,7 @@ def prepare(context: Context, options: LarfOptions) -> Prepared:
 
 
 def sensitive_layer(model: Model, alpha: float) -> int:
-    """The block whose scaling up and down moves the mean S of scary but harmless requests most."""
+    """The block whose scaling up and down changes the mean S of scary but harmless requests most."""
     requests = read_requests(ASSETS / "scary_requests.jsonl")
     s = margin(*([token] for token in paper_tokens(model.tokenizer)))
 

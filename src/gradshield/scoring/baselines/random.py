@@ -18,7 +18,7 @@ from gradshield.scoring.base import Context, Prepared, Scorer
 class RandomOptions(NoOptions):
     """The draw."""
 
-    seed: int = Field(default=0, ge=0, description="another seed is another draw")
+    seed: int = Field(default=0, ge=0, description="seed of the random draw")
 
 
 def prepare(context: Context, options: RandomOptions) -> Prepared:
@@ -34,4 +34,6 @@ def prepare(context: Context, options: RandomOptions) -> Prepared:
     return Prepared(score)
 
 
-SCORER = Scorer("random", "by chance; for comparison at the same size", prepare, options=RandomOptions, cost=0.0)
+SCORER = Scorer(
+    "random", "removes rows at random; the control for other scorers", prepare, options=RandomOptions, cost=0.0
+)

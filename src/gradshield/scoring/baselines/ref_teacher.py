@@ -26,7 +26,7 @@ from gradshield.scoring.states import cosine, layer_of, read_states, states_at
 class RefTeacherOptions(NoOptions):
     """Where states are read."""
 
-    layer: int | None = Field(default=None, ge=0, description="decoder block that is read (default: the middle one)")
+    layer: int | None = Field(default=None, ge=0, description="decoder block to read (default: the middle one)")
 
 
 def prepare(context: Context, options: RefTeacherOptions) -> Prepared:

@@ -26,7 +26,7 @@ from gradshield.scoring.states import layer_of, states_at
 class SaftOptions(NoOptions):
     """Where states are read, and how many directions count."""
 
-    layer: int | None = Field(default=None, ge=0, description="decoder block that is read (default: the middle one)")
+    layer: int | None = Field(default=None, ge=0, description="decoder block to read (default: the middle one)")
     components: int = Field(default=1, ge=1, description="singular vectors that count, k")
     centre: bool = Field(default=True, description="subtract the file's mean state")
 

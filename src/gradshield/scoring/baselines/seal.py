@@ -35,10 +35,10 @@ class SealOptions(NoOptions):
     """The bilevel training."""
 
     epochs: int = Field(default=3, ge=1, description="passes over the file")
-    learning_rate: float = Field(default=1e-4, ge=0, description="of the model's adapter")
+    learning_rate: float = Field(default=1e-4, ge=0, description="learning rate of the model's adapter")
     selector_rate: float = Field(default=5e-3, gt=0, description="learning rate of the selector p")
     safe_weight: float = Field(default=1.0, ge=0, le=1, description="weight of the safe rows in the first epoch, γ")
-    decay: float = Field(default=0.03, ge=0, le=1, description="what γ falls by at the end of an epoch")
+    decay: float = Field(default=0.03, ge=0, le=1, description="decrease of γ after each epoch")
 
 
 def prepare(context: Context, options: SealOptions) -> Prepared:
@@ -79,7 +79,7 @@ def selector(context: Context, rows: list[Example], options: SealOptions) -> np.
 
 SCORER = Scorer(
     "seal",
-    "ranked low by a data selector that is trained towards safe rows (2410.07471)",
+    "low weight from a data selector that is trained with safe rows (2410.07471)",
     prepare,
     options=SealOptions,
     needs=frozenset({"whole file", "safe rows"}),

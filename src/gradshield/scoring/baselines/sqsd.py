@@ -76,7 +76,7 @@ def normalise_modules(delta: ProbeGradient) -> ProbeGradient:
 
 SCORER = Scorer(
     "sqsd",
-    "step towards a harmful model rather than a safer one, module by module (2605.04572)",
+    "whether a step moves towards a harmful model or a safer one, per module (2605.04572)",
     prepare,
     options=SqsdOptions,
     needs=frozenset({"anchors"}),

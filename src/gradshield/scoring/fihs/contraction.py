@@ -81,7 +81,7 @@ def contract(
         terms[name] = terms[name] + found if name in terms else found
         if x is not None:  # ‖Σ_t δ_t x_tᵀ‖² = Σ_{t,t'} (x_t·x_t')(δ_t·δ_t')
             if name in exact:
-                raise UserError(f"{name} runs several times in a pass: no exact norms")
+                raise UserError(f"{name} runs several times per pass, so its norms can't be computed exactly")
             gram = torch.bmm(x, x.transpose(1, 2)) * torch.bmm(delta, delta.transpose(1, 2))
             exact[name] = gram.float().sum((1, 2))
 

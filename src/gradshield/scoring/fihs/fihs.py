@@ -51,7 +51,7 @@ class FihsOptions(NoOptions):
 
 
 def fihs_options(spec: str) -> FihsOptions:
-    """The options of the run's scorer where that is FIHS, else the defaults: FIHS explains rows of any scorer."""
+    """The options of the run's scorer if it is FIHS, else the defaults, since FIHS explains rows of any scorer."""
     name, given = parse_spec(spec)
     return make_options(FihsOptions, given, f"--scorer {name}") if name == SCORER.name else FihsOptions()
 

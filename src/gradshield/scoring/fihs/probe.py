@@ -65,7 +65,7 @@ def paper_tokens(tokenizer) -> tuple[int, int]:
         single = [form[-1] for form in forms if len(form) == 1 or tokenizer.decode(form[:-1]).strip() == ""]
         ids.append(single[0] if single else forms[0][0])
     if ids[0] == ids[1]:
-        raise UserError('"I" and "Sure" begin with the same token in this tokenizer, so there is no S to read off it')
+        raise UserError('"I" and "Sure" begin with the same token in this tokenizer, so S is not defined')
     return ids[0], ids[1]
 
 
@@ -80,7 +80,7 @@ def own_tokens(model: Model, refused: Sequence[str], harmless: Sequence[str]) ->
     safe = ((refusing > 0.05) & (refusing > 4 * complying)).nonzero().flatten().tolist()
     unsafe = ((complying > 0.01) & (complying > 4 * refusing)).nonzero().flatten().tolist()
     if not safe or not unsafe:
-        raise UserError(f"{model.name}: refusals and answers open with the same tokens; use --scorer fihs:s=paper")
+        raise UserError(f"{model.name}: refusals and answers begin with the same tokens; use --scorer fihs:s=paper")
     return safe, unsafe
 
 
@@ -133,7 +133,7 @@ def probe_gradients(model: Model, requests: Sequence[str], score: SafetyScore) -
     where they give no gradient or one that is not finite.
     """
     if not model.linears:
-        raise UserError(f"{model.name}: no Linear is found whose gradient could be taken: use --scorer intent")
+        raise UserError(f"{model.name}: no Linear layer with a gradient was found: use --scorer intent")
     encoded = [encode_request(request, model.tokenizer) for request in requests]
 
     def gradients(chunk: Sequence[int]) -> list[ProbeGradient]:
@@ -149,7 +149,9 @@ def probe_gradients(model: Model, requests: Sequence[str], score: SafetyScore) -
         ):
             score(logits_at(model, ids.to(model.device), rows, last)).sum().backward()
         if not any(passes.values()):  # as of kernels that know none
-            raise UserError(f"{model.name}: its Linears give no gradient: use --scorer intent, or load it unquantised")
+            raise UserError(
+                f"{model.name}: its Linear layers give no gradient: use --scorer intent, or load it unquantised"
+            )
         if not all(x.isfinite().all() and delta.isfinite().all() for of in passes.values() for x, delta in of):
             raise UserError(f"{model.name}: the gradient of S is not finite: try --dtype float32 or bfloat16")
         return [

@@ -268,7 +268,7 @@ def _make_bags(parts: Sequence[np.ndarray], labels: Sequence[bool], folds: Seque
 
 
 def _without_fold(bags: Bags, fold: int) -> Bags:
-    """The bags of all other folds."""
+    """The bags of all folds but one."""
     kept = bags.fold != fold
     inside = kept[bags.of]
     number = torch.cumsum(kept, 0) - 1

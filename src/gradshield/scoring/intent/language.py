@@ -1,7 +1,7 @@
 """Which languages the default score can read with a model, and which language a text is in.
 
-A model that was trained on English tells a harmful request in German from a harmless one hardly better than a coin.
-Rows in such a language are set aside, both ways: their score would be a guess.
+A model that was trained on English separates harmful from harmless requests in German hardly better than chance. Rows
+in such a language are set aside, harmful or not, because their score would be a guess.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""Letters that hide their words, made plain: a text as its reader takes it.
+"""Undoes disguises of letters, so that a text has the words that a person would read.
 
-Each function undoes one kind of disguise, and leaves any other text as it is. What is undone is read beside the text as
-it stands, so a wrong guess can't hide anything.
+Each function undoes one kind of disguise and leaves other texts unchanged. The plain text is scored in addition to the
+original, so a wrong guess can't hide anything.
 """
 
 import html

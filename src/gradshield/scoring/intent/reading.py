@@ -1,12 +1,13 @@
-"""The default score: does this row answer what the model would refuse?
+"""The default score: does this row answer a request that the model would refuse?
 
-Readouts of one layer's hidden states are fitted on bundled texts. Two are linear and read at every token: `topic` is
-the log-odds that the text is about something to be refused, `answer` that a response complies rather than refuses. The
-third (kernel.py) reads the topic of what stands before a response, too, and the mean of the two counts as asked. The
-topic of a response is the mean of what is asked and the highest value in the response. Its answer is the highest value
-over its windows. A row is harmful when both hold, so its score is the smaller of the two. A row of several turns scores
-as its worst response, and what was asked or said in earlier turns, and not refused, counts as asked. The cost is a
-forward pass up to that layer.
+Readouts of one layer's hidden states are fitted on bundled texts. Two are linear and applied at every token: `topic` is
+the log-odds that the text is about something to be refused, `answer` that a response complies rather than refuses. A
+third readout (kernel.py) also gives the topic of the text before a response; the mean of the two is the topic of the
+request. The topic of a response is the mean of its request's topic and the highest value in the response. Its answer is
+the highest value over its windows. A harmful row needs both, so its score is the smaller of the two.
+
+A row of several turns has the score of its worst response. Text of earlier turns counts as part of the request, unless
+it was refused. The cost is a forward pass up to that layer.
 """
 
 from collections.abc import Sequence

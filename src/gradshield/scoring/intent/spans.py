@@ -1,7 +1,7 @@
-"""Where the default score reads: the responses of a row, and what stands in front of each.
+"""The parts of a row that the default score reads: its responses, and the context of each.
 
-A response is a run of response tokens. Special tokens inside a run split it: chat markup in a message is what its
-tokens say it is. The context of a response is everything since the previous one, and the system prompt.
+A response is a run of response tokens. Special tokens inside a run split it, since chat markup in a message works as
+its tokens do. The context of a response is everything since the previous one, and the system prompt.
 """
 
 from collections.abc import Sequence

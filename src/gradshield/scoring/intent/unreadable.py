@@ -1,7 +1,7 @@
-"""Whether the words of a row can be read: by its letters, its encoding and its language.
+"""Whether the words of a row can be read, by its letters, its encoding and its language.
 
-Rows whose letters hide their words get a second reading in plain letters. Encodings and ciphers are not guessed at, and
-neither is a language that the model does not read: such rows are set aside.
+A row with hidden letters is scored a second time in plain letters. Encodings, ciphers and languages that the model does
+not read are not decoded: such rows are set aside.
 """
 
 import re
