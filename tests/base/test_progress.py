@@ -62,3 +62,10 @@ def test_the_time_left_includes_the_work_that_follows(clock, capsys):
         clock.seconds += 20
         advance(50, 1)
     assert capsys.readouterr().err == "fitting: 1/2 rows, 0.1 rows/s, 180 s left, later steps included\n"
+
+
+def test_the_time_left_is_that_of_the_step_where_the_rest_is_unknown(clock, capsys):
+    with followed_by(None), progress("does it refuse?", 0, 48) as advance:
+        clock.seconds += 20
+        advance(0, 24)
+    assert capsys.readouterr().err == "does it refuse?: 24/48 rows, 1.2 rows/s, 20 s left in this step\n"

@@ -380,5 +380,7 @@ def test_the_time_left_of_each_step_includes_the_steps_after_it(tiny_folder, tra
 
     monkeypatch.setattr(pipeline, "followed_by", noted)
     run_filter(str(train), tmp_path / "run", settings(tiny_folder, scorer="fihs:probes=2", batch_tokens=100))
-    fitting, scoring = later
-    assert scoring == round(100 * 3 / 2.5) and fitting > scoring  # as many tokens as one batch holds
+    checking, fitting, scoring = later
+    assert (
+        checking is None and scoring == round(100 * 3 / 2.5) and fitting > scoring
+    )  # as many tokens as one batch holds

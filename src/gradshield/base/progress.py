@@ -8,12 +8,13 @@ from contextvars import ContextVar
 
 Advance = Callable[[int, int], None]
 """Called with how many tokens and rows were just finished."""
-_following: ContextVar[int] = ContextVar("_following", default=0)
+_following: ContextVar[int | None] = ContextVar("_following", default=0)
 
 
 @contextmanager
-def followed_by(tokens: int) -> Iterator[None]:
-    """Context in which the time left includes `tokens` of later work, at the same speed."""
+def followed_by(tokens: int | None) -> Iterator[None]:
+    """Context in which the time left includes `tokens` of later work, at the same speed. None: later work of unknown
+    size follows, so the time left is named as that of the step."""
     before = _following.set(tokens)
     try:
         yield
@@ -34,7 +35,8 @@ def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows
     terminal = sys.stderr.isatty()
     texts = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
     total, done = tokens or rows, done_tokens or done_rows
-    later = _following.get() if tokens else 0
+    later = _following.get() if tokens or _following.get() is None else 0
+    note = " in this step" if later is None else ", later steps included" if later else ""
     start = shown = time.monotonic()
     count, new = done_rows, 0
     with Progress(*texts, console=Console(stderr=True), disable=not terminal) as bar:
@@ -49,8 +51,8 @@ def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows
             shown, passed = now, max(now - start, 1e-9)
             text = f"{count:,}{f'/{rows:,}' if rows else ''} rows, {(count - done_rows) / passed:,.1f} rows/s"
             if total:
-                left = (total - done - new + later) * passed / max(new, 1)
-                text += f", {left:.0f} s left{', later steps included' if later else ''}"
+                left = (total - done - new + (later or 0)) * passed / max(new, 1)
+                text += f", {left:.0f} s left{note}"
             bar.update(task, completed=done + new, text=text)
             if not terminal:
                 print(f"{title}: {text}", file=sys.stderr, flush=True)

@@ -68,7 +68,8 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     )
     if finished := find_run(out, plan, FilterSummary):
         return finished
-    check = require_aligned(model, settings)
+    with followed_by(None):
+        check = require_aligned(model, settings)
     encoded = encode_source(source, layout, model, settings, scorer.needs)
     own_safe = known_good(model, settings, scorer.needs)
     rows_key = key_of(encoded.examples) if "whole file" in scorer.needs else ""
