@@ -314,7 +314,7 @@ def test_scaled_positions_of_a_gguf_are_refused_as_transformers_leaves_them_out(
     factor, attention = "scaling.factor", "scaling.attn_factor"
     for kind, key in (("yarn", factor), ("linear", factor), ("linear", "scale_linear"), ("yarn", attention)):
         write_gguf(file, {"llama.rope.scaling.type": kind, f"llama.rope.{key}": 4.0})
-        refused(file, f"llama.rope.{key} = 4.0 is left out")
+        refused(file, f"llama.rope.{key} = 4.0 is ignored")
     for kind, factor in (("none", 4.0), ("linear", 1.0)):
         write_gguf(file, {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": factor})
         load_model(str(file), device="cpu")
