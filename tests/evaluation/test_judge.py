@@ -159,7 +159,7 @@ def test_a_guard_that_takes_content_in_parts_is_told_what_was_said(tiny_folder, 
 
 
 def test_what_is_no_judge_is_said(tmp_path, tiny_folder):
-    for name, words in ((str(tmp_path), "neither an http address nor a loadable model"), ("no/such", "can be loaded")):
+    for name, words in ((str(tmp_path), "neither an http address nor a loadable model"), ("no/such", "loadable model")):
         with pytest.raises(UserError, match=words):
             make_judge(EvaluationSettings(judge=name))
 
