@@ -101,7 +101,7 @@ def test_a_killed_actor_costs_its_block_and_the_bytes_are_those_of_the_local_eng
 def test_a_file_in_several_parts_ends_alike(tiny_folder, train, tmp_path, monkeypatch):
     here, there = tmp_path / "here", tmp_path / "there"
     run_filter(str(train), here, settings(tiny_folder))
-    monkeypatch.setattr(engine, "PART_BYTES", 8000)
+    monkeypatch.setattr(engine, "PART_BYTES", 50_000)
     real, parts = engine._scored, []
     monkeypatch.setattr(engine, "_scored", lambda part, *more: (parts.append(len(part)), real(part, *more))[1])
     run_filter(str(train), there, settings(tiny_folder, engine="ray", workers=2))
