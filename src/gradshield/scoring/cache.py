@@ -60,7 +60,7 @@ def cached_arrays(
         made = {name: np.array(value, order="C") for name, value in make().items()}  # contiguous, also of 0 dimensions
     except KeyboardInterrupt as stop:
         if count := len(list(parts_of(file).glob("*.safetensors"))):
-            stop.add_note(f"{file.parent} keeps batches of what is fitted: {count}")  # for the person who stopped it
+            stop.add_note(f"{file.parent} keeps batches of the fit: {count}")  # for the person who stopped it
         raise
     write_cache(file, save(made))
     shutil.rmtree(parts_of(file), ignore_errors=True)
