@@ -35,7 +35,9 @@ def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows
     terminal = sys.stderr.isatty()
     texts = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
     total, done = tokens or rows, done_tokens or done_rows
-    later = _following.get() if tokens or _following.get() is None else 0
+    later = _following.get()
+    if later and not tokens:
+        later = 0  # rows have another speed than tokens
     note = " in this step" if later is None else ", later steps included" if later else ""
     start = shown = time.monotonic()
     count, new = done_rows, 0

@@ -188,6 +188,9 @@ def _states(model: Model, examples: Sequence[Example], layer: int, batch_tokens:
         rows = [hidden[n, start - first : len(e.ids) - first] for n, (e, start) in enumerate(zip(batch, openings))]
         return {"states": np.concatenate(rows)}
 
+    def columns(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
+        return read(batch).columns
+
     todo = {folder / f"{n}.safetensors": batch for n, batch in enumerate(batches(examples, batch_tokens))}
     done = [file for file in todo if file.exists()]
     before = [n for file in done for n in todo[file]]
@@ -196,7 +199,7 @@ def _states(model: Model, examples: Sequence[Example], layer: int, batch_tokens:
     with progress(title, int(sizes.sum()), len(sizes), int(sizes[before].sum()), len(before)) as advance:
         for file, batch in todo.items():
             rows = [examples[n] for n in batch]
-            states = kept_part(file, partial(lambda part: read(part).columns, rows))["states"]
+            states = kept_part(file, partial(columns, rows))["states"]
             ends = np.cumsum([len(e.ids) - opening_size(e.ids, marks) for e in rows])
             found.update(zip(batch, (each.copy() for each in np.split(states, ends[:-1]))))
             if file not in done:
