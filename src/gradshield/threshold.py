@@ -12,8 +12,9 @@ from gradshield.base.errors import UserError
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture  # slow to import
 
-STARTED_ON = 2000  # rows, at evenly spaced ranks, that choose where EM starts and how far groups are apart
-ANCHORS_COUNT = 200  # rows that the anchors of a kind count as, beside STARTED_ON of the file at most
+STARTED_ON = 2000  # rows, at evenly spaced ranks, that choose where EM starts
+ANCHORS_COUNT = 50  # rows that the anchors of a kind count as, beside those of the file (docs/log.md)
+SAMPLED = 50_000  # rows, at evenly spaced ranks, that tell how far the groups of a file are apart
 FEW_ROWS = 50  # below this, a1 warns
 OUTLIERS = 0.02  # a1 warns of a group with a smaller share of the rows
 
@@ -175,12 +176,12 @@ def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) ->
     labels = np.repeat([0, 1], [len(good), len(harmful)])
     fit = LogisticRegression(C=1e6, tol=1e-8, class_weight="balanced").fit(anchors[:, None], labels)
     slope, crossing = fit.coef_[0, 0], -fit.intercept_[0] / fit.coef_[0, 0]
-    ranks = np.linspace(0, len(scores) - 1, min(len(scores), STARTED_ON)).round().astype(int)
+    ranks = np.linspace(0, len(scores) - 1, min(len(scores), SAMPLED)).round().astype(int)
     sample = np.sort(scores)[ranks]
     known = np.array([good.mean(), harmful.mean()])
     spread = np.array([good.var(), harmful.var()])
     steeper, moved = 1.0, 0.0
-    for _ in range(4):  # more change the errors by less than a twentieth
+    for _ in range(3):  # more change the errors little
         log_odds = steeper * slope * (sample - crossing - moved)
         share = _likeliest_share(log_odds)
         if share in (0, 1):
