@@ -117,7 +117,7 @@ def _languages(model: Model) -> Iterator[Text | None]:
     """Requests in several languages. One in three is refused; the others are answered with an opening that harmful and
     harmless requests share. A request and its translations share a word, and so a fold."""
     english, number = "", 0
-    answers = _records("readout_language_answers.jsonl")
+    answers = language_answers()
     for each in language_records():
         english = each["prompt"] if each["language"] == "en" else english
         number += each["language"] == "en"
@@ -225,6 +225,11 @@ def anchor_records(kind: str) -> list[dict]:
 def language_records() -> list[dict]:
     """The bundled requests with `language`, `harmful` and `prompt`: each English one, then its translations."""
     return _records("readout_languages.jsonl")
+
+
+def language_answers() -> list[dict]:
+    """Openings and refusals in each language: `language`, `kind` and `response`."""
+    return _records("readout_language_answers.jsonl")
 
 
 def _records(file: str) -> list[dict]:
