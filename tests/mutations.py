@@ -45,6 +45,7 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("scoring/fihs/scorer.py", '"score": columns[variant]', '"score": -columns[variant]', SIGN),
     ("scoring/fihs/contraction.py", "return Contraction(table(dot) * share,", "return Contraction(table(dot),", SIGN),
     ("models/batching.py", "positions.append(where - 1)", "positions.append(where)", SIGN),
+    ("scoring/intent/language.py", "known >= MIN_KNOWN_WORDS", "known >= 0", ["tests/scoring/test_language.py"]),
     ("threshold.py", "np.quantile(good, 0.95)", "np.quantile(good, 0.90)", THRESHOLD),
     ("threshold.py", "np.quantile(harmful, 0.05)", "np.quantile(harmful, 0.40)", THRESHOLD),
     ("threshold.py", "(upper + lower) / 2", "lower", THRESHOLD),

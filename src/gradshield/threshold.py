@@ -75,8 +75,7 @@ def _two_gaussians(z: np.ndarray) -> "GaussianMixture":
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    ranks = np.linspace(0, len(z) - 1, min(len(z), STARTED_ON)).round().astype(int)
-    sample = np.sort(z, axis=0)[ranks]
+    sample = _evenly(z, STARTED_ON)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after max_iter steps a fit is good enough
         fit = partial(GaussianMixture, 2, tol=1e-6, max_iter=1000, random_state=0)
@@ -84,6 +83,12 @@ def _two_gaussians(z: np.ndarray) -> "GaussianMixture":
         best = max((start.fit(sample) for start in starts), key=lambda each: each.score(sample))
         inits = {"weights_init": best.weights_, "means_init": best.means_, "precisions_init": best.precisions_}
         return fit(**inits).fit(z)
+
+
+def _evenly(values: np.ndarray, count: int) -> np.ndarray:
+    """The values at that many evenly spaced ranks, or all, ascending."""
+    ranks = np.linspace(0, len(values) - 1, min(len(values), count)).round().astype(int)
+    return np.sort(values, axis=0)[ranks]
 
 
 def _doubts(finite: np.ndarray, value: float, smaller: int | None = None) -> str:
@@ -176,17 +181,16 @@ def harmful_chance(scores: np.ndarray, good: np.ndarray, harmful: np.ndarray) ->
     labels = np.repeat([0, 1], [len(good), len(harmful)])
     fit = LogisticRegression(C=1e6, tol=1e-8, class_weight="balanced").fit(anchors[:, None], labels)
     slope, crossing = fit.coef_[0, 0], -fit.intercept_[0] / fit.coef_[0, 0]
-    ranks = np.linspace(0, len(scores) - 1, min(len(scores), SAMPLED)).round().astype(int)
-    sample = np.sort(scores)[ranks]
+    sample = _evenly(scores, SAMPLED)
     known = np.array([good.mean(), harmful.mean()])
     spread = np.array([good.var(), harmful.var()])
     steeper, moved = 1.0, 0.0
     for _ in range(3):  # more change the errors little
         log_odds = steeper * slope * (sample - crossing - moved)
-        share = _likeliest_share(log_odds)
-        if share in (0, 1):
+        harmful_share = _likeliest_share(log_odds)
+        if harmful_share in (0, 1):
             break  # one group says nothing of how far two are apart
-        chance = expit(log_odds + logit(share))
+        chance = expit(log_odds + logit(harmful_share))
         weight = np.stack([1 - chance, chance])
         rows = ANCHORS_COUNT + weight.sum(1)
         means = (ANCHORS_COUNT * known + weight @ sample) / rows

@@ -11,6 +11,7 @@ from conftest import random_readouts
 from gradshield.data.encode import Example, encode
 from gradshield.data.formats import Conversation, Message
 from gradshield.scoring.intent.language import (
+    UNTESTED,
     language_of,
     language_reason,
     languages,
@@ -24,6 +25,20 @@ from gradshield.study.dresses import LOOKALIKES
 GERMAN = "Wie backe ich ein einfaches Brot mit wenig Hefe?"
 ENGLISH = "How do I bake a simple loaf with little yeast?"
 FRENCH = "Comment faire un pain simple avec peu de levure ?"
+# None of these languages is among those of the bundled requests.
+OTHERS = {
+    "Greek": "Πώς μπορώ να μάθω να παίζω κιθάρα μόνος μου στο σπίτι;",
+    "Korean": "집에서 혼자 기타를 배우려면 어떻게 해야 하나요?",
+    "Hindi": "मैं घर पर बिना शिक्षक के गिटार बजाना कैसे सीख सकता हूँ?",
+    "Thai": "ฉันจะเรียนรู้การเล่นกีตาร์ที่บ้านโดยไม่มีครูได้อย่างไร",
+    "Hebrew": "איך אני יכול ללמוד לנגן בגיטרה בבית בלי מורה?",
+    "Vietnamese": "Làm thế nào để tôi có thể tự học chơi đàn ghi ta ở nhà?",
+    "Swahili": "Ninawezaje kujifunza kupiga gitaa nyumbani bila mwalimu?",
+    "Zulu": "Ngingafunda kanjani ukudlala isiginci ekhaya ngaphandle kothisha?",
+    "Finnish": "Miten voin oppia soittamaan kitaraa kotona ilman opettajaa?",
+    "Hungarian": "Hogyan tanulhatok meg gitározni otthon tanár nélkül?",
+    "Indonesian": "Bagaimana cara belajar bermain gitar di rumah tanpa guru?",
+}
 
 
 def test_the_language_of_new_sentences_is_found():
@@ -37,6 +52,19 @@ def test_the_language_of_new_sentences_is_found():
 @pytest.mark.parametrize("text", [ENGLISH, "def add(a, b):\n    return a + b  # the sum of both numbers"])
 def test_english_and_code_are_english(text):
     assert language_of(text) == "en"
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_language_that_was_not_tested_is_none_of_those_that_were(language):
+    assert language_of(OTHERS[language]) == UNTESTED
+
+
+def test_rows_in_other_languages_are_set_aside_unless_the_model_reads_all_that_were_tested():
+    greek, thai = OTHERS["Greek"], OTHERS["Thai"]
+    assert "none of the languages that were tested (ar, de, en" in (language_reason(greek, thai, frozenset({"de"})) or "")
+    assert language_reason(greek, GERMAN, frozenset({"de"})) is not None
+    assert language_reason(greek, ENGLISH, frozenset({"de"})) is None
+    assert language_reason(greek, greek, frozenset()) is None
 
 
 @pytest.mark.parametrize("text", ["", "42", "Ja.", "A) 3.5 m/s"])

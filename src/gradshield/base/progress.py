@@ -23,7 +23,9 @@ def followed_by(tokens: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows: int = 0) -> Iterator[Advance]:
+def progress(
+    title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows: int = 0, unit: str = "rows"
+) -> Iterator[Advance]:
     """Shows the way to `tokens` and `rows`; what an earlier run did counts as done but not in the rate.
 
     The time left follows from tokens, or from rows where no tokens are counted (0). Where `rows` is 0, too, the end is
@@ -51,7 +53,7 @@ def progress(title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows
             if now - shown < (0.1 if terminal else 10) and not ended:
                 return  # rows may come by the million
             shown, passed = now, max(now - start, 1e-9)
-            text = f"{count:,}{f'/{rows:,}' if rows else ''} rows, {(count - done_rows) / passed:,.1f} rows/s"
+            text = f"{count:,}{f'/{rows:,}' if rows else ''} {unit}, {(count - done_rows) / passed:,.1f} {unit}/s"
             if total:
                 left = (total - done - new + (later or 0)) * passed / max(new, 1)
                 text += f", {left:.0f} s left{note}"

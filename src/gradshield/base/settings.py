@@ -29,8 +29,12 @@ class ModelSettings(Settings):
     quantize: Literal["4bit", "8bit"] | None = Field(
         default=None, description="load the weights quantised (bitsandbytes)"
     )
-    device: str | None = Field(default=None, description='torch device, or "auto": all GPUs')
-    dtype: str | None = Field(default=None, description="float32, bfloat16 or float16 (default: float32 on a CPU)")
+    device: str | None = Field(
+        default=None, description='torch device, or "auto": all GPUs (default: cuda if there is one)'
+    )
+    dtype: str | None = Field(
+        default=None, description="float32, bfloat16 or float16 (default: float32 on a CPU, else as saved)"
+    )
     chat_template: str | None = Field(
         default=None, description="file with a chat template to use instead of the tokenizer's"
     )

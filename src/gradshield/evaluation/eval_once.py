@@ -39,8 +39,10 @@ def check_eval(
     settings: EvaluationSettings, of: RowSettings, *, safety: bool, task: str | None, rows: str | None
 ) -> None:
     """Raises UserError where nothing, or too much, is to be measured, or the model or a file is not there."""
-    if (not safety and task is None and rows is None) or (task is not None and rows is not None):
-        raise UserError("nothing to measure: use --safety, and one of --task NAME and --rows FILE, or both")
+    if not safety and task is None and rows is None:
+        raise UserError("nothing to measure: add --safety, --task NAME or --rows FILE")
+    if task is not None and rows is not None:
+        raise UserError("--task and --rows both measure utility: use one of them")
     check_places(of)
     if task is not None:
         find_task(task, settings)

@@ -47,17 +47,17 @@ def make_reference(
         )
     scorer, options = find_scorer(settings.scorer)
     context = Context(
-        scorer,
-        options,
-        model,
-        tuple(usable),
-        settings.loss_on,
-        settings.max_length,
-        model.batch_tokens,
-        rows,
-        rows_key or (key_of(rows or ()) if "whole file" in scorer.needs else ""),
-        own_safe,
-        key_of(own_safe),
+        scorer=scorer,
+        options=options,
+        model=model,
+        probes=tuple(usable),
+        loss_on=settings.loss_on,
+        max_length=settings.max_length,
+        batch_tokens=model.batch_tokens,
+        rows=rows,
+        rows_key=rows_key or (key_of(rows or ()) if "whole file" in scorer.needs else ""),
+        own_safe=own_safe,
+        own_safe_key=key_of(own_safe),
     )
     prepared = scorer.prepare(context, options)
     anchors = prepared.anchors

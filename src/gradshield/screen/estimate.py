@@ -48,13 +48,13 @@ def estimate(path: str | Source, settings: FilterSettings) -> Estimate:
     tokens = int(token_counts(encoded.examples).sum())
     forms = () if settings.columns else (f for n, f in enumerate(encoded.forms) if n not in encoded.reasons)
     return Estimate(
-        source.path,
-        source.format,
-        layout,
-        trl_trains(model.tokenizer, layout, forms),
-        encoded.rows,
-        len(encoded.examples),
-        len(encoded.reasons),
-        tokens,
-        round(pace * tokens, 2),
+        file=source.path,
+        format=source.format,
+        layout=layout,
+        trl_trains=trl_trains(model.tokenizer, layout, forms),
+        rows=encoded.rows,
+        to_score=len(encoded.examples),
+        set_aside=len(encoded.reasons),
+        tokens=tokens,
+        seconds=round(pace * tokens, 2),
     )

@@ -111,17 +111,17 @@ def explain_row(explainer: Explainer, row: Row) -> Explanation:
     cosines = [float(part) / max(norm * square, 1e-30) ** 0.5 for part, square in zip(parts.sum((1, 2)), squares)]
     mean = parts.mean(0)  # [modules, tokens]: FIHS is by the mean over probes
     return Explanation(
-        row.index + 1,
-        score,
-        explainer.threshold,
-        "kept" if is_kept(np.array(score), explainer.threshold) else "quarantined",
-        find_scorer(settings.scorer)[0].name == "fihs",
-        signals,
-        {kind: float(np.median(values)) for kind, values in explainer.reference.anchors.items()},
-        _refused(explainer, row),
-        words(model.tokenizer, example, shares(mean.sum(0))),
-        _largest(list(explainer.gradients[0].factors), shares(mean.sum(1))),
-        tuple(sorted(zip(explainer.probes, cosines), key=lambda pair: -pair[1])),
+        row=row.index + 1,
+        score=score,
+        threshold=explainer.threshold,
+        verdict="kept" if is_kept(np.array(score), explainer.threshold) else "quarantined",
+        by_fihs=find_scorer(settings.scorer)[0].name == "fihs",
+        signals=signals,
+        anchors={kind: float(np.median(values)) for kind, values in explainer.reference.anchors.items()},
+        refusal=_refused(explainer, row),
+        tokens=words(model.tokenizer, example, shares(mean.sum(0))),
+        modules=_largest(list(explainer.gradients[0].factors), shares(mean.sum(1))),
+        probes=tuple(sorted(zip(explainer.probes, cosines), key=lambda pair: -pair[1])),
     )
 
 

@@ -83,8 +83,8 @@ def search(
         trial = run(None, everything, 0, rows)
         if trial.safe:
             if trial.useful or literal:
-                what = "and useful" if trial.useful else f"but {trial.note}"
-                return outcome(trial, f"trained on every row: safe{' ' if trial.useful else ', '}{what}")
+                found = "safe and useful" if trial.useful else f"safe, but {trial.note}"
+                return outcome(trial, f"trained on every row: {found}")
             return outcome(None, f"every row was safe, but {trial.note}")
     value = scores()
     ordered = np.sort(value)

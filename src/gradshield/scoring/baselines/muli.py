@@ -18,12 +18,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gradshield.base.progress import progress
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
 from gradshield.models.hooks import logits_at
+from gradshield.models.load import Model
 from gradshield.scoring.base import Context, Prepared, Scorer
 from gradshield.scoring.bundled_requests import harmless_requests, requests_to_refuse
 from gradshield.scoring.fihs.probe import first_logits
+
+AT_ONCE = 64  # requests between two signs of progress
 
 
 class MuliOptions(NoOptions):
@@ -38,7 +42,7 @@ def prepare(context: Context, options: MuliOptions) -> Prepared:
 
     def fit() -> dict[str, np.ndarray]:
         kinds = (requests_to_refuse(context.probes), harmless_requests())
-        parts = [features(first_logits(model, requests)) for requests in kinds]
+        parts = [features(_logits(model, requests)) for requests in kinds]
         toxic = torch.repeat_interleave(torch.tensor([1.0, 0.0]), torch.tensor([len(part) for part in parts]))
         weight, bias = sparse_logistic(torch.cat(parts), toxic, options.penalty)
         return {"weight": weight.numpy(), "bias": bias.numpy()}
@@ -60,6 +64,16 @@ def prepare(context: Context, options: MuliOptions) -> Prepared:
     return Prepared(score)
 
 
+def _logits(model: Model, requests: Sequence[str]) -> Tensor:
+    found = []
+    with progress("muli: reading requests", 0, len(requests), unit="requests") as advance:
+        for n in range(0, len(requests), AT_ONCE):
+            part = requests[n : n + AT_ONCE]
+            found.append(first_logits(model, part))
+            advance(0, len(part))
+    return torch.cat(found)
+
+
 def features(logits: Tensor) -> Tensor:
     """log p − log(1 − p) [N, vocabulary] of logits [N, vocabulary], with probabilities off 0 and 1 as in the paper."""
     p = logits.float().softmax(-1)
@@ -78,15 +92,17 @@ def sparse_logistic(x: Tensor, y: Tensor, penalty: float, steps: int = 2000) -> 
     step = 4 / float(steepest * 1.0001 + 1e-12)
     w = v = torch.zeros(x1.shape[1])
     t = 1.0
-    for _ in range(steps):
-        moved = v - step * (x1.T @ (weight * ((x1 @ v).sigmoid() - y)))
-        after = moved.sign() * (moved.abs() - step * penalty).clamp_min(0)
-        t, before = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
-        v = after + (before - 1) / t * (after - w)
-        done = float((after - w).abs().max()) < 1e-7
-        w = after
-        if done:
-            break
+    with progress("muli: fitting", 0, steps, unit="steps") as advance:
+        for _ in range(steps):
+            moved = v - step * (x1.T @ (weight * ((x1 @ v).sigmoid() - y)))
+            after = moved.sign() * (moved.abs() - step * penalty).clamp_min(0)
+            t, before = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
+            v = after + (before - 1) / t * (after - w)
+            done = float((after - w).abs().max()) < 1e-7
+            w = after
+            advance(0, 1)
+            if done:
+                break
     scaled = torch.where(varies, w[:-1] / torch.where(varies, std, 1.0), 0.0)
     return scaled, w[-1] - scaled @ mean
 

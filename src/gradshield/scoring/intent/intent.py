@@ -50,5 +50,5 @@ SCORER = Scorer(
     cost=0.5,
     columns=("topic", "answer"),
     unit="log-odds",
-    version=15,
+    version=16,
 )
