@@ -17,6 +17,8 @@ import torch
 from classifiers import save_classifier
 from conftest import tiny_net, tiny_tokenizer
 from safetensors.torch import load_file, save_file
+from torture.changes import edit
+from torture.tokenizer import pattern
 
 from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
@@ -282,7 +284,7 @@ def test_a_real_server_grades_with_the_embedded_model(tmp_path):
         served.wait(30)
 
 
-@pytest.mark.parametrize("what", ["missing", "left over", "not finite", "pickle"])
+@pytest.mark.parametrize("what", ["missing", "left over", "not finite", "whole", "pickle"])
 def test_a_classifier_with_weights_that_are_not_all_there_finite_and_safetensors_grades_nothing(tmp_path, what):
     folder = Path(save_classifier(tmp_path / "judge", ["safe", "unsafe"]))
     file = folder / "model.safetensors"
@@ -293,6 +295,8 @@ def test_a_classifier_with_weights_that_are_not_all_there_finite_and_safetensors
         weights["bert.encoder.layer.2.output.dense.weight"] = torch.zeros(32, 64)
     elif what == "not finite":
         weights["classifier.bias"][0] = torch.nan
+    elif what == "whole":
+        weights["classifier.weight"] = weights["classifier.weight"].to(torch.int8)
     save_file(weights, file, {"format": "pt"})
     if what == "pickle":
         file.write_bytes(b"\x80\x04.")
@@ -300,7 +304,59 @@ def test_a_classifier_with_weights_that_are_not_all_there_finite_and_safetensors
         "missing": "its files lack classifier.weight",
         "left over": "its files hold bert.encoder.layer.2",
         "not finite": "classifier.bias holds NaN or infinity",
+        "whole": "classifier.weight is I8, not floating point",
         "pickle": "a pickle",
     }
     with pytest.raises(UserError, match=f"^--judge .*{words[what]}"):
         make_judge(EvaluationSettings(judge=str(folder))).grade(REQUESTS, ANSWERS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"num_labels": "x"}, {"num_labels": 10**8}, {"id2label": ["safe"]}, {"id2label": {"0": "safe", "5": "bad"}}),
+        *({"architectures": 3}, {"architectures": [None]}, {"hidden_size": "x"}, {"model_type": ["bert"]}),
+        *({"dtype": "nope"}, {"num_attention_heads": 5}, {"hidden_act": "nope"}, None, 3),
+    ],
+    ids=str,
+)
+def test_a_config_of_wrong_types_is_one_line(tmp_path, change):
+    folder = Path(save_classifier(tmp_path / "judge", ["safe", "unsafe"]))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change if isinstance(change, dict) else change))
+    with pytest.raises(UserError, match=r"^--judge ") as caught:
+        make_judge(EvaluationSettings(judge=str(folder))).grade(REQUESTS, ANSWERS)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: edit_words(folder, eos_token=None, pad_token=None), "has no padding token; set pad_token in"),
+        (lambda folder: edit_words(folder, model_max_length=0), "it reads '0' tokens at most; set model_max_length"),
+        (lambda folder: edit_words(folder, model_max_length="x"), "it reads 'x' tokens at most; set model_max_length"),
+        (lambda folder: edit_words(folder, fast_tokenizer_files=["tokenizer.4.0.0.json"]), "names another tokenizer"),
+        (lambda folder: pattern("(a+)+$")(folder, None), r"regular expressions: \(a\+\)\+\$"),
+        (lambda folder: tiny_tokenizer_with("<one>").save_pretrained(folder), "262 tokens, .* embedding 261 rows"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "the tokenizer of .* can't be loaded"),
+    ],
+)
+def test_a_classifier_s_tokenizer_that_can_not_read_a_pair_is_one_line(tmp_path, change, words):
+    folder = Path(save_classifier(tmp_path / "judge", ["safe", "unsafe"]))
+    change(folder)
+    with pytest.raises(UserError, match=f"^--judge .*{words}") as caught:
+        make_judge(EvaluationSettings(judge=str(folder))).grade(["hi"], ["a" * 40 + "!"])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def edit_words(folder: Path, **change) -> None:
+    def merged(config: dict) -> dict:
+        return {key: value for key, value in (config | change).items() if value is not None}
+
+    edit(folder / "tokenizer_config.json", merged)
+
+
+def tiny_tokenizer_with(token: str):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([token])
+    return tokenizer

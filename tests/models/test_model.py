@@ -114,6 +114,22 @@ def test_an_adapter_whose_weights_fit_nowhere_is_refused(tiny_folder, lower):
         load_model(tiny_folder, adapter=lower)
 
 
+@pytest.mark.parametrize("kind", ["IA3", "LoRA of the embedding"])
+def test_an_adapter_of_whole_numbers_is_named_and_not_rounded(tiny_folder, tmp_path, kind):
+    from peft import IA3Config, LoraConfig, get_peft_model
+
+    ia3 = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
+    lora = LoraConfig(target_modules=["embed_tokens"], task_type="CAUSAL_LM", init_lora_weights=False)
+    net = get_peft_model(load_model(tiny_folder).net, ia3 if kind == "IA3" else lora)
+    net.peft_config["default"].base_model_name_or_path = tiny_folder
+    net.save_pretrained(tmp_path)
+    load_model(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({key: (value * 3).to(torch.int8) for key, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="is I8, not floating point"):
+        load_model(str(tmp_path))
+
+
 def test_torn_files_and_odd_names_are_one_line(tiny_folder, lower, tmp_path):
     torn = tmp_path / "torn"
     shutil.copytree(tiny_folder, torn)

@@ -45,6 +45,13 @@ def test_a_tokenizer_without_an_end_is_one_line(folder):
     refused(folder, "has no end-of-sequence token; set eos_token")
 
 
+@pytest.mark.parametrize("name", ["tokenizer.4.0.0.json", "../tokenizer.4.0.0.json"])
+def test_a_tokenizer_config_may_not_name_another_tokenizer_which_nothing_tries(folder, name):
+    shutil.copy(folder / "tokenizer.json", folder / name)
+    edit(folder / "tokenizer_config.json", lambda config: config | {"fast_tokenizer_files": [name]})
+    refused(folder, "tokenizer_config.json: names another tokenizer (fast_tokenizer_files); remove it")
+
+
 def test_too_few_positions_are_one_line(folder):
     edit(folder / "config.json", lambda config: config | {"max_position_embeddings": 12})
     refused(folder, "it has 12 positions")

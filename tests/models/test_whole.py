@@ -9,13 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torture.changes import PICKLE, edit
-from torture.ggufs import write_gguf
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from gradshield.base.errors import UserError
-from gradshield.models.gguf import shared_reader
 from gradshield.models.load import load_model
-from gradshield.models.network import _dropped, check_finite
+from gradshield.models.network import check_finite
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
@@ -221,6 +218,24 @@ def test_weights_of_whole_or_complex_numbers_are_named_and_not_rounded(folder, k
     refused(folder, name, "not floating point")
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool])
+def test_weights_under_names_that_change_on_loading_are_not_rounded_either(folder, kind):
+    rewrite(folder, lambda ts: ts | {"lm_head.weight": ts.pop("model.embed_tokens.weight").to(kind)})
+    refused(folder, "lm_head.weight", "not floating point")
+
+
+def test_a_causal_mask_that_older_versions_stored_is_no_weight(tmp_path, tiny_gpt2):
+    tiny_gpt2.net.save_pretrained(tmp_path)
+    tiny_gpt2.tokenizer.save_pretrained(tmp_path)
+    plain = load_file(tmp_path / "model.safetensors")
+    mask = torch.ones(1, 1, 256, 256, dtype=torch.uint8).tril()
+    rewrite(tmp_path, lambda _: plain | {"transformer.h.0.attn.bias": mask})
+    load_model(str(tmp_path), device="cpu")
+    name = "transformer.h.0.attn.c_attn.bias"
+    rewrite(tmp_path, lambda _: plain | {name: plain[name].to(torch.int8)})
+    refused(tmp_path, name, "not floating point")
+
+
 def test_weights_of_other_floats_load(folder):
     kinds = (torch.float16, torch.bfloat16, torch.float64)
     rewrite(folder, lambda tensors: {name: t.to(kinds[n % 3]) for n, (name, t) in enumerate(tensors.items())})
@@ -229,8 +244,19 @@ def test_weights_of_other_floats_load(folder):
 
 def test_a_config_may_not_name_the_file_of_its_weights(folder):
     (folder / "pytorch_model.bin").write_bytes(PICKLE)
-    edit(folder / "config.json", lambda config: config | {"transformers_weights": "pytorch_model.bin"})
-    refused(folder, "transformers_weights")
+    named = {"transformers_weights": "pytorch_model.bin"}
+    for change in (named, {"text_config": named}, {"text_config": {"vision_config": named}}):
+        shutil.copy(plain := f"{folder}/config.json", f"{folder}/plain.json")
+        edit(folder / "config.json", lambda config, change=change: config | change)
+        refused(folder, "transformers_weights")
+        shutil.move(f"{folder}/plain.json", plain)
+
+
+def test_a_config_may_not_name_another_config_which_nothing_checks(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.4.0.0.json").write_text(json.dumps(config | {"transformers_weights": "other.safetensors"}))
+    (folder / "config.json").write_text(json.dumps(config | {"configuration_files": ["config.4.0.0.json"]}))
+    refused(folder, "its config.json names another config (configuration_files); remove it")
 
 
 def test_a_shard_that_lacks_what_the_index_places_there_is_named(folder):
@@ -264,98 +290,6 @@ def test_attention_that_is_compiled_is_computed_plainly_so_that_it_is_quick_and_
 def test_an_empty_tensor_is_an_error_that_names_zero3(folder):
     rewrite(folder, lambda tensors: tensors | {"model.norm.weight": torch.zeros(0)})
     refused(folder, "model.norm.weight is empty", "ZeRO-3")
-
-
-# GGUF ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_gguf_loads_whatever_its_name(tmp_path):
-    write_gguf(tmp_path / "model.gguf", {})
-    shutil.copy(tmp_path / "model.gguf", tmp_path / "model.safetensors")
-    one, other = (load_model(str(tmp_path / f"model.{end}"), device="cpu") for end in ("gguf", "safetensors"))
-    assert torch.equal(one.net.lm_head.weight, other.net.lm_head.weight)
-
-
-@pytest.mark.parametrize("part", ["token_embd", "output_norm", "blk.1.", "attn_q"])
-def test_a_gguf_without_a_tensor_names_it(tmp_path, part):
-    write_gguf(tmp_path / "model.gguf", {}, leave=part)
-    refused(tmp_path / "model.gguf", "its files lack ")
-
-
-NOT_OF_LLAMA = ["blk.7.attn_q.weight", "blk.0.ffn_up_exps.weight", "rotary_emb.inv_freq", "rope_factors_long.weight"]
-
-
-@pytest.mark.parametrize("name", NOT_OF_LLAMA)
-def test_a_gguf_with_a_tensor_too_many_names_it(tmp_path, name):
-    write_gguf(tmp_path / "model.gguf", {}, more=(name,))
-    refused(tmp_path / "model.gguf", f"its files hold {name}")
-
-
-def test_the_shared_reader_of_a_gguf_reads_what_its_own_does(tmp_path):
-    import gguf
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    values = {"some.factor": 0.1, "some.text": "é, 你好", "some.flag": True, "some.count": 2**31 - 1}
-    write_gguf(tmp_path / "model.gguf", values)
-    own, values = gguf.GGUFReader(tmp_path / "model.gguf"), load_gguf_checkpoint(tmp_path / "model.gguf")
-    with shared_reader():
-        shared = gguf.GGUFReader(tmp_path / "model.gguf")
-        assert load_gguf_checkpoint(tmp_path / "model.gguf") == values and values["tokenizer"]["tokens"]
-    assert type(shared) is not type(own) and list(shared.fields) == list(own.fields)
-    for one, other in zip(shared.fields.values(), own.fields.values()):
-        assert (one.offset, one.data, one.types) == (other.offset, other.data, other.types)
-        assert [(p.dtype, p.tolist()) for p in one.parts] == [(p.dtype, p.tolist()) for p in other.parts]
-    for one, other in zip(shared.tensors, own.tensors, strict=True):
-        assert (one.name, one.tensor_type, one.data.tolist()) == (other.name, other.tensor_type, other.data.tolist())
-
-
-def test_scaled_positions_of_a_gguf_are_refused_as_transformers_leaves_them_out(tmp_path):
-    file = tmp_path / "model.gguf"
-    factor, attention = "scaling.factor", "scaling.attn_factor"
-    for kind, key in (("yarn", factor), ("linear", factor), ("linear", "scale_linear"), ("yarn", attention)):
-        write_gguf(file, {"llama.rope.scaling.type": kind, f"llama.rope.{key}": 4.0})
-        refused(file, f"llama.rope.{key} = 4.0 is ignored")
-    for kind, factor in (("none", 4.0), ("linear", 1.0)):
-        write_gguf(file, {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": factor})
-        load_model(str(file), device="cpu")
-
-
-def test_one_part_of_a_split_gguf_is_refused(tmp_path):
-    write_gguf(tmp_path / "model.gguf", {"split.no": 0, "split.count": 3})
-    refused(tmp_path / "model.gguf", "part 1 of 3", "llama-gguf-split --merge")
-
-
-@pytest.mark.parametrize("share", [0.001, 0.01, 0.3, 0.9, 0.999])
-def test_a_truncated_gguf_is_one_line(tmp_path, share):
-    file = tmp_path / "model.gguf"
-    write_gguf(file, {})
-    whole = file.read_bytes()
-    file.write_bytes(whole[: int(share * len(whole))])
-    refused(file, "GGUF")
-
-
-def test_an_end_token_that_a_gguf_does_not_have_is_one_line(tmp_path):
-    write_gguf(tmp_path / "model.gguf", {"tokenizer.ggml.eos_token_id": 10**6})
-    refused(tmp_path / "model.gguf", "its end token has number 1000000")
-
-
-def test_rope_factors_of_a_gguf_divide_the_frequencies(tmp_path):
-    write_gguf(tmp_path / "plain.gguf", {})
-    write_gguf(tmp_path / "scaled.gguf", {}, more=("rope_freqs.weight",))
-    import gguf
-
-    (tensor,) = (t for t in gguf.GGUFReader(tmp_path / "scaled.gguf").tensors if t.name == "rope_freqs.weight")
-    plain, scaled = (load_model(str(tmp_path / f"{name}.gguf"), device="cpu").net.model for name in ("plain", "scaled"))
-    factors = torch.tensor(tensor.data.tolist())
-    assert torch.allclose(scaled.rotary_emb.inv_freq * factors, plain.rotary_emb.inv_freq)
-
-
-def test_a_buffers_name_in_a_gguf_of_transformers_newer_reader_is_left_over():
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8, "vocab_size": 64}
-    with torch.device("meta"):
-        net = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_5_text", **sizes))
-    names = ("blk.0.attn_norm.weight", "model.rotary_emb.inv_freq", "rotary_emb.original_inv_freq")
-    assert _dropped(net, dict.fromkeys(names, (4,))) == set(names[1:])
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])

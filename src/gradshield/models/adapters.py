@@ -37,7 +37,7 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{what}: no {WEIGHTS} in it (pickled adapters are not read)")
     shapes = shapes_of(folder / WEIGHTS)
-    refuse_numbers([folder / WEIGHTS], [name for name in shapes if name.endswith(".weight")])
+    refuse_numbers([folder / WEIGHTS], lambda name: bool(re.search(r"_(indices|size)(\.|$)", name)))
     config = _config(what, folder, shapes)
     _check_patterns(what, net, config)
     touched, tied = _embeddings(what, net, shapes), _tied(net)

@@ -4,7 +4,9 @@ outside of the folder, or a shard that lacks a tensor is an error."""
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -160,18 +162,56 @@ def shapes_of(file: Path) -> Shapes:
     return shapes
 
 
-def refuse_numbers(files: Iterable[Path], weights: Iterable[str]) -> None:
-    """Raises UserError where a safetensors file holds integers, booleans or complex numbers for one of the `weights`,
-    which are floats: to convert them would give another model. Prefixes of names may differ."""
-    known = {".".join(name.split(".")[-3:]) for name in weights}
+def refuse_numbers(files: Iterable[Path], allowed: Callable[[str], bool]) -> None:
+    """Raises UserError where a safetensors file holds integers, booleans or complex numbers under a name that is not
+    `allowed`: to convert them to floats would give another model."""
     for file in files:
         with safe_open(file, framework="numpy") as opened:
             for name in opened.keys():  # noqa: SIM118
                 kind = opened.get_slice(name).get_dtype()
-                if not kind.startswith(("F", "BF")) and ".".join(name.split(".")[-3:]) in known:
+                if not kind.startswith(("F", "BF")) and not allowed(name):
                     raise UserError(
                         f"{file}: {shown([name])} is {kind}, not floating point; save the weights as floats"
                     )
+
+
+def check_scales(name: str, files: dict[Path, Shapes], config: dict[str, Any]) -> None:
+    """Raises UserError for a matrix of 8-bit floats without scales of the shape that the quantization config says:
+    transformers takes the matrix as it is."""
+    shapes = {key: shape for of_file in files.values() for key, shape in of_file.items()}
+    block = config.get("weight_block_size", (128, 128))
+    for file in files:
+        with safe_open(file, framework="numpy") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                if opened.get_slice(key).get_dtype() != "F8_E4M3" or f"{key}_scale" in shapes:
+                    continue
+                stem = key.removesuffix("weight")
+                scale = next((s for s in (f"{stem}scale", f"{stem}qscale_weight") if s in shapes), f"{key}_scale_inv")
+                if scale not in shapes:
+                    raise UserError(f"model {name}: its files lack {shown([scale])}; download it again")
+                shape = shapes[key]
+                wanted = (*shape[:-2], *(-(-size // b) for size, b in zip(shape[-2:], block))) if block else ()
+                if block and shapes[scale] != wanted:
+                    raise UserError(
+                        f"model {name}: {shown([scale])} is {list(shapes[scale])} in its files and {list(wanted)} by "
+                        "weight_block_size in its config"
+                    )
+
+
+def odd_expert(shapes: Shapes) -> str | None:
+    """What is wrong with an expert's tensors: one that the other experts have is missing, or has another shape."""
+    found = {m.groups(): shapes[m[0]] for name in shapes if (m := re.fullmatch(r"(.*\.experts)\.(\d+)\.(.*)", name))}
+    layers, numbers, parts = (sorted(set(each)) for each in zip(*found)) if found else ((), (), ())
+    for layer, part, number in product(layers, parts, numbers):
+        if (layer, number, part) not in found:
+            return f"its files lack {shown([f'{layer}.{number}.{part}'])}; download it again"
+    for part in parts:
+        of_part = {key: shape for key, shape in found.items() if key[2] == part}
+        usual, _ = Counter(of_part.values()).most_common(1)[0]
+        for key, shape in of_part.items():
+            if shape != usual:
+                return f"{shown(['.'.join(key)])} is {list(shape)} in its files and {list(usual)} for the other experts"
+    return None
 
 
 def text_files(folder: Path, *, code: bool = False) -> list[Path]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 from unittest.mock import patch
 
@@ -75,9 +76,24 @@ def _refuse_scaled_positions(path: Path, values: dict[str, Any]) -> None:
         key = f"{architecture}.rope.{name}"
         factor = values.get(key)
         if factor not in (None, 0, 1) and kind != "none" and architecture != "gpt-oss":  # whose scaling it does read
-            raise UserError(
-                f"{path}: {key} = {factor} is ignored by transformers, which changes the model; use its safetensors"
-            )
+            raise _ignored(path, f"{key} = {factor}")
+
+
+def _ignored(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what} is ignored by transformers, which changes the model; use its safetensors")
+
+
+@contextmanager
+def alone(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The keywords of from_pretrained, with a GGUF file in a folder of its own: transformers applies an adapter that
+    lies beside the file, and prefers a tokenizer there to the file's own."""
+    if "gguf_file" not in source:
+        yield source
+        return
+    with TemporaryDirectory(prefix="gradshield-") as folder:
+        path = Path(source["pretrained_model_name_or_path"]) / source["gguf_file"]
+        (Path(folder) / "model.gguf").symlink_to(path.absolute())
+        yield {"pretrained_model_name_or_path": folder, "gguf_file": "model.gguf"}
 
 
 @contextmanager
@@ -119,11 +135,13 @@ def shared_reader() -> Iterator[None]:
         yield
 
 
-def apply_rope_factors(net: Any, path: Path) -> None:
+def apply_rope_factors(net: Any, path: Path, shapes: Shapes) -> None:
     """Divides the rotary frequencies of `net` by the factors in its file, as llama.cpp does and transformers does not.
 
     Raises UserError where the network has no frequencies that they fit.
     """
+    if ROPE_FACTORS not in shapes:
+        return
     import torch
     from gguf import GGUFReader
 
@@ -135,6 +153,35 @@ def apply_rope_factors(net: Any, path: Path) -> None:
         raise UserError(f"{path}: {ROPE_FACTORS} {list(factors.shape)} doesn't fit the model's rotary frequencies")
     for buffer in found:
         buffer.div_(factors.to(buffer))
+
+
+def refuse_ignored(net: Any, path: Path) -> None:
+    """Raises UserError for a value of a GGUF file that the network made of it doesn't have."""
+    values, config = gguf_header(path).values, net.config.get_text_config()
+    architecture = values.get("general.architecture")
+    rope = getattr(config, "rope_parameters", None) or {}
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # one for each kind of layer
+    epsilons = [getattr(module, key, None) for module in net.modules() for key in ("eps", "variance_epsilon")]
+    used = {
+        "rope.freq_base": [each.get("rope_theta") for each in ropes],
+        "rope.dimension_count": [2 * len(buffer) for name, buffer in net.named_buffers() if name.endswith("inv_freq")],
+        "attention.layer_norm_epsilon": epsilons,
+        "attention.layer_norm_rms_epsilon": epsilons,
+        "attn_logit_softcapping": [getattr(config, "attn_logit_softcapping", None) or 0],
+        "final_logit_softcapping": [getattr(config, "final_logit_softcapping", None) or 0],
+        "attention.key_length": [getattr(config, "query_pre_attn_scalar", None)],
+    }
+    if (architecture, config.num_hidden_layers) in (("gemma2", 46), ("gemma3", 62)):
+        # llama.cpp scales attention in these two by the width per head, in others by a key's length.
+        if config.query_pre_attn_scalar != config.hidden_size / config.num_attention_heads:
+            raise _ignored(path, f"the scale of attention in {architecture} of {config.num_hidden_layers} layers")
+        del used["attention.key_length"]
+    for name, numbers in used.items():
+        key = f"{architecture}.{name}"
+        value, numbers = values.get(key), [number for number in numbers if isinstance(number, int | float)]
+        same = any(math.isclose(value or 0, number, rel_tol=1e-4) for number in numbers)
+        if value and numbers and not same:
+            raise _ignored(path, f"{key} = {value}")
 
 
 class _Reader:

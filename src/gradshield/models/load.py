@@ -20,11 +20,11 @@ from gradshield.base.errors import UserError, first_line
 from gradshield.base.settings import ModelSettings
 from gradshield.models.adapters import CONFIG, WEIGHTS, base_of, with_adapter
 from gradshield.models.experts import Expert, experts_of
-from gradshield.models.files import Shapes, local_folder, refuse_numbers, text_files, weight_files
+from gradshield.models.files import Shapes, local_folder, text_files, weight_files
 from gradshield.models.fingerprint import fingerprint_of
-from gradshield.models.gguf import gguf_header, is_gguf, shared_reader
+from gradshield.models.gguf import alone, apply_rope_factors, gguf_header, is_gguf, refuse_ignored, shared_reader
 from gradshield.models.memory import automatic_tokens, keep_memory
-from gradshield.models.network import load_net, refuse_other_buffers
+from gradshield.models.network import load_net, refuse_other_buffers, refuse_rounded
 from gradshield.models.on_disk import ADAPTER, EMBEDDED, EMBEDDED_BASE, embedded_gguf
 from gradshield.models.tokenizer import check_fits, load_tokenizer
 
@@ -183,13 +183,16 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
     source, shapes, files = _source(name, trust_remote_code)
-    with shared_reader() if "gguf_file" in source else nullcontext():
+    gguf = "gguf_file" in source
+    with alone(source) as source, shared_reader() if gguf else nullcontext():
         net = load_net(name, source, shapes, quantize, device, dtype)
-        tensors = [] if "gguf_file" in source else [file for file in files if file.suffix == ".safetensors"]
+        if gguf:
+            apply_rope_factors(net, files[0], shapes)
+            refuse_ignored(net, files[0])
+        tensors = [] if gguf else [file for file in files if file.suffix == ".safetensors"]
         refuse_other_buffers(name, net, tensors)
-        if not getattr(net.config, "quantization_config", None):
-            floats = [key for key, weight in net.named_parameters() if weight.is_floating_point()]
-            refuse_numbers(tensors, floats)
+        if not gguf:
+            refuse_rounded(net, tensors, Path(source["pretrained_model_name_or_path"]) / "config.json")
         rows = int(net.get_input_embeddings().weight.shape[0])
         found = load_tokenizer(name, source, folders, chat_template, rows, bundled=bundled)
     for folder in folders:

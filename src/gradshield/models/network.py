@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 
 from gradshield.base.errors import UserError, first_line, out_of_memory
-from gradshield.models.files import Shapes, read_config, shown
-from gradshield.models.gguf import ROPE_FACTORS, apply_rope_factors
+from gradshield.models.files import Shapes, check_scales, odd_expert, read_config, refuse_numbers, shown, weight_files
+from gradshield.models.gguf import ROPE_FACTORS
 
 _EXTRA_ELEMENTS = 2**24  # elements that a config may describe beyond twice those in the files
 _MOST_LAYERS = 1_000_000  # and labels
@@ -73,7 +73,8 @@ def load_net(
     except UserError:
         raise
     except Exception as error:  # what a file says can make any of transformers' lines fail
-        raise UserError(_why(f"model {name}", error)) from error
+        odd = odd_expert(shapes) if "automatic conversion" in str(error) else None  # which transformers doesn't name
+        raise UserError(f"model {name}: {odd}" if odd else _why(f"model {name}", error)) from error
     check_complete(name, net, info)
     for module in net.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):  # of bitsandbytes, whose quick way has no gradient
@@ -82,8 +83,6 @@ def load_net(
         net.hf_quantizer, net.is_quantized, net.quantization_method = None, False, None
         if hasattr(net.config, "quantization_config"):
             delattr(net.config, "quantization_config")
-        if ROPE_FACTORS in shapes:
-            apply_rope_factors(net, Path(source["pretrained_model_name_or_path"]) / source["gguf_file"])
     check_finite(f"model {name}", net)
     try:
         return net.eval() if "device_map" in kwargs else net.to(device).eval()
@@ -143,6 +142,8 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
             read_config(folder / "generation_config.json")
     config = AutoConfig.from_pretrained(**{"trust_remote_code": False, **source})
     said = getattr(config, "quantization_config", None)
+    if isinstance(said, dict) and said.get("quant_method") == "fp8" and "gguf_file" not in source:
+        check_scales(name, weight_files(Path(source["pretrained_model_name_or_path"])), said)
     packed = any(key.endswith((".absmax", ".SCB")) for key in shapes)
     if isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and not packed:
         raise UserError(
@@ -169,13 +170,14 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
 
 
 def check_config(name: str, folder: Path) -> None:
-    """Raises UserError for a config that names a file of weights, which need not be safetensors, or kernels of a Hub
-    repository, which are code, and for a count of layers or labels that fills the memory as soon as it is read."""
-    config = read_config(folder / "config.json")
-    if config.get("transformers_weights"):
-        raise UserError(f"model {name}: its config.json names a file of weights (transformers_weights); remove it")
-    parts = [config]
+    """Raises UserError for a config that names a file of weights, which need not be safetensors, another config, or
+    kernels of a Hub repository, which are code, and for a count of layers or labels that fills the memory as soon as it
+    is read."""
+    parts = [read_config(folder / "config.json")]
     for part in parts:
+        for key, what in (("transformers_weights", "a file of weights"), ("configuration_files", "another config")):
+            if part.get(key):
+                raise UserError(f"model {name}: its config.json names {what} ({key}); remove it")
         parts += [value for value in part.values() if isinstance(value, dict)]
         for key, value in part.items():
             if key.endswith("_implementation") and "/" in str(value):
@@ -228,6 +230,22 @@ def refuse_other_buffers(name: str, net: Any, files: Iterable[Path]) -> None:
         )
 
 
+def refuse_rounded(net: Any, files: Iterable[Path], config: Path) -> None:
+    """Raises UserError where safetensors files hold other numbers than floats for weights, as `refuse_numbers`. The
+    network's own buffers may be whole, in whichever layer, and so may what it leaves out."""
+    said = read_config(config)
+    parts = [part for part in (said, said.get("text_config")) if isinstance(part, dict)]
+    if not any(part.get("quantization_config") for part in parts):
+        whole = (name for name, buffer in net.named_buffers() if not buffer.is_floating_point())
+        ends = {re.escape(".".join(name.split(".")[-2:])) + "$" for name in whole}
+        known = "|".join(f"({each})" for each in (*ends, *(net._keys_to_ignore_on_load_unexpected or ())))
+        allowed = re.compile(rf"(^|\.)({known})" if known else "(?!)")
+        refuse_numbers(files, lambda name: bool(allowed.search(name)))
+    elif not getattr(net.config, "quantization_config", None):  # dequantised: the packed ones had other names
+        floats = {".".join(name.split(".")[-3:]) for name, _ in net.named_parameters()}
+        refuse_numbers(files, lambda name: ".".join(name.split(".")[-3:]) not in floats)
+
+
 def _same_values(found: torch.Tensor, buffer: torch.Tensor) -> bool:
     rounding = 0.01 if found.is_floating_point() else 0  # of 16 bits, and of those too small for float16
     wanted = buffer.detach().cpu().double()
@@ -270,6 +288,7 @@ def check_finite(what: str, net: Any) -> None:
 def _is_finite(weight: torch.Tensor) -> bool:
     """Whether every element is finite. One that is not makes the sum so, which is quicker to find; a sum that
     overflows tells nothing."""
+    weight = weight.float() if weight.element_size() == 1 else weight  # torch adds up no floats of 8 bits
     return bool(weight.detach().sum().isfinite()) or bool(weight.isfinite().all())
 
 

@@ -50,8 +50,6 @@ def load_tokenizer(
     tried first. Raises UserError where it can't be loaded, has no end-of-sequence token, or where it or its template
     does not end.
     """
-    from transformers import AutoTokenizer
-
     given = Path(chat_template) if chat_template else None
     for folder in reversed(adapters):
         if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
@@ -60,20 +58,7 @@ def load_tokenizer(
         if given is None and (folder / "chat_template.jinja").is_file():
             given = folder / "chat_template.jinja"
     words, template = f"the tokenizer of {name}", f"the chat template of {given or name}"
-    folder = Path(source["pretrained_model_name_or_path"])
-    own = folder / "tokenizer.json"
-    if "gguf_file" not in source and own.is_file():
-        _check_ends(words, str(own), own.stat().st_mtime_ns, (), "{}")
-    try:
-        with quiet_loading():
-            tokenizer = AutoTokenizer.from_pretrained(**{"trust_remote_code": False, **source})
-    except Exception as error:  # what a file says can make any of transformers' lines fail
-        kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
-        raise UserError(f"{words} can't be loaded: {kind}{first_line(error)}") from error
-    except BaseException as error:  # a panic in tokenizers is no Exception
-        if type(error).__name__ != "PanicException":
-            raise
-        raise UserError(f"{words} can't be loaded: {first_line(error)}") from None
+    tokenizer = read_tokenizer(words, source)
     if "gguf_file" in source:
         _drop_invented(tokenizer, rows)
     if given is not None:
@@ -87,6 +72,31 @@ def load_tokenizer(
         _check_ends(template, None, 0, _templates(template, tokenizer), json.dumps(special))
     tokenizer.template_name = template  # for errors about rows
     return NamedTokenizer(tokenizer, words, template)
+
+
+def read_tokenizer(what: str, source: dict[str, Any]) -> Any:
+    """The tokenizer that `source` (the keywords of from_pretrained) names. Its tokenizer.json is tried first.
+
+    Raises UserError where it can't be loaded, does not end, or names another file, which nothing has tried.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(source["pretrained_model_name_or_path"])
+    config, own = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if config.is_file() and read_config(config).get("fast_tokenizer_files"):
+        raise UserError(f"{config}: names another tokenizer (fast_tokenizer_files); remove it")
+    if own.is_file():
+        _check_ends(what, str(own), own.stat().st_mtime_ns, (), "{}")
+    try:
+        with quiet_loading():
+            return AutoTokenizer.from_pretrained(**{"trust_remote_code": False, **source})
+    except Exception as error:  # what a file says can make any of transformers' lines fail
+        kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
+        raise UserError(f"{what} can't be loaded: {kind}{first_line(error)}") from error
+    except BaseException as error:  # a panic in tokenizers is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what} can't be loaded: {first_line(error)}") from None
 
 
 def _templates(what: str, tokenizer: Any) -> tuple[str, ...]:
@@ -113,12 +123,8 @@ def check_fits(name: str, named: NamedTokenizer, net: Any) -> None:
     """Raises UserError for a tokenizer whose ids the network has no embedding for, a chat template that leaves out the
     request or the answer or swaps them, a network with too few positions for a request and an answer's start, and one
     that can't compute the request's next token."""
-    tokenizer, rows = named.tokenizer, int(net.get_input_embeddings().weight.shape[0])
-    if beyond := sorted((n, token) for token, n in tokenizer.get_vocab().items() if not 0 <= n < rows):
-        raise UserError(
-            f"{named.name} has {len(tokenizer)} tokens, the model's embedding {rows} rows "
-            f"(no row for {shown([token for _, token in beyond])}); this tokenizer belongs to another model"
-        )
+    tokenizer = named.tokenizer
+    check_ids(named.name, tokenizer, net)
     _check_text(named)
     eos = getattr(getattr(net, "generation_config", None), "eos_token_id", None)
     if not all(isinstance(each, int) for each in (eos if isinstance(eos, list) else [eos]) if each is not None):
@@ -133,6 +139,16 @@ def check_fits(name: str, named: NamedTokenizer, net: Any) -> None:
             needed = len(ids) + ANSWER
             raise UserError(f"model {name}: it has {positions} positions; a short request with its answer has {needed}")
     check_computes(name, net, ids)
+
+
+def check_ids(what: str, tokenizer: Any, net: Any) -> None:
+    """Raises UserError for a tokenizer with ids that the network has no embedding for."""
+    rows = int(net.get_input_embeddings().weight.shape[0])
+    if beyond := sorted((n, token) for token, n in tokenizer.get_vocab().items() if not 0 <= n < rows):
+        raise UserError(
+            f"{what} has {len(tokenizer)} tokens, the model's embedding {rows} rows "
+            f"(no row for {shown([token for _, token in beyond])}); this tokenizer belongs to another model"
+        )
 
 
 def _check_text(named: NamedTokenizer) -> None:
