@@ -51,6 +51,12 @@ def test_a_path_a_dataset_a_frame_and_a_list_give_the_same_run(quick, tmp_path):
     assert explain(first, 1).row == 1  # the rows are still there
 
 
+def test_a_frame_with_a_column_twice_is_refused(quick, tmp_path):
+    frame = pd.DataFrame([["q", "a", "b"]], columns=["prompt", "completion", "completion"])
+    with pytest.raises(UserError, match="rows: column 'completion' appears twice; rename one of them"):
+        screen(frame, quick, out=tmp_path / "run")
+
+
 def test_a_run_is_a_table_and_is_opened_again(quick, tmp_path, train):
     run = screen(train, quick, out=tmp_path / "run")
     shown = repr(run).splitlines()

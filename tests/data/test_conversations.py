@@ -59,6 +59,11 @@ def test_answers_of_a_prompt_are_trained_on_by_no_one_but_those_who_join_the_two
         assert trained(record, "axolotl") == ["a", "b"]
 
 
+def test_one_turn_that_is_not_in_a_list_is_read_as_a_list_of_it():
+    record = {"conversations": SHARED[1], "system": "be kind"}
+    assert trained(record) == trained({"conversations": [SHARED[1]], "system": "be kind"}) == ["a"]
+
+
 def test_a_system_column_beside_turns_is_read_by_those_who_do():
     for record in ({"messages": ONE}, {"prompt": ONE[:1], "completion": ONE[1:]}):
         for trainer, roles in (("trl", 2), ("openai", 2), ("axolotl", 3), ("llamafactory", 3)):
@@ -136,6 +141,8 @@ def test_a_row_at_which_trl_stops_is_set_aside_for_trl():
         ({"prompt": "q", "completion": "a", "tools": ""}, "tools is an empty text"),
         ({"text": "a", "tools": ""}, "tools is an empty text"),
         ({"text": "a", "chat_template_kwargs": None}, "chat_template_kwargs is empty"),
+        ({"messages": ONE, "chat_template_kwargs": '{"a": 1}'}, "chat_template_kwargs is a text"),
+        ({"text": "a", "chat_template_kwargs": "{}"}, "chat_template_kwargs is a text"),
         *(({"prompt": ONE[:1], "completion": a}, "not both lists of turns") for a in ("a", 1, True, ONE[1])),
         ({"prompt": "q", "completion": ONE[1:]}, "not both lists of turns"),
     ):

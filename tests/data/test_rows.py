@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshield.base.errors import UserError
-from gradshield.data import open_source, read_rows, to_conversation, write_outputs
+from gradshield.data import open_source, read_rows, write_outputs
 from gradshield.data import records as records_module
 
 
@@ -188,30 +188,10 @@ def test_csv_records_keep_their_bytes_and_physical_lines(tmp_path):
     assert all(problem in row.problem for row, problem in zip(rows[2:], problems, strict=True))
 
 
-def test_a_blank_field_of_a_csv_file_is_null_as_datasets_reads_it(tmp_path):
-    (tmp_path / "a.csv").write_text('prompt,completion,tools,note\nq,a,,""\n')
-    (row,) = rows_of(tmp_path / "a.csv")
-    assert row.record == {"prompt": "q", "completion": "a", "tools": None, "note": None}
-    assert not isinstance(to_conversation(row.record, "prompt_completion"), str)
-
-
 def test_a_csv_header_with_a_column_twice_is_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"a,a\n1,2\n")
     with pytest.raises(UserError, match="column 'a' appears twice"):
         rows_of(tmp_path / "a.csv")
-
-
-@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.tsv", "\t")])
-def test_a_header_that_several_marks_divide_is_divided_as_trainers_do(tmp_path, name, mark):
-    (tmp_path / name).write_text(f"a;b;c;text{mark}text\n;;;fine{mark}harm\n")
-    (row,) = rows_of(tmp_path / name)
-    assert row.record == {"a;b;c;text": ";;;fine", "text": "harm"}
-
-
-def test_a_line_of_text_that_trainers_take_for_two_is_a_row_with_a_problem(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"one\r\nfine\rharm\nthree\r\n")
-    one, two, three = rows_of(tmp_path / "a.txt")
-    assert (one.record, three.record) == ({"text": "one"}, {"text": "three"}) and "carriage return" in two.problem
 
 
 def test_parquet_gives_python_values(tmp_path):
@@ -349,6 +329,16 @@ def test_parquet_row_groups_may_differ_in_encoding(tmp_path):
         for texts in ([], ["a", "ab"], [], ["b"]):  # a group without rows has no encoding
             writer.write_table(pa.table({"text": texts}, schema))
     assert [row.record["text"] for row in rows_of(tmp_path / "a.parquet")] == ["a", "ab", "b"]
+
+
+VIEW = pa.list_view(pa.string())
+
+
+@pytest.mark.parametrize("kind", [VIEW, pa.large_list_view(pa.int8()), pa.list_(VIEW), pa.struct([("a", VIEW)])])
+def test_a_list_view_which_can_t_be_written_again_is_refused_at_once(tmp_path, kind):
+    pq.write_table(pa.table({"text": ["a"], "tags": pa.array([None], kind)}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"^a.parquet: column 'tags' is a list view; write it as a list"):
+        rows_of(tmp_path / "a.parquet")
 
 
 def test_parquet_with_a_column_twice_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data.chat import BLUE, CHAIR, FAMILIES, HAT, TABLE, UNMARKED, stock, tokenizer_for
 from data_families import MARKED, unmarked
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
@@ -74,6 +74,7 @@ ROWS = {
     "reasoning": {"messages": [user(HAT), assistant(TABLE, reasoning_content="It was here."), *TALK[2:]]},
     "template's variables": {"messages": TALK, "chat_template_kwargs": {"enable_thinking": False}},
     "null variables": {"messages": TALK, "chat_template_kwargs": None},
+    "variables as text": {"messages": TALK, "chat_template_kwargs": '{"enable_thinking": false}'},
     "generation prompt": {"messages": TALK, "chat_template_kwargs": {"add_generation_prompt": True}},
     "own template": {"messages": TALK, "chat_template_kwargs": {"chat_template": "{{ messages[0].content }}"}},
     "trainer's argument": {"messages": TALK, "chat_template_kwargs": {"input": "a"}},
@@ -207,6 +208,29 @@ PLAIN = {"one turn", "two turns", "weight", "train", "KTO label", "no tools", "n
 def test_every_row_is_scored_as_trl_trains_on_it(family, tmp_path):
     as_given = in_parts if family in PARTS else lambda row: row
     assert check_all(stock(family), stock(family), tmp_path, as_given) >= PLAIN
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "reason"),
+    [
+        (("user", "assistant"), {}, ""),
+        (("user", "assistant"), {"system": None}, ""),
+        (("human", "gpt"), {}, "turn 1 is from 'human', which TRL does not take for 'user'"),
+        (("user", "Assistant"), {}, "turn 2 is from 'Assistant'"),
+        (("user", "assistant"), {"system": "Be kind."}, "a system column beside from/value"),
+    ],
+)
+def test_every_token_of_from_and_value_is_scored_as_trl_trains_on_it(names, more, reason, tmp_path):
+    row = {"conversations": [{"from": name, "value": text} for name, text in zip(names, (HAT, TABLE))], **more}
+    tokenizer = stock("qwen2_5")
+    trainer = trainer_for(tokenizer, ROWS["one turn"], tmp_path, assistant_only=False)
+    dataset = trainer._prepare_dataset(Dataset.from_list([row]), tokenizer, trainer.args, False, None, "train")
+    theirs = list(dataset[0]["input_ids"])
+    ours = encode(to_conversation(row, "sharegpt"), 0, tokenizer, loss_on="all")
+    mapped = encode(to_conversation(row, "sharegpt", trainer="axolotl"), 0, tokenizer, loss_on="all")
+    assert (mapped.ids.tolist() == theirs) == (not reason)
+    assert reason in ours if reason else ours.ids.tolist() == theirs
+    assert isinstance(encode(to_conversation(row, "sharegpt"), 0, tokenizer), Example)
 
 
 @pytest.mark.parametrize("family", sorted(MARKED))

@@ -169,7 +169,7 @@ def test_a_saved_dataset_with_fields_of_json_is_written_as_what_they_say(tmp_pat
 
 def test_text_and_packed_files_are_written_plain(tmp_path):
     (tmp_path / "in.txt").write_bytes(b"one\n\ntwo\r\nthree")
-    write_outputs(open_source(tmp_path / "in.txt"), ["kept", "quarantined", "kept"], {}, tmp_path / "t")
+    write_outputs(open_source(tmp_path / "in.txt"), ["kept", "set aside", "quarantined", "kept"], {}, tmp_path / "t")
     assert (tmp_path / "t/kept.txt").read_bytes() == b"one\nthree"
     packed = pa.compress(b'{"a": 1}\n{"a": 2}\n', codec="gzip", asbytes=True)
     (tmp_path / "in.jsonl.gz").write_bytes(packed)

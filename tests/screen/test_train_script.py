@@ -15,12 +15,14 @@ from gradshield.screen.kept import kept_rows
 from gradshield.screen.train_script import trl_form, trl_note, trl_trains, write_script
 
 TURNS = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "An apple."}]
+SHARED = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+PARTS = {"role": "user", "content": [{"type": "text", "text": "Name a fruit."}]}
 LAYOUTS = {
     "messages": {"messages": TURNS},
     "completion": {"prompt": TURNS[:1], "completion": TURNS[1:]},
     "pair": {"prompt": "Name a fruit.", "completion": "An apple."},
     "preference": {"prompt": "Name a fruit.", "chosen": "An apple.", "rejected": "No."},
-    "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    "sharegpt": {"conversations": SHARED},
     "beavertails": {"prompt": "Name a fruit.", "response": "An apple.", "is_safe": True},
     "alpaca": {"instruction": "Name", "input": "a fruit", "output": "An apple."},
     "transcript": {"transcript": "Human: Name a fruit.\n\nAssistant: An apple."},
@@ -85,10 +87,15 @@ def test_no_script_for_another_trainer(tmp_path):
     assert not (tmp_path / "train.py").exists()
 
 
-def test_it_is_said_whether_trl_trains_a_model_by_itself(tiny):
+@pytest.fixture
+def marked(tiny):
+    tokenizer = type(tiny.tokenizer)(tokenizer_object=tiny.tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    tokenizer.chat_template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    return tokenizer
+
+
+def test_it_is_said_whether_trl_trains_a_model_by_itself(tiny, marked):
     assert trl_trains(tiny.tokenizer).startswith("not by itself: it has no training version")
-    marked = type(tiny.tokenizer)(tokenizer_object=tiny.tokenizer.backend_tokenizer, eos_token="<|im_end|>")
-    marked.chat_template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     assert trl_trains(marked).startswith("yes")
     assert "does not read the layout alpaca" in trl_trains(marked, "alpaca")
 
@@ -103,6 +110,9 @@ def test_it_is_said_whether_trl_trains_a_model_by_itself(tiny):
         ({"text": "a"}, "(messages: 20, text: 1)"),
         ({"instruction": "q", "output": "a"}, "(messages: 20, other columns: 1)"),
         ({"messages": json.dumps(TURNS)}, "(messages: 20, messages as text: 1)"),
+        ({"messages": SHARED}, "(messages: 20, messages of from/value: 1)"),
+        ({"messages": [PARTS, TURNS[1]]}, "(messages: 20, messages with content that is not text: 1)"),
+        ({"messages": [TURNS[0], {**TURNS[1], "content": 3}]}, "TRL reads content that is valid JSON as its value"),
         ({"messages": TURNS, "chat_template_kwargs": {"b": 1, "a": 1}}, "messages with chat_template_kwargs a, b: 1)"),
     ],
 )
@@ -120,6 +130,10 @@ def test_rows_that_trl_can_t_load_from_one_file_are_told(tiny, other, said):
         ({"messages": TURNS, "prompt": "q", "prompt_id": "x"}, "prompt", "messages"),
         ({"prompt": TURNS[:1], "completion": TURNS[1:], "messages": None}, "messages", "prompt/completion"),
         ({"prompt": "q", "completion": "a", "text": None}, "text", "prompt/completion as text"),
+        ({"messages": TURNS, "chosen": None, "rejected": "a"}, "chosen and rejected", "messages"),
+        ({"messages": TURNS, "chosen": TURNS, "rejected": []}, "rejected", "messages"),
+        ({"messages": TURNS, "chosen": SHARED}, "chosen", "messages"),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:], "chosen": None}, "chosen", "prompt/completion"),
     ],
 )
 def test_a_column_that_stops_trl_in_every_row_is_told(row, names, form):
@@ -127,17 +141,43 @@ def test_a_column_that_stops_trl_in_every_row_is_told(row, names, form):
     assert trl_note([trl_form(row)] * 3) == wanted
 
 
-def test_empty_images_are_told_as_only_vision_models_are_trained_on_them():
-    note = trl_note([trl_form({"messages": TURNS, "images": []})])
+@pytest.mark.parametrize(("name", "empty"), [("images", []), ("image", None)])
+def test_empty_images_are_told_as_only_vision_models_are_trained_on_them(name, empty):
+    note = trl_note([trl_form({"messages": TURNS, name: empty})])
     assert note.startswith(
-        "TRL fails on images beside messages, unless the model accepts images; use the run's train.py"
+        f"TRL fails on {name} beside messages, unless the model accepts images; use the run's train.py"
     )
+
+
+def test_turns_that_trl_reads_under_conversations_only_are_told(marked):
+    for row in ({"messages": SHARED}, {"prompt": SHARED[:1], "completion": SHARED[1:]}):
+        forms = [trl_form(row)] * 3
+        note = trl_note(forms)
+        assert note == f"TRL fails on {forms[0]}; use the run's train.py, or name them role and content"
+        assert forms[0].endswith(" of from/value") and trl_trains(marked, "messages", forms).endswith(note)
+
+
+@pytest.mark.parametrize(
+    ("row", "layout"),
+    [
+        ({"prompt": TURNS[:1], "response": TURNS[1:]}, "prompt_completion"),
+        ({"content": "a"}, "text"),
+        ({"instruction": "q", "output": "a"}, "alpaca"),
+    ],
+)
+def test_columns_that_trl_does_not_read_are_told(marked, row, layout):
+    assert detect_layout([row]) == layout
+    for rows in ([row], [row, row]):
+        assert trl_trains(marked, layout, (trl_form(row) for row in rows)).startswith(
+            "not by itself: it reads messages"
+        )
 
 
 def test_rows_that_trl_loads_from_one_file_have_no_note():
     same = {"messages": TURNS, "prompt": TURNS[:1], "completion": TURNS[1:]}
-    of_trl = {"messages": TURNS, "text": None, "conversations": None, "chosen": None, "tools": None}
-    for row in (*LAYOUTS.values(), same, of_trl, {"messages": TURNS, "chat_template_kwargs": {"a": 1}}):
+    of_trl = {"messages": TURNS, "text": None, "conversations": None, "tools": None}
+    chosen = {"messages": TURNS, "chosen": TURNS, "rejected": TURNS}
+    for row in (*LAYOUTS.values(), same, of_trl, chosen, {"messages": TURNS, "chat_template_kwargs": {"a": 1}}):
         assert trl_note([trl_form(row)] * 3) == "", row
     assert trl_note([]) == ""
     assert trl_note([trl_form({"messages": TURNS, **more}) for more in ({}, {"tools": []}, {"text": "a"})]) == ""

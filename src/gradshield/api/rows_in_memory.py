@@ -49,6 +49,9 @@ def _lines(rows: Any) -> Iterator[bytes]:
     """Each row as a line of JSON."""
     pandas = sys.modules.get("pandas")
     if pandas and isinstance(rows, pandas.DataFrame):
+        if not rows.columns.is_unique:
+            twice = rows.columns[rows.columns.duplicated()][0]
+            raise UserError(f"rows: column {twice!r} appears twice; rename one of them")
         rows = rows.astype(object).where(rows.notna(), None).to_dict("records")  # a missing value is null
     if isinstance(rows, Mapping):
         raise UserError("rows is a mapping; give one of its values, such as dataset['train']")

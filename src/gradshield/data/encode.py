@@ -54,6 +54,8 @@ def encode(
     """
     if loss_on not in ("assistant", "last", "all"):
         raise UserError(f'the loss can be on "assistant", "last" or "all" tokens, not on "{loss_on}"')
+    if loss_on == "all" and conversation.unlike_trl:
+        return conversation.unlike_trl
     if conversation.text is not None:
         text, spans = conversation.text, None
         if tokenizer.eos_token and not text.endswith(tokenizer.eos_token):

@@ -59,6 +59,7 @@ class Conversation:
     text: str | None = None  # the loss is on every token
     tools: list | None = None
     variables: dict | None = None  # what else the row tells its chat template (TRL's `chat_template_kwargs`)
+    unlike_trl: str | None = None  # why TRL renders it otherwise, which matters where the loss is on every token
 
 
 class NoAnswer(SetAside):
@@ -88,9 +89,11 @@ def read_layout(record: dict, layout: str, rules: Rules) -> Conversation:
             _variables(record, rules)
         return _text_row(record)
     messages = LAYOUTS[layout][1](record, rules)
+    unlike_trl = _unlike_trl(record, messages) if rules.verbatim and layout == "sharegpt" else None
     if rules.system or not (layout == "messages" or any(message.raw for message in messages)):
         messages = _with_system(record, messages)
-    return replace(checked_conversation(messages, _tools(record, rules)), variables=_variables(record, rules))
+    conversation = checked_conversation(messages, _tools(record, rules))
+    return replace(conversation, variables=_variables(record, rules), unlike_trl=unlike_trl)
 
 
 def checked_conversation(messages: list[Message], tools: list | None) -> Conversation:
@@ -218,6 +221,8 @@ def _variables(record: dict, rules: Rules) -> dict | None:
         return None
     if not isinstance(value, dict):
         raise SetAside(f"{VARIABLES} is not an object")
+    if rules.verbatim and isinstance(record[VARIABLES], str):
+        raise SetAside(f"{VARIABLES} is a text, on which TRL fails; make it an object")
     if reserved := sorted(_RESERVED & set(value)):
         raise SetAside(f"{VARIABLES} names {reserved[0]}, which is not a variable for chat templates; drop it")
     return value
@@ -228,6 +233,18 @@ def _with_system(record: dict, messages: list[Message]) -> list[Message]:
     if key is None or not record[key] or is_missing(record[key]) or messages[0].role == "system":
         return messages
     return [Message("system", text(record[key], key)), *messages]
+
+
+def _unlike_trl(record: dict, messages: list[Message]) -> str | None:
+    """What differs where TRL converts from/value: it translates no role, and reads no system column."""
+    turns = parse_cell(record[_pick(record, ("conversations", "conversation"))])
+    turns = [turns] if isinstance(turns, dict) else turns
+    for number, (turn, message) in enumerate(zip(turns, messages, strict=True), 1):
+        if message.raw is None and turn["from"] != message.role:
+            return f"turn {number} is from {turn['from']!r}, which TRL does not take for {message.role!r}; rename it"
+    if messages[0].raw is None and len(_with_system(record, messages)) > len(messages):
+        return "a system column beside from/value, which TRL does not read; make it a turn"
+    return None
 
 
 def _first(record: dict, names: Sequence[str]) -> str | None:

@@ -18,23 +18,33 @@ from gradshield.data.sniff import BOM, delimiter, open_bytes
 
 MAX_HEADER = 1_000_000  # bytes of a CSV header
 
+_NULLS = {  # a CSV field that pandas, with which `datasets` reads CSV, takes for null, quoted or not
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
+    *("NULL", "NaN", "None", "n/a", "nan", "null"),
+}
+
 # 1-based line, raw bytes, value, problem; exactly one of the last two is None
 Record = tuple[int, bytes, dict | None, str | None]
 
 
 def jsonl_records(path: PurePath, name: str) -> Iterator[Record]:
     """One record a line, cut at b"\\n" only (U+2028 is no line break); a BOM stays in `raw` only."""
-    for line, raw, body in _lines(path, name):
-        yield line, raw, *parse_object(body)
+    with open_bytes(path) as stream:
+        for line, raw in enumerate(bounded_lines(stream, name), 1):
+            body = raw.removeprefix(BOM) if line == 1 else raw
+            if body and not body.isspace():
+                yield line, raw, *parse_object(body)
 
 
 def text_records(path: PurePath, name: str) -> Iterator[Record]:
-    """One record `{"text": line}` a line, as `datasets` reads plain text; blank lines are no records."""
-    for line, raw, body in _lines(path, name):
-        text, problem = decode(body)
-        if "\r" in text.rstrip("\r\n"):
-            problem = "a carriage return within the line, which trainers take for its end; make it a newline"
-        yield line, raw, None if problem else {"text": text.rstrip("\r\n")}, problem
+    """One record `{"text": line}` a line, as `datasets` reads plain text: with its BOM, and blank lines, too."""
+    with open_bytes(path) as stream:
+        for line, raw in enumerate(bounded_lines(stream, name), 1):
+            text, problem = decode(raw)
+            text = text.removesuffix("\n").removesuffix("\r")
+            if "\r" in text:
+                problem = "a carriage return within the line, which trainers take for its end; make it a newline"
+            yield line, raw, None if problem else {"text": text}, problem
 
 
 def json_records(path: PurePath, name: str) -> Iterator[Record]:
@@ -46,7 +56,7 @@ def json_records(path: PurePath, name: str) -> Iterator[Record]:
 def csv_file_records(path: PurePath, name: str) -> Iterator[Record]:
     """One record a CSV record below the header, values as text; quoted fields may span lines.
 
-    A blank field is null, as `datasets` reads it.
+    A blank field and each of `_NULLS` is null, as `datasets` reads them.
     """
     records = csv_records(path, name)
     _, header, columns = next(records, (1, b"", "there is none"))
@@ -59,7 +69,7 @@ def csv_file_records(path: PurePath, name: str) -> Iterator[Record]:
         problem = fields if isinstance(fields, str) else decode(raw)[1]
         if problem is None and len(fields) != len(columns):
             problem = f"{len(fields)} fields where the header has {len(columns)}"
-        filled = (field or None for field in fields)
+        filled = (None if field in _NULLS else field for field in fields)
         yield line, raw, None if problem else dict(zip(columns, filled, strict=True)), problem
 
 
@@ -118,6 +128,9 @@ def parquet_file_records(path: PurePath, name: str) -> Iterator[Record]:
         twice = first_repeated(file.schema_arrow.names)
         if twice is not None:
             raise UserError(f"{name}: column {twice!r} appears twice; rename one of them")
+        for field in file.schema_arrow:
+            if _holds_view(field.type):
+                raise UserError(f"{name}: column {field.name!r} is a list view; write it as a list")
         yield from arrow_records(batch for _, batch in parquet_batches(path, name))
 
 
@@ -186,15 +199,6 @@ def decode(raw: bytes) -> tuple[str, str | None]:
         return "", f"invalid UTF-8 at byte offset {error.start}"
 
 
-def _lines(path: PurePath, name: str) -> Iterator[tuple[int, bytes, bytes]]:
-    """(line number, the line verbatim, the line without the file's BOM) of every line that is not blank."""
-    with open_bytes(path) as stream:
-        for line, raw in enumerate(bounded_lines(stream, name), 1):
-            body = raw.removeprefix(BOM) if line == 1 else raw
-            if body and not body.isspace():
-                yield line, raw, body
-
-
 def _too_long(raw: bytes, what: str) -> str | None:
     if len(raw) <= MAX_RECORD:
         return None
@@ -243,6 +247,12 @@ def _holds_json(kind: Any) -> bool:
     """Whether text in a column of this Arrow type is JSON: so `datasets` stores fields that differ from row to row."""
     inner = (kind.field(n).type for n in range(kind.num_fields))
     return getattr(kind, "extension_name", None) == "arrow.json" or any(map(_holds_json, inner))
+
+
+def _holds_view(kind: Any) -> bool:
+    """Whether a column of this Arrow type has a list view in it, which pyarrow writes to no Parquet file."""
+    inner = (kind.field(n).type for n in range(kind.num_fields))
+    return str(kind).startswith(("list_view<", "large_list_view<")) or any(map(_holds_view, inner))
 
 
 def _decoded(value: Any, kind: Any) -> Any:

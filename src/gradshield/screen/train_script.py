@@ -16,6 +16,8 @@ from gradshield.data.templates import form_of
 from gradshield.data.turns import is_missing
 
 _NATIVE = ("messages", "prompt_completion")  # TRL takes these, where they hold lists of turns
+_FROM_VALUE = " of from/value"  # TRL reads such turns under `conversations` only
+_NOT_TEXT = " with content that is not text"  # for one such row, `datasets` parses JSON in the content of all rows
 _INSTEAD = "use the run's train.py, or"
 SCRIPT = '''"""Fine-tunes the model of this run on the rows that GradShield kept, with TRL.
 
@@ -75,9 +77,12 @@ def write_script(out: Path, settings: FilterSettings) -> None:
 
 def trl_trains(tokenizer: Any, layout: str = "messages", forms: Iterable[str] = ()) -> str:
     """Whether TRL itself trains this model on such rows with `SFTConfig(assistant_only_loss=True)`, and what else."""
-    if note := trl_note(forms):
+    counts = Counter(forms)
+    if note := trl_note(counts):
         return f"not by itself: {note}"
     own = "the train.py that `filter` writes"
+    if "other columns" in counts:
+        return f"not by itself: it reads messages, prompt and completion, conversations or text only; {own} can"
     if layout == "text":
         return f"yes, without assistant_only_loss, or with {own}"
     if form_of(tokenizer).training is None:
@@ -92,24 +97,34 @@ def trl_form(record: dict) -> str:
     "beside" another stops it in any row."""
     filled = {name for name, value in record.items() if not is_missing(value)}
     if {"prompt", "completion"} <= filled:
-        form, text = "prompt/completion", isinstance(record["prompt"], str)
+        named, text = ["prompt", "completion"], isinstance(record["prompt"], str)
         stops = {"messages"} if text else {"messages"} - filled
         stops |= {"text"} - filled if text else set()
     else:
-        form, stops = (
-            "/".join(name for name in ("messages", "conversations") if name in filled),
-            {"prompt", "completion"},
-        )
+        named, stops = [name for name in ("messages", "conversations") if name in filled], {"prompt", "completion"}
         text = isinstance(record.get("messages"), str)
-        form = form or ("text" if "text" in filled else "")
-    if not form:
+        named = named or ["text"] * ("text" in filled)
+    if not named:
         return "other columns"
-    form += " as text" * text
-    if beside := sorted((stops | {"images"}) & set(record)):
+    form = "/".join(named) + " as text" * text
+    lists = [(name, record[name]) for name in named if isinstance(record[name], list)]
+    turns = [(name, turn) for name, value in lists for turn in value if isinstance(turn, dict)]
+    read = [turn for name, turn in turns if name != "conversations"]
+    if any(not turn.get("role") for turn in read):
+        form += _FROM_VALUE
+    if any(not isinstance(turn.get(key), str | None) for _, turn in turns for key in ("content", "value")):
+        form += _NOT_TEXT
+    if read:  # TRL decides by any one of these columns whether the rows are conversations
+        stops |= {name for name in ("chosen", "rejected") if not _opens_with_a_role(record.get(name))}
+    if beside := sorted((stops | {"image", "images"}) & set(record)):
         form = f"{' and '.join(beside)} beside {form}"
     if isinstance(variables := record.get(VARIABLES), dict):
         form += f" with {VARIABLES} {', '.join(sorted(variables))}"
     return form[:100]
+
+
+def _opens_with_a_role(turns: Any) -> bool:
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "role" in turns[0]
 
 
 def note_of_kept(settings: Mapping[str, Any], forms: Iterable[str], verdicts: Iterable[str]) -> str:
@@ -124,7 +139,12 @@ def trl_note(forms: Iterable[str]) -> str:
     counts = Counter(forms)
     if len(counts) > 1:
         listed = ", ".join(f"{form}: {count:,}" for form, count in counts.most_common(4)) + ", …" * (len(counts) > 4)
-        return f"the rows differ in layout ({listed}), so TRL can't load them from one file; {_INSTEAD} split the file"
-    names, beside, form = next(iter(counts), "").partition(" beside ")
-    unless = ", unless the model accepts images" if "images" in names else ""
-    return f"TRL fails on {names} beside {form}{unless}; {_INSTEAD} drop {names}" if beside else ""
+        loaded = len({form.replace(_NOT_TEXT, "") for form in counts}) == 1
+        so = "TRL reads content that is valid JSON as its value" if loaded else "TRL can't load them from one file"
+        return f"the rows differ in layout ({listed}), so {so}; {_INSTEAD} split the file"
+    only = next(iter(counts), "")
+    names, beside, form = only.partition(" beside ")
+    if not beside:
+        return f"TRL fails on {only}; {_INSTEAD} name them role and content" if _FROM_VALUE in only else ""
+    unless = ", unless the model accepts images" if "image" in names else ""
+    return f"TRL fails on {names} beside {form}{unless}; {_INSTEAD} drop {names}"
