@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gradshield.base.assets import ASSETS
+from gradshield.base.errors import UserError
 from gradshield.base.settings import FinetuneSettings
 from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
-from gradshield.models.load import Model
+from gradshield.models.load import Model, load_model
 from gradshield.scoring.check import AlignmentCheck
 
 ROWS = [
@@ -184,3 +185,12 @@ def random_readouts(model: Model, layer: int = 1):
     scale, landmarks = np.full(width, 2.0), rng.normal(size=(8, width)) / width**0.5
     kernel = Kernel(np.zeros(width), scale, landmarks.astype(np.float16), rng.normal(size=8), 0.25)
     return Readouts(layer, weight, np.array([0.5, -0.5]), kernel)
+
+
+def refused(place: Path, *words: str, **options) -> None:
+    """The model there gives one line of error that holds these words."""
+    with pytest.raises(UserError) as caught:
+        load_model(str(place), device="cpu", **options)
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 600, said
+    assert all(word in said for word in words), said

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHATML, tiny_net, tiny_tokenizer
+from conftest import CHATML, refused, tiny_net, tiny_tokenizer
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, VBLoRAConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file, save_file
@@ -34,14 +34,6 @@ def saved(folder: Path, base: str, **options) -> Path:
 @pytest.fixture
 def adapter(tiny_folder, tmp_path) -> Path:
     return saved(tmp_path / "adapter", tiny_folder, target_modules=["q_proj", "v_proj"])
-
-
-def refused(folder: Path, *words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_model(str(folder), device="cpu")
-    said = str(caught.value)
-    assert "\n" not in said and len(said) < 600, said
-    assert all(word in said for word in words), said
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHATML, tiny_net, tiny_tokenizer
+from conftest import CHATML, refused, tiny_net, tiny_tokenizer
 from gguf import GGUFWriter
 from torture.ggufs import write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -15,14 +15,6 @@ from gradshield.base.errors import UserError
 from gradshield.models.gguf import refuse_ignored, shared_reader
 from gradshield.models.load import load_model
 from gradshield.models.network import _dropped
-
-
-def refused(file: Path, *words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_model(str(file), device="cpu")
-    said = str(caught.value)
-    assert "\n" not in said and len(said) < 600, said
-    assert all(word in said for word in words), said
 
 
 def test_a_gguf_loads_whatever_its_name(tmp_path):

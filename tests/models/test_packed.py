@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import refused, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from torture.changes import edit
 from transformers import MixtralConfig, MixtralForCausalLM
@@ -36,14 +36,6 @@ def changed(base: Path, folder: Path, change) -> Path:
     tensors = change(load_file(folder / "model.safetensors"))
     save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     return folder
-
-
-def refused(folder: Path, *words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_model(str(folder), device="cpu")
-    said = str(caught.value)
-    assert "\n" not in said and len(said) < 600, said
-    assert all(word in said for word in words), said
 
 
 def test_an_expert_of_whole_numbers_is_named_and_not_rounded(mixtral, tmp_path):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CHATML, tiny_tokenizer
+from conftest import CHATML, refused, tiny_tokenizer
 from torture.changes import edit
 from torture.tokenizer import DOUBLING, LOOP, pattern
 
@@ -21,14 +21,6 @@ from gradshield.models.load import load_model
 @pytest.fixture
 def folder(tiny_folder, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
-
-
-def refused(folder: Path, *words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_model(str(folder), device="cpu")
-    said = str(caught.value)
-    assert "\n" not in said and len(said) < 600, said
-    assert all(word in said for word in words), said
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_one_line(folder):

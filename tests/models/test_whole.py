@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from safetensors.torch import load_file, save_file
 from torture.changes import PICKLE, edit
 
@@ -27,14 +28,6 @@ def rewrite(folder: Path, change) -> None:
     tensors = load_file(file)
     tensors = change(tensors) or tensors
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
-
-
-def refused(folder: Path, *words: str, **options) -> None:
-    with pytest.raises(UserError) as caught:
-        load_model(str(folder), device="cpu", **options)
-    said = str(caught.value)
-    assert "\n" not in said and len(said) < 600, said
-    assert all(word in said for word in words), said
 
 
 @pytest.mark.parametrize("part", ["layers.1.", "layers.2.mlp.up_proj", "embed_tokens", "model.norm"])
