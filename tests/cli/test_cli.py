@@ -277,3 +277,11 @@ def test_no_command_is_cut_in_the_list_of_commands(monkeypatch, capsys):
 def test_a_wrong_command_line_names_the_help_of_its_command(monkeypatch, capsys, words, said):
     code, error = run(monkeypatch, capsys, *words)
     assert code == 2 and error.startswith(f"gradshield: {said[0]}") and error.endswith(said[1])
+
+
+def test_a_value_that_is_none_of_the_choices_is_told_in_our_words(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gradshield", "filter", "a.jsonl", "--threshold", "0.5"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().err
+    assert "'0.5' is not one of 'anchored', 'a1', 'fixed', 'share'" in said and "Value error" not in said

@@ -356,7 +356,7 @@ def main() -> None:
     except UserError as error:
         message, code = str(error), 2
     except _USAGE_ERROR as error:  # what typer would draw a box around; without arguments, the help
-        message, code = error.format_message(), 2
+        message, code = error.format_message().replace("Value error, ", ""), 2
         option = str(getattr(error, "option_name", ""))
         name = option.strip("-").replace("-", "_")
         if name in REPLACED:
