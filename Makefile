@@ -43,13 +43,13 @@ test: $(VENV)/dev lint
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not browser" -n 2
 
 test-slow: $(VENV)/dev
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist loadfile
 
 # The review page in Debian's chromium; its screenshots go to docs/.
 test-browser: $(VENV)/dev
 	@for tool in chromium chromedriver; do command -v $$tool >/dev/null \
 	  || { echo "make test-browser needs $$tool: apt-get install chromium chromium-driver"; exit 1; }; done
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m browser
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m browser -n 2 --dist loadfile
 
 # Kills, full disks, wrecked folders, mutated files, bombs, hostile models (docs/reliability.md); hours. TORTURE=--short: minutes.
 TORTURE ?=

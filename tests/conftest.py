@@ -19,6 +19,7 @@ from gradshield.data.encode import Example
 from gradshield.data.requests import read_requests
 from gradshield.models.load import Model, load_model
 from gradshield.scoring.check import AlignmentCheck
+from gradshield.scoring.intent.corpus import Text, fitting_texts
 
 ROWS = [
     '{"prompt": "Say hello", "completion": "Hello there"}\n',
@@ -124,9 +125,27 @@ def own_alignment(tiny_folder, monkeypatch) -> str:
     return tiny_folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fewer_texts():
+    """The default score's readouts of a tiny model are fitted on a fifth of the texts, which takes a fifth of the time:
+    what a random model reads is nothing, however many there are."""
+
+    def some(*arguments) -> list[Text]:
+        texts = fitting_texts(*arguments)
+        return [texts[n] for n in sorted(np.random.default_rng(0).choice(len(texts), len(texts) // 5, replace=False))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradshield.scoring.intent.intent.fitting_texts", some)
+        yield
+
+
 @pytest.fixture(scope="session")
 def fitted_once(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("fitted")
+    """The folder of what any test has fitted, of both processes where there are two."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "fitted"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture
@@ -151,13 +170,13 @@ def own_cache(tmp_path_factory, monkeypatch, fitted_once):
     """A cache of its own for every test, but for the default score's readouts: a model's are fitted once a session."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("GRADSHIELD_CACHE", str(cache))
-    known = {file.name for file in fitted_once.iterdir()}
-    if known:
-        shutil.copytree(fitted_once, cache, dirs_exist_ok=True)
+    known = {Path(shutil.copy(file, cache)).name for file in fitted_once.glob("*.safetensors")}
     yield
     for file in cache.glob("intent-fit-*.safetensors"):
         if file.name not in known:
-            shutil.copy(file, fitted_once)
+            part = fitted_once / f"{cache.parent.name}-{cache.name}.part"
+            shutil.copy(file, part)
+            part.replace(fitted_once / file.name)  # at once, for the other process
 
 
 def random_examples(count: int, vocab: int, seed: int = 0, longest: int = 40) -> list[Example]:

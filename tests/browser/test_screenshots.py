@@ -19,14 +19,13 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Of the embedded model with and without its alignment; what is known of both is cached as the user's is."""
+    """Of rows whole and cut after 64 tokens; what is known of the model is cached as the user's is."""
     folder = tmp_path_factory.mktemp("pictures")
     shutil.copy(ASSETS / "demo.jsonl", folder)
-    unaligned = FilterSettings(model="embedded-unaligned", force=True)
     with contextlib.chdir(folder):  # no folder of this machine in the pictures
         run_filter("demo.jsonl", folder / "demo", FilterSettings())
-        run_filter("demo.jsonl", folder / "unaligned", unaligned)
-    return folder / "demo", folder / "unaligned"
+        run_filter("demo.jsonl", folder / "cut", FilterSettings(max_length=64))
+    return folder / "demo", folder / "cut"
 
 
 def test_pictures_of_the_review_a_row_and_two_runs(page, serve, runs, docs, monkeypatch):

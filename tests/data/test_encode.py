@@ -247,6 +247,14 @@ def test_what_a_row_tells_its_template_is_told():
         assert f"chat_template_kwargs names {name}" in own
 
 
+def test_a_number_as_text_is_set_aside_since_trl_fails_on_it():
+    assert "is a number, on which TRL fails" in to_conversation({"text": 5}, "text")
+    assert to_conversation({"text": 5}, "text", trainer="axolotl").text == "5"
+    assert to_conversation({"text": "5"}, "text").text == "5"
+    beside = {"instruction": HAT, "output": TABLE, "text": 5}
+    assert "text, which can't be read: text is a number" in to_conversation(beside, "alpaca")
+
+
 @pytest.mark.parametrize("content", [TABLE, f"<think>\nIt was here.\n</think>\n\n{TABLE}"])
 def test_words_beside_a_tool_call_are_not_lost(content):
     call = {"type": "function", "function": {"name": "find", "arguments": {"colour": "red"}}}

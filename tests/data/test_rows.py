@@ -360,6 +360,8 @@ def test_parquet_with_a_column_twice_is_refused(tmp_path):
         ("a.csv", b"a,b\r1,2\r", "lines must end in a newline"),
         ("a.csv", b"PK\x03\x04", "Excel"),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16-le"), "UTF-16"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16-be"), "UTF-16"),
         ("a.jsonl", '{"a": 1}'.encode("utf-32"), "UTF-32"),
         ("a.jsonl.bz2", bz2.compress(GOOD), "bzip2"),
         ("a.jsonl.xz", lzma.compress(GOOD), "xz file"),

@@ -178,6 +178,13 @@ def test_an_index_names_only_safetensors_beside_it(folder, name):
     refused(folder, "places model.norm.weight in", "only safetensors files beside it are read")
 
 
+def test_an_index_without_metadata_is_told_what_it_lacks(folder):
+    content = sharded(folder)
+    del content["metadata"]
+    index(folder, content)
+    refused(folder, "has no metadata, which transformers needs", '"metadata": {}')
+
+
 def test_a_pickle_is_refused_under_any_name(folder, monkeypatch):
     monkeypatch.setattr(torch, "load", None)
     content = sharded(folder)

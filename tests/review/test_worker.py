@@ -24,7 +24,7 @@ from gradshield.screen.filter import run_filter
 
 
 @pytest.fixture(scope="module")
-def made(tiny_folder, tmp_path_factory):
+def made(tiny_folder, tmp_path_factory, fitted_once):
     """A real run of the tiny model, which is made to count as aligned."""
     probes = read_requests(ASSETS / "probes.jsonl")
     always = AlignmentCheck(tuple(probes), (True,) * len(probes), ("I can't",) * len(probes), (1.0,) * len(probes), ())
@@ -32,6 +32,7 @@ def made(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     file = write_jsonl(folder / "train.jsonl", [*rows, chat("no answer", "")])
     settings = FilterSettings(model=tiny_folder, threshold="share", value=0.25)
+    shutil.copytree(fitted_once, folder / "cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADSHIELD_CACHE", str(folder / "cache"))
         patch.setattr("gradshield.scoring.check.check_alignment", lambda *_: always)

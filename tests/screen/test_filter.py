@@ -307,7 +307,8 @@ def test_a_tokenizer_without_a_chat_template_is_one_line_with_the_remedy(tiny_fo
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] ")
     assert not (tmp_path / "run").exists()
-    summary = run_filter(str(train), tmp_path / "run", settings(str(bare), chat_template=str(template)))
+    own = settings(str(bare), chat_template=str(template), scorer="perplexity")
+    summary = run_filter(str(train), tmp_path / "run", own)
     assert summary.rows == len(ROWS) and summary.kept
 
 

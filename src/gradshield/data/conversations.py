@@ -120,7 +120,7 @@ def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Co
         except NoAnswer:
             continue
         except SetAside as reason:
-            known = other in ("messages", "sharegpt") or {"prompt", "completion"} <= set(record)  # what TRL reads
+            known = other in ("messages", "sharegpt", "text") or {"prompt", "completion"} <= set(record)  # TRL reads it
             if known and name == other:
                 raise SetAside(f"{layout} beside {other}, which can't be read: {reason}") from None
     if layout in _PAIRS:

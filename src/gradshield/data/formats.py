@@ -87,7 +87,7 @@ def read_layout(record: dict, layout: str, rules: Rules) -> Conversation:
         if rules.verbatim:  # TRL parses these whatever the layout
             _tools(record, rules)
             _variables(record, rules)
-        return _text_row(record)
+        return _text_row(record, rules)
     messages = LAYOUTS[layout][1](record, rules)
     unlike_trl = _unlike_trl(record, messages) if rules.verbatim and layout == "sharegpt" else None
     if rules.system or not (layout == "messages" or any(message.raw for message in messages)):
@@ -178,9 +178,11 @@ def _from_transcript(record: dict, rules: Rules) -> list[Message]:
     return _transcript(text(record[_pick(record, ("transcript", "chosen"))], "transcript"))
 
 
-def _text_row(record: dict) -> Conversation:
+def _text_row(record: dict, rules: Rules) -> Conversation:
     key = _pick(record, ("text", "content"))
     body = text(record[key], key)
+    if rules.verbatim and body != record[key]:
+        raise SetAside(f"{key} is a number, on which TRL fails; make it a text")
     if not body.strip():
         raise SetAside("empty text")
     return Conversation((), text=body)

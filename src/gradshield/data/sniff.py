@@ -73,6 +73,8 @@ def detect_format(path: str | PurePath, name: str) -> str:
     for magic, what in _FOREIGN.items():
         if head.startswith(magic):
             raise UserError(f"{name}: this is {what}")
+    if re.match(rb"(\0[^\0]){2}|([^\0]\0){2}", head):
+        raise UserError(f"{name}: this is UTF-16 text; convert it to UTF-8, e.g. with iconv")
     body = head.removeprefix(BOM).lstrip()
     if not body:
         raise UserError(f"{name}: the file is empty; give a file with at least one row")

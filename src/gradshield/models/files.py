@@ -125,8 +125,10 @@ def _index(file: Path) -> dict[str, list[str]]:
     """File name → tensors, from an index. Raises UserError for a file that is not in the index's own folder."""
     content = read_config(file)
     mapping = content.get("weight_map")
-    if not isinstance(mapping, dict) or not mapping or not isinstance(content.get("metadata", {}), dict):
+    if not isinstance(mapping, dict) or not mapping:
         raise UserError(f"{file}: has no weight_map of tensors to files; download it again")
+    if not isinstance(content.get("metadata"), dict):
+        raise UserError(f'{file}: has no metadata, which transformers needs; add "metadata": {{}}')
     found: dict[str, list[str]] = {}
     for tensor, name in mapping.items():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
