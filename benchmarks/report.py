@@ -159,7 +159,8 @@ edit it by hand.
 
 Times are ratios, not seconds. The unit is one forward pass without gradients over the same rows, with logits at
 response tokens only. It is timed right before or after each method. The tables give the median of the repeats, and
-their range. An exponent well below 1 means that fixed costs are still larger than the costs that grow.
+their range. *Met* compares unrounded values. *Exponents* are slopes of log time over log size: 1 is linear.
+Well below 1, fixed costs are still larger than the costs that grow.
 
 The default score was measured here in an earlier version, which read up to 70 % of the layers. It now reads half of
 them, which took .53 of a forward pass on the embedded model ([log](log.md)).

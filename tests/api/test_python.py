@@ -190,7 +190,7 @@ def test_the_page_runs_as_it_is_written(tiny_folder, tmp_path, train, monkeypatc
             (r"evaluate\(", few),
         ):
             block = re.sub(rf'({call}[^()]*model="Qwen/[^"]*")', rf"\1, {more}", block)
-        block = block.replace("max_asr=0.05", "max_asr=1.0")  # the random model complies with everything
+        block = block.replace('max_asr="+0.07"', "max_asr=1.0")  # the random model complies with everything
         exec(block.replace("Qwen/Qwen2.5-7B-Instruct", tiny_folder), scope := {})
     assert Run("run-of-rows").paths["kept"] == Path("run-of-rows/kept.jsonl")
     assert scope["run"].summary.accepted == 1 and 0 <= scope["figures"].safety.asr <= 1

@@ -225,7 +225,7 @@ def test_a_wrong_scorer_or_option_is_said_in_one_line(spec, said):
     assert "\n" not in str(error.value)
 
 
-def test_the_scorer_of_the_documentation_runs(tiny_run):
+def test_the_scorer_of_the_documentation_runs(tiny_run, tiny_folder, tmp_path):
     text = Path("docs/architecture.md").read_text(encoding="utf-8")
     section = text.split("## Add a scorer")[1]
     code = section.split("```python\n")[1].split("```")[0]
@@ -235,3 +235,11 @@ def test_the_scorer_of_the_documentation_runs(tiny_run):
     out = tiny_run(scope["SCORER"], ":floor=2", threshold="share")
     table = pq.read_table(out / "scores.parquet").to_pydict()
     assert "fewer than 8 response tokens" in table["reason"] and np.isfinite(table["score"][1:]).all()
+    own = section.split("```python\n")[2].split("```")[0]  # registered in the user's own code
+    for name, here in (("train.jsonl", tmp_path / "train.jsonl"), ("MODEL", tiny_folder), ("run", tmp_path / "own")):
+        own = own.replace(f'"{name}"', repr(str(here)))
+    SCORERS.registered.clear()
+    exec(own.replace("scorer=", 'threshold="share", value=0.5, scorer='), scope)
+    assert pq.read_table(tmp_path / "own" / "scores.parquet")["score"].to_pylist() == pytest.approx(
+        table["score"], nan_ok=True
+    )
