@@ -124,6 +124,43 @@ def test_a_second_layout_that_says_the_same_is_scored(other):
     assert trained({"messages": ONE, **other}) == ["a"]
 
 
+THOUGHT = assistant("a", reasoning_content="harm")
+FROM = [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]
+HIDDEN = {
+    "reasoning": {"messages": ONE, "prompt": ONE[:1], "completion": [THOUGHT]},
+    "reasoning in from/value": {"messages": ONE, "conversations": [FROM[0], {**FROM[1], "reasoning_content": "harm"}]},
+    "another call": {
+        "messages": [user("q"), assistant("a", tool_calls=[{"type": "function", "function": CALL}])],
+        "prompt": ONE[:1],
+        "completion": [assistant("a", tool_calls=[{"type": "function", "function": {**CALL, "name": "harm"}}])],
+    },
+    "beside texts": {"instruction": "q", "output": "a", "prompt": ONE[:1], "completion": [THOUGHT]},
+    "markers": {"messages": ONE, "prompt": ONE[:1], "completion": [assistant("a\n<|mix_it|>\n<|light_it|>")]},
+    "frames": {"messages": ONE, "prompt": ONE[:1], "completion": [assistant("System: output! a")]},
+    "a rendered text": {"question": "q", "answer": "a", "text": "q\n<|mix_it|>\na"},
+    "pictures": {"question": "q", "answer": "a", "text": "q\n💣🔪\na"},
+    "a system turn": {"messages": ONE, "conversations": [{"from": "system", "value": "obey"}, *FROM]},
+    "padding": {"messages": [user("q" + "\n..." * 70), assistant("a")], "prompt": ONE[:1], "completion": ONE[1:]},
+    "a text beside turns that TRL does not find": {"conversations": ONE, "text": "harm"},
+    "a text beside a preference": {"question": "q", "chosen": "a", "rejected": "b", "text": "harm"},
+    "a blank prompt": {"messages": ONE, "prompt": "", "completion": "harm"},
+    "a blank completion": {"conversations": FROM, "prompt": "harm", "completion": ""},
+}
+
+
+@pytest.mark.parametrize("row", HIDDEN.values(), ids=HIDDEN)
+def test_what_trl_reads_beside_the_scored_layout_is_the_same_to_the_letter(row):
+    assert isinstance(read(row), str) and " beside " in read(row)
+
+
+def test_a_history_beside_turns_is_read_by_those_who_do():
+    row = {"prompt": ONE[:1], "completion": ONE[1:], "history": [["x " * 480, ""]]}
+    assert [m.content for m in read(row).messages] == ["q", "a"]
+    assert len(read(row, "llamafactory").messages) == 4
+    texts = {"instruction": "q", "output": "a", "history": [["before", "b"]]}
+    assert [m.content for m in read(texts).messages] == ["before", "b", "q", "a"]
+
+
 @pytest.mark.parametrize(("name", "values"), [("input_ids", ([], None, "a")), ("labels", ([], None, "a", 0, 1))])
 def test_a_column_whose_presence_stops_trl_sets_the_row_aside_for_trl(name, values):
     for value in values:

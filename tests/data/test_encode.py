@@ -29,6 +29,7 @@ from gradshield.data.encode import (
     encode_request,
     request_form,
 )
+from gradshield.data.templates import render_template
 
 
 def dicts(conversation: Conversation, parts: bool = False) -> list[dict]:
@@ -332,6 +333,29 @@ def test_a_response_behind_a_long_history_of_answers_that_are_not_trained_on_sta
     for loss_on in ("assistant", "last"):
         found = encode(conversation, 0, tokenizer_for(template), max_length=16, loss_on=loss_on)
         assert found == "the response starts after token 16 (raise --max-length)"
+
+
+@pytest.mark.parametrize("trainer", ["trl", "axolotl"])
+@pytest.mark.parametrize("template", [CHATML, (TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8")])
+def test_turns_behind_the_cut_are_not_rendered_one_by_one(monkeypatch, template, trainer):
+    tokenizer, rendered = tokenizer_for(template), []
+    monkeypatch.setattr(
+        "gradshield.data.encode.render_template",
+        lambda *given, **more: rendered.append(given) or render_template(*given, **more),
+    )
+    turns = [{"role": "user", "content": HAT}, {"role": "assistant", "content": TABLE}] * 40
+    turns[-1] = turns[-1] | {"train": False}  # for axolotl, whose turns are then found one by one
+    found = {}
+    for count in (40, 20):
+        rows = turns[: 2 * count - 2] + turns[-2:]
+        rendered.clear()
+        example = encode(to_conversation({"messages": rows}, "messages", trainer=trainer), 0, tokenizer, max_length=150)
+        found[count] = example.ids.tolist(), example.mask.tolist(), len(rendered)
+    assert found[40] == found[20] and found[40][2] < 40
+    short = to_conversation({"messages": turns[:14]}, "messages", trainer=trainer)
+    assert found[40][:2] == tuple(
+        each.tolist()[:150] for each in (encode(short, 0, tokenizer).ids, encode(short, 0, tokenizer).mask)
+    )
 
 
 def test_words_of_the_template_inside_a_row_do_not_move_the_mask():

@@ -40,11 +40,12 @@ def test_checksum_follows_bytes_and_names(tmp_path):
     assert open_source(tmp_path).sha256 != folder
 
 
-def test_a_file_of_rows_that_can_not_be_unpacked_is_told(tmp_path):
+@pytest.mark.parametrize("name", ["b.jsonl.bz2", "b.ndjson.bz2", "b.pq.xz"])
+def test_a_file_of_rows_that_can_not_be_unpacked_is_told(tmp_path, name):
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     (tmp_path / "README.md").write_text("rows")
-    (tmp_path / "b.jsonl.bz2").write_bytes(b"BZh9")
-    with pytest.raises(UserError, match=r"b\.jsonl\.bz2: an unsupported compression format"):
+    (tmp_path / name).write_bytes(b"BZh9")
+    with pytest.raises(UserError, match=f"{name}: an unsupported compression format"):
         open_source(tmp_path)
 
 

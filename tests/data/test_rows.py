@@ -388,3 +388,8 @@ def test_empty_stdin_is_refused(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(UserError, match=r"^stdin: the file is empty"):
         open_source("-")
+
+
+def test_a_csv_row_of_a_byte_order_mark_alone_is_a_row(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text\na\n\xef\xbb\xbf\nb\n")
+    assert [row.record for row in rows_of(tmp_path / "a.csv")] == [{"text": "a"}, {"text": "\ufeff"}, {"text": "b"}]

@@ -1,7 +1,8 @@
 """Record → conversation, as the chosen trainer reads it, whatever else the record holds.
 
 A second layout, ready tokens or pictures: trainers differ in what they read of such a row. Where all that could be read
-says the same, the row is scored. Else it is set aside, and the reason names the columns.
+says the same, the row is scored. Else it is set aside, and the reason names the columns. What TRL reads must be the
+same to the letter, with reasoning and tool calls; other layouts may frame it otherwise, as a rendered `text` does.
 """
 
 import re
@@ -34,12 +35,13 @@ _PAIRS = ("beavertails", "alpaca", "prompt_completion")
 _SECOND = (("conversation", "sharegpt", "conversations"), ("chosen", "transcript", "transcript"))
 # What prompt formats write around the turns, so that a rendered `text` column says the same as the turns do.
 _FRAME = (
-    r"(?:\W|below is an instruction that describes a task|paired with an input that provides further context"
-    r"|write a response that appropriately completes the request|im_start|im_end|start_header_id|end_header_id|eot_id"
-    r"|begin_of_text|instruction|input|response|output|question|answer|human|user|assistant|system|inst|sys|s\b)+"
+    r"(?:[\s#*:<>|｜\[\]/=_.,-]|below is an instruction that describes a task"
+    r"|paired with an input that provides further context|write a response that appropriately completes the request"
+    r"|im_start|im_end|start_header_id|end_header_id|eot_id|begin_of_text|instruction|input|response|output|question"
+    r"|answer|human|user|assistant|system|inst|sys|s\b)+"
 )
 _OPENING = re.compile(_FRAME, re.IGNORECASE)
-_CLOSING = re.compile(r"(?:\s|</?s>|<\|\w+\|>|\[/?INST\])+\Z")
+_CLOSING = re.compile(r"(?:\s|</?s>|<\|(?:im_end|eot_id|eom_id|endoftext|end_of_text|end)\|>|\[/?INST\])+\Z")
 _LONGEST_CLOSING = 80  # characters: a bound, since a search for the end of a line can be quadratic
 
 
@@ -73,6 +75,9 @@ def to_conversation(
 def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules: Rules) -> None:
     """Raises SetAside if a trainer could read other content from the record than this conversation."""
     filled = {name: value for name, value in record.items() if not is_missing(value) and value not in ("", [], {})}
+    pair = {name: record[name] for name in ("prompt", "completion") if isinstance(record.get(name), str)}
+    if rules.verbatim and any(pair.values()):
+        filled |= pair  # TRL may train on one of them beside a blank other
     for name in _TOKENS:
         if isinstance(filled.get(name), list):
             raise SetAside(f"{name} beside {layout}: TRL trains on these tokens, not on the text; drop the column")
@@ -80,7 +85,9 @@ def _refuse_beside(record: dict, layout: str, conversation: Conversation, rules:
         if name in filled:
             raise SetAside(f"{name} beside {layout}: only text can be scored")
     for other, alternative in _readings(filled, layout, rules):
-        if not _covers(conversation, alternative):
+        exact = rules.verbatim and other in ("messages", "sharegpt", "prompt and completion")
+        exact |= rules.verbatim and other == "prompt_completion" and {"prompt", "completion"} <= set(filled)
+        if not (_repeats if exact else _covers)(conversation, alternative):
             raise SetAside(
                 f"{layout} beside {other}, with other content: trainers differ in which one they read; drop one, or "
                 "name the columns with --map"
@@ -113,7 +120,7 @@ def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Co
             only_this = {key: value for key, value in record.items() if key == name or key not in asked}
             others += [(f"{name} and chosen", layout, only_this)]
     for name, other, given in others:
-        if not LAYOUTS[other][0](given) or (other == "text" and not _reads_text(record, layout)):
+        if not LAYOUTS[other][0](given) or (other == "text" and not _reads_text(record, layout, rules)):
             continue
         try:
             yield name, read_layout(given, other, rules)
@@ -131,9 +138,28 @@ def _readings(record: dict, layout: str, rules: Rules) -> Iterator[tuple[str, Co
                 yield f"{prompt} and {response}", checked_conversation(turns, None)
 
 
-def _reads_text(record: dict, layout: str) -> bool:
+def _reads_text(record: dict, layout: str, rules: Rules) -> bool:
     """Whether TRL would train on `text`, because it finds no other column that it knows."""
-    return "text" in record and layout not in _TURN_LISTS and not {"prompt", "completion"} <= set(record)
+    if "text" not in record or {"prompt", "completion"} <= set(record):
+        return False
+    if not rules.verbatim:
+        return layout not in _TURN_LISTS
+    turns = record.get("conversations")
+    named = isinstance(turns, list) and isinstance(turns[0], dict) and {"from", "value"} <= set(turns[0])
+    return not named and not isinstance(record.get("messages"), list)
+
+
+def _repeats(scored: Conversation, other: Conversation) -> bool:
+    """Whether the other conversation's turns are the first of this one, to the letter, and none is trained on there
+    alone."""
+    return (
+        other.text is None
+        and len(other.messages) <= len(scored.messages)
+        and all(
+            (a.role, a.content, a.extra) == (b.role, b.content, b.extra) and (a.train or not b.train)
+            for a, b in zip(scored.messages, other.messages)
+        )
+    )
 
 
 def _covers(scored: Conversation, other: Conversation) -> bool:

@@ -26,6 +26,9 @@ from gradshield.data.templates import LONGEST, Form, Refused, Span, form_of, ren
 from gradshield.data.tokens import Untokenized, tokenize
 from gradshield.data.turns import Message, required_texts
 
+Located = tuple[str, list[Span], Sequence[int]]  # the rendered text, the spans of its responses, whose turns they are
+_FEW_TURNS = 8  # are all rendered, wherever the row is cut
+
 
 @dataclass(frozen=True)
 class Example:
@@ -150,7 +153,7 @@ def _locate(
         found = _turns_by_prefix(tokenizer, form, messages, how, trained, limit)
     if isinstance(found, str):
         return found
-    text, spans = found
+    text, spans, trained = found
     spans = [(_skip_opening(text, start, end, form.openings), end) for start, end in spans]
     responses, at = "\0".join(text[start:end] for start, end in spans), 0
     for k in trained:  # a template that drops what it does not know would leave a response of end tokens only
@@ -170,35 +173,41 @@ def _marked_turns(
     trained: Sequence[int],
     limit: int | None,
     asked: int,
-) -> tuple[str, list[Span]] | str:
+) -> Located | str:
     """Turns by {% generation %} blocks; a block is of the last assistant turn that can begin before it. The first
     `asked` messages are a prompt, where TRL has one."""
     text, spans = render_template(tokenizer, form, messages, **how, training=True)
     first = trained[0]
     if len(trained) == len([k for k in assistant if k >= first]):  # what comes before them is a prompt, as TRL has it
         if first == assistant[0] and not asked:
-            return text, spans
+            return text, spans, trained
         before = messages[: asked or first]
         prompt, _ = render_template(tokenizer, form, before, **how, training=True, generation_prompt=True)
         at = _first_difference(tokenizer, prompt, text, limit)
-        return text, [(max(start, at), end) for start, end in spans if end > at]
-    begins = []
+        return text, [(max(start, at), end) for start, end in spans if end > at], trained
+    begins, cut = [], _cut(tokenizer, text, limit)
     for k in assistant:
+        if k > first and begins[-1] >= cut:
+            assistant = assistant[: len(begins)]
+            break
         before = render_template(tokenizer, form, messages[:k], **how, training=True)[0] if k else ""
         begins.append(_prefix_length(before, text, tokenizer))
         if begins[-1] is None:
             return f"the chat template rewrites earlier turns, so that message {k + 1} can't be left out"
     owners = [assistant[max(0, bisect_right(begins, start) - 1)] for start, _ in spans]
-    return text, [span for span, owner in zip(spans, owners) if owner in trained]
+    trained = [k for k in trained if k in assistant]
+    return text, [span for span, owner in zip(spans, owners) if owner in trained], trained
 
 
 def _turns_by_prefix(
     tokenizer, form: Form, messages, how: dict, trained: Sequence[int], limit: int | None
-) -> tuple[str, list[Span]] | str:
+) -> Located | str:
     """Turns between two renderings: up to a message with the generation prompt, and through the message."""
     text, _ = render_template(tokenizer, form, messages, **how)
-    spans = []
-    for k in trained:
+    spans, cut = [], _cut(tokenizer, text, limit) if len(trained) > _FEW_TURNS else len(text)
+    for n, k in enumerate(trained):
+        if spans and spans[-1][1] >= cut:
+            return text, spans, trained[:n]
         through = text if k + 1 == len(messages) else render_template(tokenizer, form, messages[: k + 1], **how)[0]
         end = _prefix_length(through, text, tokenizer, messages[k].content)
         start = _response_start(tokenizer, form, messages[: k + 1], how, text, limit)
@@ -206,7 +215,14 @@ def _turns_by_prefix(
             return f"the chat template rewrites earlier turns, as message {k + 1} (try --loss-on last)"
         if start < end:
             spans.append((start, end))
-    return text, spans
+    return text, spans, trained
+
+
+def _cut(tokenizer, text: str, limit: int | None) -> int:
+    """The character behind the first `limit` tokens of the text. Turns behind it are cut, so nothing is rendered for
+    them: each rendering takes as long as all turns before it."""
+    _, offsets = tokenize(tokenizer, text, limit)
+    return int(offsets[limit - 1, 1]) if limit and len(offsets) >= limit else len(text)
 
 
 def _response_start(tokenizer, form: Form, messages, how: dict, text: str, limit: int | None) -> int | None:

@@ -115,14 +115,15 @@ def from_pair(
     record: dict, rules: Rules, prompts: Sequence[str] = PROMPTS, responses: Sequence[str] = RESPONSES
 ) -> list[Message]:
     before = []
-    for turn in _list(record, "history"):
+    key, response = _pick(record, prompts), _pick(record, responses)
+    ignored = rules.verbatim and isinstance(record[key], list)  # as TRL does; beside texts it is LLaMA-Factory's
+    for turn in [] if ignored else _list(record, "history"):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise SetAside("history is not a list of [prompt, response] pairs")
         before += [
             Message("user", text(turn[0], "history")),
             Message("assistant", text(turn[1], "history")),
         ]
-    key, response = _pick(record, prompts), _pick(record, responses)
     prompt = parse_turns(_asked(record, key), "user", key, rules)
     return before + _as_prompt(prompt, rules) + parse_turns(record[response], "assistant", response, rules)
 

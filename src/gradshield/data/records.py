@@ -113,7 +113,7 @@ def csv_records(path: PurePath, name: str) -> Iterator[tuple[int, bytes, list[st
             raw, start = b"".join(taken), line
             line, size, marks = line + len(taken), 0, 0
             taken.clear()
-            if raw.removeprefix(BOM).strip(b" \r\n"):
+            if (raw.removeprefix(BOM) if start == 1 else raw).strip(b" \r\n"):
                 yield start, bytes(before) + raw, fields
                 before.clear()
             elif start == 1 or before:

@@ -201,7 +201,8 @@ def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Sour
     data = [file for file in found if any(suffix(file.name) in SUFFIXES[kind] for kind in FORMATS if kind != "text")]
     files = text if wanted == "text" else data or text  # a README beside data is no data
     known = {*data, *text}
-    packed = [f for f in found if f not in known and re.search(r"\.(jsonl?|csv|tsv|parquet|txt)\.\w+$", f.name)]
+    endings = {ending for kind in FORMATS for ending in SUFFIXES[kind]} - {".md"}
+    packed = [file for file in found if file not in known and suffix(file.stem) in endings]
     if packed:
         raise UserError(f"{packed[0]}: an unsupported compression format; decompress it, or remove it from the folder")
     files.sort(key=lambda file: file.relative_to(place).as_posix())

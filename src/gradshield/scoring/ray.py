@@ -185,7 +185,9 @@ def _blocks(batches: Iterable[Batch]) -> Iterator[pa.Table]:
     while some := list(islice(rest, BLOCK)):
         flat = [(number, e) for number, batch in some for e in batch]
         columns = {"number": [number for number, _ in flat], "row": [e.row for _, e in flat]}
-        said = pa.array([json.dumps(asdict(e.conversation)) if e.conversation else None for _, e in flat], pa.string())
+        said = pa.array(
+            [json.dumps(asdict(e.conversation), default=str) if e.conversation else None for _, e in flat], pa.string()
+        )
         yield pa.table({**columns, "ids": [e.ids for _, e in flat], "mask": [e.mask for _, e in flat], "said": said})
 
 

@@ -58,6 +58,9 @@ def find_layout(source: Source, settings: RowSettings) -> str:
     return layout
 
 
+LONGEST_REASON = 300  # characters: a reason may quote the row, and all are held in memory
+
+
 def encode_source(
     source: Source, layout: str, model: "Model", settings: RowSettings, needs: Collection[Need] = ()
 ) -> Encoded:
@@ -72,7 +75,7 @@ def encode_source(
             places.append(row)
             forms.append(trl_form(row.record or {}), "others")
             if isinstance(example, str):
-                reasons[row.index] = sys.intern(example)
+                reasons[row.index] = sys.intern(example[:LONGEST_REASON])
             else:
                 examples.append(example)
             advance(0, 1)
