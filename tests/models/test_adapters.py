@@ -186,13 +186,31 @@ def test_a_base_of_a_name_too_long_for_a_path_is_one_line(adapter):
         load_model(str(adapter), device="cpu")
 
 
-@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern"])
-def test_a_regular_expression_that_does_not_end_is_stopped_and_named(adapter, monkeypatch, key):
+ENDLESS = "([a-z_.0-9]+)+!"
+WITHOUT_PREFIX = rf"^(?!base_model){ENDLESS}"  # PEFT tries it on the names that the base model has
+AFTER_A_FIT = rf"(?:{ENDLESS}|q_proj|lora_A)"  # ends where what stands before the last dot is left out
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *({key: each} for key in ("target_modules", "exclude_modules") for each in (ENDLESS, WITHOUT_PREFIX)),
+        {"target_modules": AFTER_A_FIT},
+        {"target_modules": f"(?i){ENDLESS}"},
+        {"rank_pattern": {ENDLESS: 4}},
+        {"rank_pattern": {WITHOUT_PREFIX: 4}},
+        {"modules_to_save": [ENDLESS]},
+        {"layers_to_transform": [0], "layers_pattern": [ENDLESS]},
+        {"layers_to_transform": [0], "layers_pattern": ENDLESS},
+        {"peft_type": "IA3", "feedforward_modules": ENDLESS},
+        {"peft_type": "FOURIERFT", "n_frequency_pattern": {ENDLESS: 4}},
+    ],
+    ids=str,
+)
+def test_a_regular_expression_that_does_not_end_is_stopped_and_named(adapter, monkeypatch, value):
     monkeypatch.setattr("gradshield.models.adapters.LIMIT", 0.2)
-    endless = "([a-z_.0-9]+)+!"
-    value = {endless: 4} if key == "rank_pattern" else endless
-    edit(adapter / "adapter_config.json", lambda config: config | {key: value})
-    refused(adapter, endless, "does not end within 0.2 s")
+    edit(adapter / "adapter_config.json", lambda config: config | value)
+    refused(adapter, ENDLESS, "does not end within 0.2 s")
 
 
 def test_a_config_can_make_peft_import_nothing(adapter):
@@ -243,7 +261,69 @@ def test_the_template_or_tokenizer_at_fault_is_named_not_the_base_model(adapter,
 def test_a_rank_beyond_its_tensors_is_refused_before_memory_is_taken(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 10**9}))
-    refused(adapter, "its rank fits no tensor")
+    refused(adapter, "its r of 1000000000 fits no tensor of adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("LORA", "rank_pattern", {"q_proj": 10**9}),
+        ("ADALORA", "init_r", 3 * 10**6),
+        ("LILY", "num_B", 10**8),
+        ("UNILORA", "theta_d_length", 10**10),
+        ("TINYLORA", "u", 10**9),
+        ("POLY", "n_skills", 10**9),
+        ("PEANUT", "depth", 10**7),
+        ("OFT", "num_cayley_neumann_terms", 10**9),
+    ],
+)
+def test_a_number_of_an_adapters_config_beyond_its_tensors_is_refused(adapter, kind, key, value):
+    edit(adapter / "adapter_config.json", lambda config: config | {"peft_type": kind, key: value})
+    refused(adapter, f"its {key} of ", "fits no tensor of adapter_model.safetensors")
+
+
+def test_a_list_of_an_adapters_config_longer_than_the_vocabulary_is_refused(adapter):
+    many = {"trainable_token_indices": list(range(261)) * 20}
+    edit(adapter / "adapter_config.json", lambda config: config | many)
+    refused(adapter, "its trainable_token_indices has 5,220 entries, the model a vocabulary of 261")
+
+
+def test_numbers_of_a_config_that_are_no_sizes_are_free(adapter):
+    expected = logits(load_model(str(adapter), device="cpu").net)
+    free = {"layers_to_transform": [0, 1, 2, 10**9], "num_parameters": 10**10, "alora_invocation_tokens": None}
+    edit(adapter / "adapter_config.json", lambda config: config | free)
+    assert torch.equal(logits(load_model(str(adapter), device="cpu").net), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Adamss", {}),
+        ("AdaLora", {"total_step": 10**6, "tinit": 5000, "tfinal": 5000, "init_r": 8}),
+        ("Vera", {"projection_prng_key": 2**30}),
+        ("TinyLora", {}),
+        ("UniLora", {"proj_seed": 10**6}),
+        ("FourierFT", {"random_loc_seed": 10**6}),
+        ("Peanut", {}),
+        ("OFT", {"oft_block_size": 4}),
+        ("LoHa", {}),
+        ("LoKr", {}),
+        ("HRA", {}),
+        ("IA3", {"feedforward_modules": []}),
+    ],
+)
+def test_other_kinds_of_adapters_with_usual_settings_are_what_peft_makes_of_them(tiny_folder, tmp_path, kind, options):
+    import peft
+
+    if not hasattr(peft, f"{kind}Config"):
+        pytest.skip(f"this version of PEFT has no {kind}")
+    torch.manual_seed(1)
+    config = getattr(peft, f"{kind}Config")(task_type="CAUSAL_LM", target_modules=["q_proj"], **options)
+    net = get_peft_model(tiny_net(tiny_tokenizer()), config)
+    net.peft_config["default"].base_model_name_or_path = tiny_folder
+    net.save_pretrained(tmp_path / "adapter")
+    found = load_model(str(tmp_path / "adapter"), device="cpu")
+    assert torch.allclose(logits(found.net), unmerged(tmp_path / "adapter"), atol=1e-4)
 
 
 def test_an_adapter_of_whole_numbers_is_refused_and_not_rounded(adapter):

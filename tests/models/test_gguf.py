@@ -135,6 +135,7 @@ def test_what_lies_beside_a_gguf_changes_nothing(tmp_path, tiny_folder, with_con
 
 TINY = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 2}
 EPSILON, RMS = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
+SCALES = ("attention.scale", "logit_scale", "residual_scale", "embedding_scale", "expert_weights_scale")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,11 @@ EPSILON, RMS = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon
             {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "attention.key_length": 256},
             {"attn_logit_softcapping": 20.0, "final_logit_softcapping": 15.0, "attention.key_length": 128},
         ),
+        ("llama", {"attention.scale": 8**-0.5, "expert_weights_scale": 1.0}, dict.fromkeys(SCALES, 0.3)),
+        ("llama", {"attention.causal": True}, {"attention.causal": False, "attention.max_alibi_bias": 8.0}),
+        ("llama", {"attention.clamp_kqv": 0.0, "logit_scale": 0.0}, {"attention.clamp_kqv": 0.1}),
+        ("bloom", {"attention.max_alibi_bias": 8.0}, {"attention.max_alibi_bias": 4.0}),
+        ("mamba", {"ssm.dt_b_c_rms": False}, {"ssm.dt_b_c_rms": True}),
         ("gemma3_text", {"rope.freq_base": 1e6, RMS: 1e-6}, {"rope.freq_base": 5e5, "final_logit_softcapping": 30.0}),
     ],
 )
@@ -162,7 +168,7 @@ def test_a_value_of_a_gguf_that_transformers_ignores_is_refused(tmp_path, kind, 
         architecture = kind.removesuffix("_text")
         writer = GGUFWriter(tmp_path / "model.gguf", architecture)
         for key, value in values.items():
-            add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+            add = {float: writer.add_float32, bool: writer.add_bool}.get(type(value), writer.add_uint32)
             add(f"{architecture}.{key}", value)
         writer.add_tensor("output.weight", torch.ones(2, 2).numpy())
         for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):

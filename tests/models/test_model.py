@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import random_examples
+from conftest import random_examples, refused
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from gradshield.base.errors import UserError
-from gradshield.base.settings import FinetuneSettings
-from gradshield.models.load import load_model, parked_on_cpu
+from gradshield.base.settings import FinetuneSettings, ModelSettings
+from gradshield.models.load import Model, load_model, parked_on_cpu
+from gradshield.models.on_disk import disk_fingerprint
 from gradshield.training.finetune import finetune
 
 FAST = FinetuneSettings(learning_rate=1e-2, epochs=1, batch=4)
@@ -116,7 +120,7 @@ def test_an_adapter_whose_weights_fit_nowhere_is_refused(tiny_folder, lower):
 
 @pytest.mark.parametrize("kind", ["IA3", "LoRA of the embedding"])
 def test_an_adapter_of_whole_numbers_is_named_and_not_rounded(tiny_folder, tmp_path, kind):
-    from peft import IA3Config, LoraConfig, get_peft_model
+    from peft import IA3Config
 
     ia3 = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
     lora = LoraConfig(target_modules=["embed_tokens"], task_type="CAUSAL_LM", init_lora_weights=False)
@@ -145,6 +149,35 @@ def test_torn_files_and_odd_names_are_one_line(tiny_folder, lower, tmp_path):
     (Path(lower) / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match=r"adapter_config\.json: can't be read"):
         load_model(lower)
+
+
+@pytest.mark.parametrize("name", ["bpe.codes", "source.spm", "prophetnet.tokenizer"])
+def test_a_slow_tokenizers_files_are_part_of_the_fingerprints(tiny_folder, tmp_path, name):
+    folder, found = Path(shutil.copytree(tiny_folder, tmp_path / "model")), set()
+    for text in ("a b", "a c"):
+        (folder / name).write_text(text)
+        found |= {load_model(str(folder)).fingerprint, disk_fingerprint(ModelSettings(model=str(folder)))}
+    assert len(found) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the file is Linux's")
+def test_a_text_that_can_not_be_read_is_one_line(tiny_folder, tmp_path):
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (folder / "README.txt").symlink_to("/proc/self/mem")
+    refused(folder, f"{folder / 'README.txt'}: can't be read")
+
+
+@torch.no_grad()
+def test_the_layers_are_the_decoders_where_an_image_encoder_has_more():
+    width = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    text = width | {"vocab_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8}
+    vision = width | {"num_hidden_layers": 5, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=7)
+    net = AutoModelForCausalLM.from_config(config)
+    layers = Model("m", net, None, "m").layers
+    assert len(layers) == 2 and all("vision" not in type(layer).__name__.lower() for layer in layers)
+    wrapped = get_peft_model(net, LoraConfig(target_modules=r".*language_model.*q_proj"))
+    assert Model("m", wrapped, None, "m").layers == layers
 
 
 def test_a_model_is_set_aside_where_it_can_be_moved():

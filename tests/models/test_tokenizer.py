@@ -61,11 +61,35 @@ def test_too_few_positions_are_one_line(folder):
         (CHATML.replace("m.content", "m.content[::-1]"), "leaves out the request"),
         (CHATML + "{{ '\\ud800' }}", "writes half a surrogate pair"),
         ("{{ 'x' * 5000000 }}" + CHATML, "characters for two short turns"),
+        (CHATML + "{{ ['a', 'b'] | random }}", "draws at random (random)"),
+        (CHATML + "{% if messages | length > 99 %}{{ ['ab'] | map('random') | join }}{% endif %}", "(random)"),
+        (CHATML + "{{ lipsum() }}", "draws at random (lipsum)"),
     ],
 )
 def test_a_template_that_does_not_say_both_turns_in_order_is_one_line(folder, template, why):
     (folder / "chat_template.jinja").write_text(template)
     refused(folder, why)
+
+
+def test_a_template_may_say_random(folder):
+    (folder / "chat_template.jinja").write_text("{% set random = ['random'] | first %}random {{ random }}" + CHATML)
+    load_model(str(folder), device="cpu")
+
+
+def test_half_a_surrogate_pair_in_a_template_is_one_line(folder):
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    edit(folder / "tokenizer_config.json", lambda config: config | {"chat_template": CHATML + "{# \ud800 #}"})
+    refused(folder, "the chat template of", "holds half a surrogate pair", "--chat-template")
+
+
+def test_a_tokenizer_that_draws_at_random_is_one_line(folder):
+    def dropout(share: float):
+        return lambda content: content | {"model": content["model"] | {"dropout": share}}
+
+    edit(folder / "tokenizer.json", dropout(0.0))
+    load_model(str(folder), device="cpu")
+    edit(folder / "tokenizer.json", dropout(0.5))
+    refused(folder, f"the tokenizer of {folder} draws at random", "set dropout to null")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,16 @@ from gradshield.models.files import Shapes, read_config, refuse_numbers, shapes_
 from gradshield.models.network import check_finite, quiet_loading
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PATTERNS = ("rank_pattern", "alpha_pattern", "layers_pattern")  # whose texts, or keys, are regular expressions
+_PATTERNS = (  # keys of a config, and how PEFT tries the regular expressions there on a module's name
+    ("(target|exclude|feedforward)_modules", re.fullmatch, "{}"),
+    ("modules_to_save", re.match, r"(^|.*\.){}($|\..*)"),
+    ("layers_pattern", re.match, r"(?:^|.*?\.){}\.(?P<idx>\d+)\."),
+    (r"\w+_pattern", re.match, r"(.*\.)?({})$"),
+    (r"\w+_pattern", re.match, r".*\.{}$"),
+    (r"\w+_pattern", re.search, "{}"),
+)
+_FREE = "seed|prng|step|warmup|interval|tinit|tfinal|deltaT|alpha|lambda|token|layers_to_transform"  # take no memory
+_ANY_SIZE = 1024  # a size up to which a config's numbers need no tensor that large
 
 
 def base_of(folder: Path) -> str:
@@ -38,7 +47,8 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
         raise UserError(f"{what}: no {WEIGHTS} in it (pickled adapters are not read)")
     shapes = shapes_of(folder / WEIGHTS)
     refuse_numbers([folder / WEIGHTS], lambda name: bool(re.search(r"_(indices|size)(\.|$)", name)))
-    config = _config(what, folder, shapes)
+    config = _config(what, folder)
+    _check_sizes(folder / CONFIG, config, shapes, int(net.get_input_embeddings().weight.shape[0]))
     _check_patterns(what, net, config)
     touched, tied = _embeddings(what, net, shapes), _tied(net)
     if touched and tied and config.get("ensure_weight_tying"):
@@ -87,8 +97,8 @@ def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
     return merged
 
 
-def _config(what: str, folder: Path, shapes: Shapes) -> dict[str, Any]:
-    """The adapter's config. Raises UserError for one whose effect is not in the weights, or too large for its file."""
+def _config(what: str, folder: Path) -> dict[str, Any]:
+    """The keys of the adapter's config that PEFT reads. Raises UserError for one whose effect is not in the weights."""
     with quiet_loading():  # bitsandbytes prints a notice when PEFT imports it
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
         from peft.utils.peft_types import PeftType
@@ -112,28 +122,42 @@ def _config(what: str, folder: Path, shapes: Shapes) -> dict[str, Any]:
         )
     if config.get("megatron_config"):
         raise UserError(f"{folder / CONFIG}: megatron_config names a module to import; remove it")
-    patterns = config.get("rank_pattern")
-    ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [])]
-    largest = max((max(shape, default=1) for shape in shapes.values()), default=0)
-    if any(isinstance(rank, int) and rank > largest for rank in ranks):
-        raise UserError(f"{folder / CONFIG}: its rank fits no tensor of {WEIGHTS}")
-    return config
+    return {key: value for key, value in config.items() if key in known.__dataclass_fields__}
+
+
+def _check_sizes(file: Path, config: dict[str, Any], shapes: Shapes, rows: int) -> None:
+    """Raises UserError for a number or a list in the config that is larger than any tensor that it could be for, or
+    than the vocabulary's `rows`: PEFT makes what the config says before it looks at the tensors."""
+    largest = max([_ANY_SIZE, *(size for shape in shapes.values() for size in shape)])
+    pending = list(config.items())
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, dict | list):
+            if len(value) > max(largest, rows):
+                raise UserError(f"{file}: its {key} has {len(value):,} entries, the model a vocabulary of {rows:,}")
+            pending += [(key, each) for each in (value.values() if isinstance(value, dict) else value)]
+        elif isinstance(value, int) and value > largest and not re.search(_FREE, key):
+            raise UserError(f"{file}: its {key} of {shown([str(value)])} fits no tensor of {WEIGHTS}; save it again")
 
 
 def _check_patterns(what: str, net: Any, config: dict[str, Any]) -> None:
     """Raises UserError for a regular expression that does not end on the names of this network's modules."""
-    given = [config.get(key) for key in _PATTERNS]
-    patterns = {p for each in given for p in (each if isinstance(each, dict | list) else [each]) if isinstance(p, str)}
-    patterns |= {p for p in (config.get("target_modules"), config.get("exclude_modules")) if isinstance(p, str)}
-    for pattern in sorted(patterns):
-        try:
-            with time_limit(LIMIT):
-                for name, _ in net.named_modules():
-                    re.match(rf"(.*\.)?({pattern})$", f"base_model.model.{name}")
-        except TimeoutError as error:
-            raise UserError(f"{what}: the regular expression {shown([pattern])} in its config: {error}") from None
-        except (re.error, RecursionError, OverflowError):
-            continue  # PEFT says what is wrong with it
+    names = [prefix + name for prefix in ("", "base_model.model.") for name, _ in net.named_modules()]
+    for keys, match, form in _PATTERNS:
+        given = [value for key, value in config.items() if re.fullmatch(keys, key)]
+        if match is re.fullmatch:  # lists hold plain names
+            given = [value for value in given if isinstance(value, str)]
+        patterns = {p for each in given for p in (each if isinstance(each, dict | list) else [each])}
+        for pattern in sorted(p for p in patterns if isinstance(p, str)):
+            whole = form.format(pattern)
+            try:
+                with time_limit(LIMIT):
+                    for name in names:
+                        match(whole, name)
+            except TimeoutError as error:
+                raise UserError(f"{what}: the regular expression {shown([pattern])} in its config: {error}") from None
+            except (re.error, RecursionError, OverflowError):
+                continue  # PEFT says what is wrong with it
 
 
 def _embeddings(what: str, net: Any, shapes: Shapes) -> list[str]:

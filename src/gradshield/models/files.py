@@ -17,7 +17,10 @@ from gradshield.base.errors import UserError, first_line
 Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 TEMPLATES = "additional_chat_templates"
-TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", f"{TEMPLATES}/*.jinja")  # configs and tokenizers
+TEXTS = (  # configs and tokenizers
+    *("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.codes", "*.tokenizer"),
+    f"{TEMPLATES}/*.jinja",
+)
 MAX_TEXT = 64_000_000  # bytes of a config or a tokenizer; parsed, they take up to twenty times as much
 _SHOWN = 3  # tensors that an error names
 _OTHERS = {  # what is found under a safetensors name, by its first bytes

@@ -170,7 +170,14 @@ def refuse_ignored(net: Any, path: Path) -> None:
         "attn_logit_softcapping": [getattr(config, "attn_logit_softcapping", None) or 0],
         "final_logit_softcapping": [getattr(config, "final_logit_softcapping", None) or 0],
         "attention.key_length": [getattr(config, "query_pre_attn_scalar", None)],
+        "attention.scale": [*(getattr(module, "scaling", None) for module in net.modules()), 0],
+        "attention.max_alibi_bias": [8 if config.model_type == "bloom" else 0],
+        "attention.clamp_kqv": [0],
+        "ssm.dt_b_c_rms": [0],
+        **{key: [1] for key in ("logit_scale", "residual_scale", "embedding_scale", "expert_weights_scale")},
     }
+    if not values.get(f"{architecture}.attention.causal", True):
+        raise _ignored(path, f"{architecture}.attention.causal = false")
     if (architecture, config.num_hidden_layers) in (("gemma2", 46), ("gemma3", 62)):
         # llama.cpp scales attention in these two by the width per head, in others by a key's length.
         if config.query_pre_attn_scalar != config.hidden_size / config.num_attention_heads:

@@ -59,10 +59,15 @@ class Model:
 
     @cached_property
     def layers(self) -> tuple[nn.Module, ...]:
-        """The decoder blocks, first to last: the longest ModuleList of the network that is not within another one."""
-        lists = {name: m for name, m in self.net.named_modules() if isinstance(m, nn.ModuleList)}
-        outer = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
-        return tuple(max(outer, key=len)) if outer else ()
+        """The decoder blocks, first to last: the longest ModuleList that is not within another one, of the decoder (an
+        image encoder may have more layers) or, where that has none, of the network."""
+        decoder = self.net.get_decoder() if hasattr(self.net, "get_decoder") else None
+        for root in (decoder, self.net) if isinstance(decoder, nn.Module) else (self.net,):
+            lists = {name: m for name, m in root.named_modules() if isinstance(m, nn.ModuleList)}
+            outer = [m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+            if outer:
+                return tuple(max(outer, key=len))
+        return ()
 
     @cached_property
     def linears(self) -> dict[str, nn.Module | Expert]:

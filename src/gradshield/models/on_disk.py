@@ -17,7 +17,10 @@ EMBEDDED = "embedded"  # SmolLM2-135M-Instruct with our alignment adapter
 EMBEDDED_BASE = "embedded-unaligned"  # the same without the adapter
 EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ADAPTER = Path(__file__).parents[1] / "assets" / "alignment-adapter"
-_READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "additional_chat_templates/*")
+_READ = (
+    *("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.codes", "*.tokenizer"),
+    *("*.py", "additional_chat_templates/*"),
+)
 _HASHES = "hashes.json"  # checksums of files that have not changed since
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,7 +78,8 @@ def load_tokenizer(
 def read_tokenizer(what: str, source: dict[str, Any]) -> Any:
     """The tokenizer that `source` (the keywords of from_pretrained) names. Its tokenizer.json is tried first.
 
-    Raises UserError where it can't be loaded, does not end, or names another file, which nothing has tried.
+    Raises UserError where it can't be loaded, does not end, draws at random, or names another file, which nothing has
+    tried.
     """
     from transformers import AutoTokenizer
 
@@ -89,7 +91,7 @@ def read_tokenizer(what: str, source: dict[str, Any]) -> Any:
         _check_ends(what, str(own), own.stat().st_mtime_ns, (), "{}")
     try:
         with quiet_loading():
-            return AutoTokenizer.from_pretrained(**{"trust_remote_code": False, **source})
+            tokenizer = AutoTokenizer.from_pretrained(**{"trust_remote_code": False, **source})
     except Exception as error:  # what a file says can make any of transformers' lines fail
         kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
         raise UserError(f"{what} can't be loaded: {kind}{first_line(error)}") from error
@@ -97,15 +99,20 @@ def read_tokenizer(what: str, source: dict[str, Any]) -> Any:
         if type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{what} can't be loaded: {first_line(error)}") from None
+    if getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "dropout", None):
+        raise UserError(f"{what} draws at random how it reads a text (BPE dropout); set dropout to null in its model")
+    return tokenizer
 
 
 def _templates(what: str, tokenizer: Any) -> tuple[str, ...]:
-    """The tokenizer's chat templates. Raises UserError for one that is no text, or blank."""
+    """The tokenizer's chat templates. Raises UserError for one that is no text, blank, or no Unicode."""
     templates = tokenizer.chat_template
     texts = templates.values() if isinstance(templates, dict) else () if templates is None else (templates,)
     if wrong := [each for each in texts if not isinstance(each, str) or not each.strip()]:
         kind = "empty" if isinstance(wrong[0], str) else f"{str(wrong[0])[:40]!r}, not a text"
         raise UserError(f"{what} is {kind}; pass another with --chat-template")
+    if any(re.search("[\ud800-\udfff]", each) for each in texts):
+        raise UserError(f"{what} holds half a surrogate pair, which is no text; pass another with --chat-template")
     return tuple(texts)
 
 

@@ -67,6 +67,13 @@ def try_template(template: str, variables: dict[str, Any]) -> None:
     )
     environment.filters["tojson"] = lambda value, **_: json.dumps(value)
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    tree = environment.parse(template)
+    filters = list(tree.find_all(nodes.Filter))
+    used = {each.name for each in filters}
+    used |= {text.value for each in filters if each.name == "map" for text in each.find_all(nodes.Const)}
+    used |= {each.name for each in tree.find_all(nodes.Name) if each.name == "lipsum"}
+    if drawn := used & {"random", "lipsum"}:
+        raise jinja2.TemplateError(f"it draws at random ({drawn.pop()}), so a row never reads the same; remove that")
     turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
     compiled = environment.from_string(template)
