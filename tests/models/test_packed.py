@@ -49,6 +49,41 @@ def test_an_expert_that_is_missing_or_of_another_shape_is_named(mixtral, tmp_pat
     refused(other, f"{W1} is [63, 32] in its files and [64, 32] for the other experts")
 
 
+def test_experts_with_a_gap_in_their_numbers_are_not_stacked(mixtral, tmp_path):
+    for number in ("7", "02"):
+        to = W1.replace(".2.w1.weight", f".{number}.")
+        renamed = changed(
+            mixtral, tmp_path / number, lambda ts, to=to: {k.replace(W1[:-9], to): t for k, t in ts.items()}
+        )
+        refused(renamed, f"its files lack {W1}")
+    extra = {W1.replace(".2.", ".9."): torch.zeros(64, 32)}
+    refused(changed(mixtral, tmp_path / "extra", lambda ts: ts | extra), "its files lack ", "experts.4.w1.weight")
+
+
+def test_a_gate_and_its_up_projection_of_two_shapes_are_not_joined(mixtral, tmp_path):
+    def change(tensors):
+        first, third = ({k: t for k, t in tensors.items() if k.endswith(f"{w}.weight")} for w in ("w1", "w3"))
+        shorter, longer = {k: t[:-1] for k, t in first.items()}, {k: torch.cat([t, t[:1]]) for k, t in third.items()}
+        return tensors | shorter | longer
+
+    refused(changed(mixtral, tmp_path / "m", change), "0.w1.weight is [63, 32] and ", "0.w3.weight is [65, 32]")
+
+
+@pytest.mark.parametrize(
+    ("more", "shape"),
+    [
+        ("model.layers.1.mlp.gate.weight", (4, 32)),
+        ("layers.1.block_sparse_moe.gate.weight", (4, 32)),
+        ("model.layers.1.mlp.experts.gate_up_proj", (4, 128, 32)),
+        ("layers.1.block_sparse_moe.experts.2.w1.weight", (64, 32)),
+        ("model.layers.1.mlp.experts.2.w1.weight", (64, 32)),
+    ],
+)
+def test_an_expert_or_a_router_that_is_there_twice_is_an_error_that_names_both(mixtral, tmp_path, more, shape):
+    folder = changed(mixtral, tmp_path / "m", lambda ts: ts | {more: torch.randn(shape)})
+    refused(folder, more, "model.layers.1.block_sparse_moe.", "which are one weight of a MixtralForCausalLM")
+
+
 def eighths(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The projections as 8-bit floats, with a scale for each 16 × 16 block."""
     found = {}
@@ -88,6 +123,29 @@ def test_8_bit_floats_without_their_scales_are_refused(request, tmp_path, kind, 
             refused(folder, "model.norm.weight", "not floating point")
         else:
             refused(folder, "its files lack model.layers.", "_scale_inv")
+
+
+def test_whole_numbers_under_a_config_of_8_bit_floats_are_not_rounded(mixtral, tmp_path):
+    said = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
+    for name in (W1, "model.layers.1.block_sparse_moe.gate.weight"):
+        folder = changed(mixtral, tmp_path / name, lambda ts, name=name: ts | {name: (ts[name] * 50).to(torch.int8)})
+        edit(folder / "config.json", lambda config: config | {"quantization_config": said})
+        refused(folder, name, "is I8, not floating point")
+
+
+def test_experts_of_4_bit_floats_in_bytes_load(mixtral, tmp_path):
+    def change(tensors):
+        found = dict(tensors)
+        for name in (n for n in tensors if ".experts." in n):
+            rows, columns = tensors[name].shape
+            found[name] = torch.randint(-128, 128, (rows, columns // 2), dtype=torch.int8)
+            found[f"{name}_scale_inv"] = torch.full((rows, columns // 32), 125, dtype=torch.uint8)
+        return found
+
+    folder = changed(mixtral, tmp_path / "m", change)
+    edit(folder / "config.json", lambda config: config | {"quantization_config": {"quant_method": "fp8"}})
+    weight = load_model(str(folder), device="cpu").net.model.layers[1].mlp.experts.down_proj
+    assert weight.shape == (4, 32, 64) and weight.abs().max() == 6 / 4
 
 
 def test_8_bit_floats_are_tried_for_nan(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from conftest import refused
 from safetensors.torch import load_file, save_file
 from torture.changes import PICKLE, edit
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from gradshield.base.errors import UserError
 from gradshield.models.load import load_model
@@ -63,6 +64,16 @@ def test_a_tensor_of_another_shape_is_an_error_that_names_both(folder):
     refused(folder, "model.norm.weight is [31] in its files and [32] by its config")
 
 
+@pytest.mark.parametrize("name", ["norm.weight", "layers.1.mlp.up_proj.weight", "embed_tokens.weight"])
+def test_one_weight_under_two_names_is_an_error_that_names_both(folder, name):
+    rewrite(folder, lambda tensors: tensors | {name: torch.randn_like(tensors[f"model.{name}"])})
+    refused(folder, f" {name}", f" model.{name}", "which are one weight of a LlamaForCausalLM")
+    rewrite(folder, lambda tensors: {key.removeprefix("model."): t for key, t in tensors.items() if key != name})
+    load_model(str(folder), device="cpu")
+    rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors["embed_tokens.weight"].clone()})
+    load_model(str(folder), device="cpu")
+
+
 LAYER = "model.layers.0.self_attn.rotary_emb.inv_freq"
 FREQUENCIES = 10000 ** -(torch.arange(4) / 4)
 
@@ -98,6 +109,11 @@ def test_a_config_beyond_its_files_is_refused_before_memory_is_taken(folder):
 def test_a_count_that_fills_the_memory_when_the_config_is_read_is_refused(folder, count):
     edit(folder / "config.json", lambda config: config | count | {"model_type": "qwen2"})
     refused(folder, "in its config.json is 1000000000")
+
+
+def test_a_million_names_of_labels_are_refused(folder):
+    edit(folder / "config.json", lambda config: config | {"id2label": dict.fromkeys(range(1_000_001), "x")})
+    refused(folder, "id2label in its config.json holds 1000001; no model has so many")
 
 
 def test_a_config_that_no_answer_can_be_generated_with_is_one_line(folder):
@@ -141,6 +157,28 @@ def test_infinities_of_both_signs_are_found_and_a_sum_that_overflows_is_none(dty
             net["small"][: len(values)] = torch.tensor(values, dtype=dtype)
         with pytest.raises(UserError, match="it: small holds NaN or infinity"):
             check_finite("it", net)
+
+
+def test_a_buffer_that_is_not_finite_is_named():
+    net = torch.nn.Module()
+    net.register_buffer("bias", torch.ones(3))
+    check_finite("it", net)
+    net.register_buffer("bias", torch.tensor([1, float("inf"), 1]))
+    with pytest.raises(UserError, match="it: bias holds NaN or infinity"):
+        check_finite("it", net)
+
+
+def test_a_model_that_looks_ahead_is_not_causal(folder, tmp_path):
+    edit(folder / "config.json", lambda config: config | {"is_causal": False})
+    refused(folder, "not a causal language model (a later token changes what is predicted before it)")
+    sizes = {"vocab_size": 261, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    for decoder in (True, False):
+        shutil.copytree(folder, tmp_path / "bert", dirs_exist_ok=True)
+        config = AutoConfig.for_model("bert", num_attention_heads=4, is_decoder=decoder, **sizes)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "bert")
+        if decoder:
+            load_model(str(tmp_path / "bert"), device="cpu")
+    refused(tmp_path / "bert", "not a causal language model")
 
 
 def test_logits_that_are_nan_are_said_and_not_called_unaligned(folder):
@@ -277,10 +315,11 @@ def test_a_config_may_not_name_kernels_to_be_downloaded(folder, key, value):
     refused(folder, "names a repository of kernels")
 
 
+@pytest.mark.parametrize("kind", ["flex_attention", "paged|eager"])
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_attention_that_is_compiled_is_computed_plainly_so_that_it_is_quick_and_has_gradients(folder, key):
+def test_attention_that_is_compiled_or_paged_is_computed_plainly(folder, key, kind):
     plain = load_model(str(folder), device="cpu")
-    edit(folder / "config.json", lambda config: config | {key: "flex_attention"})
+    edit(folder / "config.json", lambda config: config | {key: kind})
     model = load_model(str(folder), device="cpu")
     ids = torch.arange(12)[None]
     assert torch.equal(model.net(ids).logits, plain.net(ids).logits)
@@ -297,6 +336,12 @@ def test_plain_weights_under_a_config_of_bitsandbytes_are_one_line(folder, bits)
     said = {"quant_method": "bitsandbytes", bits: True}
     edit(folder / "config.json", lambda config: config | {"quantization_config": said})
     refused(folder, "bitsandbytes quantised the weights, but they are not", "--quantize 4bit")
+
+
+def test_a_config_that_rounds_the_weights_as_they_load_is_refused(folder):
+    said = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    edit(folder / "config.json", lambda config: config | {"quantization_config": said})
+    refused(folder, "weights are to be rounded as they load", "remove quantization_config")
 
 
 def test_a_generation_config_that_is_torn_is_an_error_and_not_left_out(folder):

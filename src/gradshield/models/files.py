@@ -23,6 +23,7 @@ TEXTS = (  # configs and tokenizers
 )
 MAX_TEXT = 64_000_000  # bytes of a config or a tokenizer; parsed, they take up to twenty times as much
 _SHOWN = 3  # tensors that an error names
+_JOINED = (("w1", "w3"), ("fc1", "fc3"), ("gate_proj", "up_proj"))  # the two that are one weight of a stacked expert
 _OTHERS = {  # what is found under a safetensors name, by its first bytes
     b"PK\x03\x04": "a zip archive, as torch.save writes it; pickles are never read",
     b"\x80": "a pickle; pickles are never read",
@@ -204,18 +205,30 @@ def check_scales(name: str, files: dict[Path, Shapes], config: dict[str, Any]) -
 
 
 def odd_expert(shapes: Shapes) -> str | None:
-    """What is wrong with an expert's tensors: one that the other experts have is missing, or has another shape."""
-    found = {m.groups(): shapes[m[0]] for name in shapes if (m := re.fullmatch(r"(.*\.experts)\.(\d+)\.(.*)", name))}
-    layers, numbers, parts = (sorted(set(each)) for each in zip(*found)) if found else ((), (), ())
-    for layer, part, number in product(layers, parts, numbers):
-        if (layer, number, part) not in found:
-            return f"its files lack {shown([f'{layer}.{number}.{part}'])}; download it again"
-    for part in parts:
-        of_part = {key: shape for key, shape in found.items() if key[2] == part}
-        usual, _ = Counter(of_part.values()).most_common(1)[0]
-        for key, shape in of_part.items():
-            if shape != usual:
-                return f"{shown(['.'.join(key)])} is {list(shape)} in its files and {list(usual)} for the other experts"
+    """What is wrong with the tensors of a layer's experts, which are stacked in the order of their numbers: one is
+    missing, the numbers are not 0, 1, 2 …, or one has another shape than the others or than the gate that it is joined
+    to."""
+    layers: dict[str, dict[tuple[str, str], tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        if m := re.fullmatch(r"(.*\.experts)\.(\d+)\.(.*)", name):
+            layers.setdefault(m[1], {})[m[2], m[3]] = shape
+    for layer, found in layers.items():
+        numbers, parts = (sorted(set(each)) for each in zip(*found))
+        for part, number in product(parts, sorted({*numbers, *map(str, range(len(numbers)))})):
+            if (number, part) not in found:
+                return f"its files lack {shown([f'{layer}.{number}.{part}'])}; download it again"
+        for part in parts:
+            of_part = {number: found[number, part] for number in numbers}
+            usual, _ = Counter(of_part.values()).most_common(1)[0]
+            for number, shape in of_part.items():
+                if shape != usual:
+                    name = shown([f"{layer}.{number}.{part}"])
+                    return f"{name} is {list(shape)} in its files and {list(usual)} for the other experts"
+        for part, (gate, up) in product(parts, _JOINED):
+            other = part.replace(gate, up)
+            if other in parts and found["0", part] != found["0", other]:
+                first, second = (f"{shown([f'{layer}.0.{p}'])} is {list(found['0', p])}" for p in (part, other))
+                return f"{first} and {second} in its files, but the two must be alike; download it again"
     return None
 
 

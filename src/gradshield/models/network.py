@@ -18,7 +18,16 @@ import torch
 from safetensors import safe_open
 
 from gradshield.base.errors import UserError, first_line, out_of_memory
-from gradshield.models.files import Shapes, check_scales, odd_expert, read_config, refuse_numbers, shown, weight_files
+from gradshield.models.files import (
+    Shapes,
+    check_scales,
+    odd_expert,
+    read_config,
+    refuse_numbers,
+    shapes_of,
+    shown,
+    weight_files,
+)
 from gradshield.models.gguf import ROPE_FACTORS
 
 _EXTRA_ELEMENTS = 2**24  # elements that a config may describe beyond twice those in the files
@@ -63,7 +72,7 @@ def load_net(
     try:
         with quiet_loading():
             config = _check_described(name, source, shapes)
-            if _compiles_attention(config):
+            if _replaced_attention(config):
                 config._attn_implementation = None  # the default of its kind, here and in its parts
                 kwargs["config"] = config
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -73,8 +82,7 @@ def load_net(
     except UserError:
         raise
     except Exception as error:  # what a file says can make any of transformers' lines fail
-        odd = odd_expert(shapes) if "automatic conversion" in str(error) else None  # which transformers doesn't name
-        raise UserError(f"model {name}: {odd}" if odd else _why(f"model {name}", error)) from error
+        raise UserError(_why(f"model {name}", error)) from error
     check_complete(name, net, info)
     for module in net.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):  # of bitsandbytes, whose quick way has no gradient
@@ -123,10 +131,11 @@ def _quantization(quantize: str, device: str) -> Any:
     )
 
 
-def _compiles_attention(config: Any) -> bool:
+def _replaced_attention(config: Any) -> bool:
     """Whether the config asks for flex_attention, which gives the same result, but compiles for seconds and has no
-    gradients on a CPU."""
-    return "flex_attention" in (config._attn_implementation, config.get_text_config()._attn_implementation)
+    gradients on a CPU, or for one of paged memory, which masks nothing where a server doesn't."""
+    asked = (config._attn_implementation, config.get_text_config()._attn_implementation)
+    return any(str(each).startswith(("flex_attention", "paged|")) for each in asked)
 
 
 def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
@@ -144,6 +153,11 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
     said = getattr(config, "quantization_config", None)
     if isinstance(said, dict) and said.get("quant_method") == "fp8" and "gguf_file" not in source:
         check_scales(name, weight_files(Path(source["pretrained_model_name_or_path"])), said)
+    if isinstance(said, dict) and said.get("quantization_mode") == "online":
+        raise UserError(
+            f"model {name}: its config.json says that its weights are to be rounded as they load (quantization_mode); "
+            "remove quantization_config from it"
+        )
     packed = any(key.endswith((".absmax", ".SCB")) for key in shapes)
     if isinstance(said, dict) and said.get("quant_method") == "bitsandbytes" and not packed:
         raise UserError(
@@ -157,6 +171,8 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
         net = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     if "gguf_file" in source and (left := _dropped(net, shapes)):
         raise UserError(_left_over(name, left, net))
+    if "gguf_file" not in source:
+        _check_sources(name, net, shapes)
     held = sum(map(math.prod, shapes.values())) * (_PACKED if hasattr(config, "quantization_config") else 2)
     tensors = {key: tuple(t.shape) for key, t in (*net.named_parameters(), *net.named_buffers())}
     described = sum(map(math.prod, tensors.values()))
@@ -167,6 +183,43 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
             f"{sum(map(math.prod, shapes.values())):.2g}; the largest is {worst} {list(tensors[worst])}"
         )
     return config
+
+
+def _check_sources(name: str, net: Any, shapes: Shapes) -> None:
+    """Raises UserError for two tensors that are one weight under the names that transformers knows it by, of which it
+    drops one, and for experts that it stacks though one is missing or misshapen."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    own, base, changes = net.state_dict(), net.base_model_prefix, get_model_conversion_mapping(net)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    sources: dict[str, dict[Any, str]] = {}  # place → tensor, of each weight; several are right for one converter
+    converted: Shapes = {}
+    for key in sorted(shapes, key=dot_natural_key):  # as transformers goes through them
+        weight, pattern = rename_source_key(key, renamings, converters, base, own)
+        if weight not in own and key in own:
+            weight, pattern = rename_source_key(key, [], [], base, own)
+        if weight not in own:
+            continue
+        weights, place = [weight], (None,)
+        if pattern is not None:
+            converter, converted[key] = converter_of[pattern], shapes[key]
+            first, *_ = converter.target_patterns
+            weights = [weight.replace(first, target) for target in converter.target_patterns]
+            place = (id(converter), pattern, *re.findall(r"\d+", key))
+        for each in weights:
+            held = sources.setdefault(each, {})
+            before = place if place in held else next(iter(held), place)
+            if before in held and (before == place or before[0] != place[0]):
+                raise UserError(
+                    f"model {name}: its files hold {shown([held[before]])} and {shown([key])}, which are one weight of "
+                    f"a {type(net).__name__}; remove the one that is not the model's"
+                )
+            held[place] = key
+    if odd := odd_expert(converted):
+        raise UserError(f"model {name}: {odd}")
 
 
 def check_config(name: str, folder: Path) -> None:
@@ -182,8 +235,10 @@ def check_config(name: str, folder: Path) -> None:
         for key, value in part.items():
             if key.endswith("_implementation") and "/" in str(value):
                 raise UserError(f"model {name}: {key[:80]} in its config.json names a repository of kernels; remove it")
-            if re.search(r"layers?$|^num_labels$", key) and isinstance(value, int) and value > _MOST_LAYERS:
-                raise UserError(f"model {name}: {key[:80]} in its config.json is {value}; no model has so many")
+            count = len(value) if key == "id2label" and isinstance(value, dict) else value
+            if re.search(r"layers?$|^num_labels$|^id2label$", key) and isinstance(count, int) and count > _MOST_LAYERS:
+                is_count = "is" if count is value else "holds"
+                raise UserError(f"model {name}: {key[:80]} in its config.json {is_count} {count}; no model has so many")
 
 
 def check_complete(name: str, net: Any, info: dict[str, Any]) -> None:
@@ -232,15 +287,25 @@ def refuse_other_buffers(name: str, net: Any, files: Iterable[Path]) -> None:
 
 def refuse_rounded(net: Any, files: Iterable[Path], config: Path) -> None:
     """Raises UserError where safetensors files hold other numbers than floats for weights, as `refuse_numbers`. The
-    network's own buffers may be whole, in whichever layer, and so may what it leaves out."""
+    network's own buffers may be whole, in whichever layer, and so may what it leaves out, and the bytes that two
+    methods of quantisation unpack."""
     said = read_config(config)
     parts = [part for part in (said, said.get("text_config")) if isinstance(part, dict)]
-    if not any(part.get("quantization_config") for part in parts):
+    quantized = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    if not quantized or method in ("fp8", "mxfp4"):
         whole = (name for name, buffer in net.named_buffers() if not buffer.is_floating_point())
         ends = {re.escape(".".join(name.split(".")[-2:])) + "$" for name in whole}
         known = "|".join(f"({each})" for each in (*ends, *(net._keys_to_ignore_on_load_unexpected or ())))
         allowed = re.compile(rf"(^|\.)({known})" if known else "(?!)")
-        refuse_numbers(files, lambda name: bool(allowed.search(name)))
+        stored = {name for file in files for name in shapes_of(file)} if method == "fp8" else set()
+        packed = {"fp8": r"[._]scale(_inv)?$", "mxfp4": r"_(blocks|scales)$"}.get(method or "", "(?!)")
+
+        def fits(name: str) -> bool:
+            scaled = {f"{name}_scale_inv", f"{name}_scale", f"{name.removesuffix('weight')}scale"} & stored  # of FP4
+            return bool(allowed.search(name) or re.search(packed, name) or scaled)
+
+        refuse_numbers(files, fits)
     elif not getattr(net.config, "quantization_config", None):  # dequantised: the packed ones had other names
         floats = {".".join(name.split(".")[-3:]) for name, _ in net.named_parameters()}
         refuse_numbers(files, lambda name: ".".join(name.split(".")[-3:]) not in floats)
@@ -275,10 +340,10 @@ def _dropped(net: Any, shapes: Shapes) -> set[str]:
 
 
 def check_finite(what: str, net: Any) -> None:
-    """Raises UserError that names the weights which are NaN or infinite; offloaded ones are not looked at."""
+    """Raises UserError that names the weights and buffers that are NaN or infinite; not offloaded ones."""
     bad = [
         key
-        for key, weight in net.named_parameters()
+        for key, weight in (*net.named_parameters(), *net.named_buffers())
         if weight.is_floating_point() and not weight.is_meta and not _is_finite(weight)
     ]
     if bad:
@@ -294,20 +359,28 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def check_computes(name: str, net: Any, ids: list[int]) -> None:
-    """Raises UserError where the network fails on these token ids, or its logits are NaN; an offloaded one, which would
-    be moved in for this alone, is not tried."""
+    """Raises UserError where the network fails on these token ids, its logits are NaN, or a later token changes those
+    before it; an offloaded one, which would be moved in for this alone, is not tried."""
     if any(weight.is_meta for weight in net.parameters()):
         return
     device = net.get_input_embeddings().weight.device
     try:
         with quiet_loading():
-            logits = net(input_ids=torch.tensor([ids], device=device), use_cache=True).logits
+            both = [[*ids, 0], [*ids, 1]]  # in one batch, so that its rows are rounded alike
+            logits = net(input_ids=torch.tensor(both, device=device), use_cache=True).logits
     except Exception as error:  # what a config says can make any of its lines fail
         if out_of_memory(error):
             raise UserError(f"model {name} does not fit on {device}: --quantize 4bit, or --device auto") from error
         raise UserError(f"model {name} can't compute: {type(error).__name__}: {first_line(error)}") from error
     if logits.isnan().any():
         raise UserError(f"model {name}: its logits are NaN, though its weights are not; try --dtype float32")
+    one, other = logits[:, :-1].float()
+    tolerance = 1e-3 if logits.dtype == torch.float32 else 0.2  # of their usual size
+    if ((one - other).abs() > tolerance * one.abs().median()).any():
+        raise UserError(
+            f"model {name}: not a causal language model (a later token changes what is predicted before it); correct "
+            "is_causal or is_decoder in its config.json, or use another model"
+        )
 
 
 def _why(what: str, error: Exception) -> str:
