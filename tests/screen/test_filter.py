@@ -319,6 +319,16 @@ def test_the_layout_is_told_by_usable_rows_however_many_broken_ones_come_first(t
     assert summary.rows == 60 + len(ROWS) and summary.set_aside == 62
 
 
+def test_a_reason_that_quotes_the_row_is_cut(tiny_folder, train, tmp_path):
+    file = tmp_path / "long.jsonl"
+    turns = [{"role": "narrator" * 9999, "content": "a"}, {"role": "assistant", "content": "b"}]
+    file.write_text(train.read_text() + "\n" + json.dumps({"messages": turns}) + "\n")
+    run_filter(str(file), tmp_path / "run", settings(tiny_folder, scorer="perplexity"))
+    lines = (tmp_path / "run" / "set_aside.jsonl").read_text().splitlines()
+    reason = json.loads(lines[-1])["reason"]
+    assert "has the unknown role 'narrator" in reason and len(reason) == 300
+
+
 def test_a_worker_with_another_model_is_told(tiny_folder, tmp_path):
     model = load_model(tiny_folder)
     there = rebuild.portable_settings(settings(tiny_folder, device="cuda:1"), model)

@@ -23,7 +23,7 @@ differently is set aside, since trainers differ in which they read; `conversatio
 
 Every layout but text takes `tools` and `chat_template_kwargs`. A `system` or `system_prompt` column goes with texts,
 and with lists of turns where the trainer reads it. Numbers and booleans where text should be are read as `str` gives
-them ("3", "True"), as from a CSV file; null and NaN are missing.
+them ("3", "True"), as from a CSV file, but for the layout text, where TRL fails on them; null and NaN are missing.
 """
 
 import re

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradshield.models.load import Model  # imports torch
 
 LAYOUT_SAMPLE = 50  # first records that tell the layout
+LONGEST_REASON = 300  # characters: a reason may quote the row, and all are held in memory
 WITHOUT_REQUEST = "use --scorer fihs:normalise=module, which needs none"
 
 
@@ -56,9 +57,6 @@ def find_layout(source: Source, settings: RowSettings) -> str:
             f"{source.path}: columns {names} match no known layout; use --map prompt=COLUMN --map response=COLUMN"
         )
     return layout
-
-
-LONGEST_REASON = 300  # characters: a reason may quote the row, and all are held in memory
 
 
 def encode_source(

@@ -56,4 +56,5 @@ SCORER = Scorer(
     options=GuardOptions,
     needs=frozenset({"text", "request"}),
     cost=1.0,
+    version=2,
 )

@@ -97,4 +97,5 @@ SCORER = Scorer(
     needs=frozenset({"text", "endpoint"}),
     cost=0.0,
     columns=("flagged",),
+    version=2,
 )
