@@ -113,7 +113,7 @@ def test_the_version_is_said_and_what_would_do_nothing_is_refused_before_a_model
         (["--value", "3"], "--value does nothing with --threshold anchored"),
         (["--threshold", "share", "--value", "3"], "a share must be between 0 and 1"),
         (["--scorer", "intent:contrast=minus"], "--scorer intent: no option 'contrast'; it has none"),
-        (["--scorer", "fihs:normalise=maybe"], "normalise=maybe: input should be 'none', 'cosine' or 'module'"),
+        (["--scorer", "fihs:normalise=maybe"], "normalise=maybe: must be 'none', 'cosine' or 'module'"),
         (["--config", str(config)], "probes nope: no such file"),
     ):
         code, said = run(monkeypatch, capsys, "filter", str(good), *flags)

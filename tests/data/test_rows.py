@@ -112,6 +112,11 @@ def test_any_bytes_are_read_and_nothing_but_blank_lines_is_lost(tmp_path_factory
         ("a.md", b"# Title", "text"),
         ("a.jsonl", gzip.compress(b'{"a": "b"}\n', mtime=0), "jsonl"),
         ("a.jsonl.zst", pa.compress(b'{"a": "b"}\n', codec="zstd", asbytes=True), "jsonl"),
+        (  # pzstd and other writers put a skippable frame in front
+            "b.jsonl.zst",
+            b"\x50\x2a\x4d\x18\x04\x00\x00\x00meta" + pa.compress(b'{"a": "b"}\n', codec="zstd", asbytes=True),
+            "jsonl",
+        ),
     ],
 )
 def test_format_is_told_by_content(tmp_path, name, data, format):

@@ -215,7 +215,7 @@ def test_a_need_must_be_declared(tiny_run):
     [
         ("fish", "--scorer fish: no such scorer; there are intent, fihs"),
         ("fihs:normalize=module", "no option 'normalize'; it has normalise, s,"),
-        ("fihs:probes=none", "probes=none: input should be a valid integer"),
+        ("fihs:probes=none", "probes=none: must be a whole number"),
         ("fihs:module", "'module' is not key=value"),
     ],
 )

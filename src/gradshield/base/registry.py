@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradshield.base.errors import UserError
+from gradshield.base.settings import complaint
 
 
 class NoOptions(BaseModel):
@@ -100,4 +101,4 @@ def make_options(options: type[Options], given: Mapping[str, str], where: str) -
         if first["type"] == "extra_forbidden":
             known = ", ".join(options.model_fields) or "none"
             raise UserError(f"{where}: no option {key!r}; it has {known}") from None
-        raise UserError(f"{where}: {key}={given.get(key)}: {first['msg'].lower()}") from None
+        raise UserError(f"{where}: {key}={given.get(key)}: {complaint(error)}") from None

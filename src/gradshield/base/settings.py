@@ -1,5 +1,6 @@
 """Settings, declared once: the commands' flags and run.yaml follow from them. Imports no torch."""
 
+import re
 from math import isfinite, nan
 from typing import Literal
 
@@ -179,8 +180,16 @@ class TuneSettings(Settings):
 
 
 def complaint(error: ValidationError) -> str:
-    """The message for the first wrong setting."""
-    return error.errors()[0]["msg"].removeprefix("Value error, ")
+    """What is wrong with the first wrong setting, in plain words."""
+    return in_plain_words(error.errors()[0]["msg"])
+
+
+def in_plain_words(message: str) -> str:
+    """pydantic's message in our words: "must be a whole number" for "Input should be a valid integer, unable ..."."""
+    words = re.sub(", unable to [^.]*", "", message.replace("Value error, ", ""))
+    for theirs, ours in (("Input should be", "must be"), ("a valid integer", "a whole number"), ("a valid ", "a ")):
+        words = words.replace(theirs, ours)
+    return words
 
 
 def _number(text: str) -> float:

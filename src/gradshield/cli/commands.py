@@ -15,7 +15,14 @@ from typer.core import TyperGroup
 
 from gradshield.base.errors import UserError
 from gradshield.base.processes import is_first, processes
-from gradshield.base.settings import FilterSettings, FinetuneSettings, ModelSettings, RowSettings, TuneSettings
+from gradshield.base.settings import (
+    FilterSettings,
+    FinetuneSettings,
+    ModelSettings,
+    RowSettings,
+    TuneSettings,
+    in_plain_words,
+)
 from gradshield.cli.flags import CONFIG_ONLY, OUTPUT, REPLACED, flags_of, more_settings, settings_of
 from gradshield.cli.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
 from gradshield.evaluation.config import EvaluationSettings
@@ -356,7 +363,7 @@ def main() -> None:
     except UserError as error:
         message, code = str(error), 2
     except _USAGE_ERROR as error:  # what typer would draw a box around; without arguments, the help
-        message, code = error.format_message().replace("Value error, ", ""), 2
+        message, code = in_plain_words(error.format_message()), 2
         option = str(getattr(error, "option_name", ""))
         name = option.strip("-").replace("-", "_")
         if name in REPLACED:

@@ -21,7 +21,7 @@ SUFFIXES = {
 BOM = b"\xef\xbb\xbf"
 
 _HEAD = 1 << 16
-_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_PACKED = {rb"\x1f\x8b": "gzip", rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18": "zstd"}  # or zstd's skippable frame
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or Excel sheet; unpack it or save it as csv",
     b"ARROW1": "an Arrow file; save it as parquet",
@@ -41,7 +41,7 @@ ROW |= {"instruction", "input", "output", "question", "query", "response", "answ
 def open_bytes(path: str | PurePath) -> BinaryIO:
     """The file's bytes as a buffered stream; gzip and zstd, detected by magic bytes, are unpacked."""
     stream = open(path, "rb")  # noqa: SIM115  # the caller closes it
-    codec = next((name for magic, name in _PACKED.items() if stream.peek(4).startswith(magic)), None)
+    codec = next((name for magic, name in _PACKED.items() if re.match(magic, stream.peek(4))), None)
     if codec is None:
         return stream
     stream.close()
