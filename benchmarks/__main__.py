@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | gpu | levers | llamacpp | report`."""
+"""`python -m benchmarks run | gpu | lengths | levers | llamacpp | report`."""
 
 import sys
 import tempfile
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.lengths import run as run_lengths
 from benchmarks.levers import run as run_levers
 from benchmarks.llamacpp import run as run_llamacpp
 from benchmarks.models import label
@@ -52,6 +53,16 @@ def gpu(
     plan = QUICK if quick else GPU
     run_plan(model, out / f"gpu-{label(model)}.jsonl", plan, device=device, dtype=dtype, only=method or ())
     report(out)
+
+
+@app.command()
+def lengths(
+    model: Annotated[str, typer.Option(help='"embedded", or a model\'s folder')] = "embedded",
+    out: Out = RESULTS.parent / "lengths",
+    method: Only = None,
+) -> None:
+    """Every method at its own best batch size, over rows of 32, 128, 512 and 1,024 tokens."""
+    run_lengths(model, out / f"{label(model)}.jsonl", method or ())
 
 
 @app.command()

@@ -124,6 +124,21 @@ def full_logits(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
 
 
 @contextmanager
+def activations(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
+    """The floor of any score that needs δ at every token: a forward pass, and the backward pass of the activations
+    alone."""
+
+    def one(batch: list[Example]) -> Tensor:
+        ids, where, positions, targets, weights = pad(batch, task.model.device)
+        with gradients_from(task.model):
+            each = losses(logits_at(task.model, ids, where, positions), where, targets, weights, len(batch))
+            each.sum().backward()
+        return each.detach()
+
+    yield lambda: _nothing(by_batch(task, rows, one))
+
+
+@contextmanager
 def lora_epoch(task: Task, rows: Sequence[Example]) -> Iterator[Run]:
     """One epoch of LoRA by TRL's SFTTrainer with the settings of `gradshield tune`; its own training clock, in which no
     checkpoint is written."""
@@ -243,6 +258,7 @@ def _nothing(_values: np.ndarray) -> Outcome:
 METHODS: dict[str, Method] = {
     "forward": Method("forward pass (the unit)", forward),
     "full-logits": Method("forward pass, every logit", full_logits),
+    "activations": Method("forward and backward of activations alone", activations),
     "lora": Method("LoRA epoch (TRL)", lora_epoch, ("trl.trainer.sft_trainer", "peft")),
     "autograd": Method("per-example autograd", autograd, exact=True),
     "dense": Method("dense hook contraction (the paper's way)", dense_hooks, exact=True),

@@ -149,7 +149,9 @@ def run(
         for name in names:
             key = {"kind": "pair", "method": name, "rows": len(rows), "longest": plan.longest, "repeat": repeat}
             measured(file, key, partial(pair, task, name, rows, repeat))
-    growing = [name for name in names if name != "full-logits" and (not plan.grow or name in plan.grow)]
+    growing = [
+        name for name in names if name not in ("full-logits", "activations") and (not plan.grow or name in plan.grow)
+    ]
     for key, measure in _growth(task, growing, plan, device, dtype):
         measured(file, key, measure)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import random_examples
 
+from benchmarks import lengths
 from benchmarks.levers import LEVERS
 from benchmarks.measure import run_once
-from benchmarks.methods import make_task
+from benchmarks.methods import Outcome, make_task
 from benchmarks.plan import measured, read_cells
 from benchmarks.report import write_report
 from benchmarks.results import exponent, results
@@ -42,7 +43,7 @@ def test_peers_score_as_autograd_does_and_leave_the_model_as_it_was(tiny, name):
 def test_what_needs_no_scores_runs_too(tiny):
     task = make_task(tiny, REQUESTS, batch_tokens=128)
     rows = random_examples(5, len(tiny.tokenizer))
-    for name in ("forward", "full-logits", "intent"):
+    for name in ("forward", "full-logits", "activations", "intent"):
         outcome = run_once(task, name, rows)
         assert outcome.scores is None and outcome.seconds is not None and outcome.seconds > 0
 
@@ -60,6 +61,31 @@ def test_finished_measurements_are_not_made_again_and_a_cut_line_is(tmp_path):
     file.write_text(file.read_text()[:-9])
     measured(file, key, measure)
     assert len(made) == 2 and read_cells(file) == [{**key, "bytes": 2**20}]
+
+
+def test_each_method_is_compared_at_the_batch_size_that_is_fastest_for_it(tiny, tmp_path, monkeypatch):
+    fastest = {"forward": 512, "paper": 2048}
+    rows = random_examples(6, len(tiny.tokenizer))
+    monkeypatch.setattr(lengths, "open_model", lambda spec: tiny)
+    monkeypatch.setattr(lengths, "chats", lambda model, tokens: rows)
+    monkeypatch.setattr(lengths, "pieces", lambda source, length, count: rows)
+
+    def run(task, name, rows):
+        return Outcome(seconds=(2.0 if name == "paper" else 1.0) + (task.batch_tokens != fastest[name]))
+
+    monkeypatch.setattr(lengths, "run_once", run)
+    file = tmp_path / "tiny.jsonl"
+    lengths.run("tiny", file, ["paper"], lengths=(32, 128))
+    cells = [cell for cell in read_cells(file) if cell["kind"] == "best"]
+    assert len(cells) == 2 * lengths.REPEATS
+    for cell in cells:
+        assert (cell["seconds"], cell["batch_tokens"]) == (2.0, 2048)
+        assert (cell["forward"], cell["forward_batch_tokens"]) == (1.0, 512)
+    page = file.with_suffix(".md").read_text()
+    assert page.count("2.00 (2.00–2.00) [2048]") == 2
+    before = file.read_bytes()
+    lengths.run("tiny", file, ["paper"], lengths=(32, 128))
+    assert file.read_bytes() == before
 
 
 def test_the_page_holds_ratios_exponents_and_missed_targets(tmp_path):
