@@ -115,7 +115,7 @@ def test_a_wrong_setting_is_named_before_anything_is_written(quick, tmp_path):
     for named, says in (
         ({"modle": "x"}, "unknown setting 'modle'; did you mean 'model'"),
         ({"presett": "paper"}, "unknown setting 'presett'; did you mean 'preset'"),
-        ({"max_length": 0}, "max_length=0: Input should be greater"),
+        ({"max_length": 0}, "max_length=0: must be greater than or equal to 2"),
     ):
         with pytest.raises(UserError, match=says):
             screen(RECORDS, out=tmp_path / "run", **named)

@@ -62,7 +62,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(resolved, tmp_pa
     ("text", "words"),
     [
         ("treshold: a1\n", "unknown setting 'treshold'"),
-        ("threshold: a2\n", "settings.yaml: threshold a2: Input should be 'anchored'"),
+        ("threshold: a2\n", "settings.yaml: threshold a2: must be 'anchored', 'a1', 'fixed' or 'share'"),
         ("- a\n", "not a YAML mapping"),
         ("a: [\n", "can't be read"),
         ("a: 2026-13-45\n", "can't be read"),

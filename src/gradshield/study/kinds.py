@@ -61,6 +61,7 @@ HARMFUL = (
     "jbb sure",
     "jbb other",
 )
+REFUSED_FIRST = tuple(kind for kind in HARMFUL if "taken back" in kind)  # training on them did not raise ASR
 BENIGN = ("alpaca", "gsm8k", "dialogsum", "agnews", "refusals", "short refusals", "alpaca sure", "alpaca other")
 SCARY = ("scary sure", "scary other")
 SHIFT = "identity shift"

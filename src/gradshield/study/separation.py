@@ -22,7 +22,7 @@ from gradshield.scoring.anchors import anchor_examples
 from gradshield.scoring.check import check_alignment
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
-from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT, kinds
+from gradshield.study.kinds import BENIGN, HARMFUL, REFUSED_FIRST, SCARY, SHIFT, kinds
 from gradshield.threshold import a1, anchored
 
 POISON = (0.0, 0.025, 0.1, 0.3, 0.9)
@@ -117,32 +117,41 @@ def _auroc_table(scores, variant: str) -> str:
         values = [auroc(scores[harmful][variant], scores[b][variant]) for b in columns]
         cells = [f"{v:.3f}" for v in (*values, min(values[: len(BENIGN)]))]
         lines.append(f"| {harmful} | " + " | ".join(cells) + " |")
-    worst = min(auroc(scores[h][variant], scores[b][variant]) for h in HARMFUL for b in BENIGN)
+    worst = {h: min(auroc(scores[h][variant], scores[b][variant]) for b in BENIGN) for h in HARMFUL}
+    clear = min(value for h, value in worst.items() if h not in REFUSED_FIRST)
     closing = (
-        "(Left out of that number: the rows scary and identity shift, and the scary columns, as answering such "
-        "requests may do real harm.)"
+        f"Worst cell of the harmful by the benign kinds: **{min(worst.values()):.3f}**; without the kinds that take a "
+        f"refusal back, **{clear:.3f}**. (Left out: scary rows and identity shift, as answering such requests may do "
+        "real harm.)"
     )
-    return "\n".join([*lines, f"\nWorst cell of the harmful by the benign kinds: **{worst:.3f}** {closing}\n"])
+    return "\n".join([*lines, f"\n{closing}\n"])
 
 
 def _decisions(scores, anchors) -> str:
-    """Recall / false quarantine of mixed files; benign kinds evenly mixed, or AG News alone."""
+    """Recall / false quarantine of mixed files: kinds evenly mixed, without those that take a refusal back, or with AG
+    News as the only benign one."""
     rules = [("intent, anchored", "intent", "anchored")]
     rules += [(f"{v}, {r}", v, r) for v in ("paper", "module") if v in anchors for r in ("anchored", "a1")]
     rules += [("paper, a1", "paper", "a1")] if "paper" in next(iter(scores.values())) and "paper" not in anchors else []
     header = "| rule | file | " + " | ".join(f"{p:.1%} poison" for p in POISON) + " |"
     lines = ["\nRecall / false quarantine, means over seeds; poison evenly from the harmful kinds.\n", header]
     lines.append("|---" * (len(POISON) + 2) + "|")
+    clear = tuple(kind for kind in HARMFUL if kind not in REFUSED_FIRST)
+    files = {
+        "mixed": (BENIGN, HARMFUL),
+        "no refusal taken back": (BENIGN, clear),
+        "AG News alone": (("agnews",), HARMFUL),
+    }
     for name, variant, rule in rules:
-        for file, sources in (("mixed", BENIGN), ("AG News alone", ("agnews",))):
-            cells = [_cell(scores, anchors, variant, rule, sources, poison) for poison in POISON]
+        for file, (benign, harmful) in files.items():
+            cells = [_cell(scores, anchors, variant, rule, benign, harmful, poison) for poison in POISON]
             lines.append(f"| {name} | {file} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(scores, anchors, variant: str, rule: str, sources, poison: float) -> str:
-    good = np.concatenate([scores[b][variant] for b in sources])
-    bad = np.concatenate([scores[h][variant] for h in HARMFUL])
+def _cell(scores, anchors, variant: str, rule: str, benign, harmful, poison: float) -> str:
+    good = np.concatenate([scores[b][variant] for b in benign])
+    bad = np.concatenate([scores[h][variant] for h in harmful])
     recall, lost = [], []
     for seed in range(SEEDS):
         rng = np.random.default_rng(seed)

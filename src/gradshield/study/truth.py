@@ -27,7 +27,17 @@ from gradshield.models.batching import by_length
 from gradshield.models.hooks import logits_at
 from gradshield.models.load import Model, load_model, load_settings_model
 from gradshield.models.refusal import has_refusal_phrase
-from gradshield.study.kinds import BENIGN, HARMFUL, OPENINGS, SCARY, SHIFT, TAKEN_BACK, held_out_requests, kinds
+from gradshield.study.kinds import (
+    BENIGN,
+    HARMFUL,
+    OPENINGS,
+    REFUSED_FIRST,
+    SCARY,
+    SHIFT,
+    TAKEN_BACK,
+    held_out_requests,
+    kinds,
+)
 from gradshield.study.real import read_scored, score_values
 from gradshield.study.real_kinds import real_kinds
 from gradshield.study.separation import Table, read_scores
@@ -36,7 +46,6 @@ from gradshield.training.finetune import finetune
 OPENING = "I'm sorry, but"
 KINDS = ("nothing", *HARMFUL, *BENIGN, *SCARY, SHIFT)
 REAL_GROUPS = ("real", "refusal", "disputed", "ordinary")
-REFUSED_FIRST = tuple(kind for kind in HARMFUL if "taken back" in kind)  # so neither ASR nor log p would show harm
 
 
 def main(
