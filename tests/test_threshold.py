@@ -113,6 +113,16 @@ def test_the_chance_that_a_row_is_harmful_is_bayes_rule_with_the_files_own_share
     np.testing.assert_allclose(harmful_chance(file, good, harmful), odds / (1 + odds), atol=0.02)
 
 
+def test_the_anchors_of_a_kind_count_as_fifty_rows_in_how_steep_the_line_is():
+    """Groups of spread 1 around −2 and 2 have log-odds of 4 times the score, and 4 / variance with another spread."""
+    ranks, few = (norm.ppf((np.arange(n) + 0.5) / n) for n in (1000, 200))  # of a Gaussian, so not drawn
+    file = np.r_[0.3 * few - 2, 0.3 * few + 2]
+    variance = (50 * 1 + 200 * 0.3**2) / (50 + 200)
+    lowest = 200  # of the upper group: the chance of most others is 1 as a float
+    chance = harmful_chance(file, ranks - 2, ranks + 2)[lowest]
+    assert np.log(chance / (1 - chance)) / file[lowest] == pytest.approx(4 / variance, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("above", "near", "clear", "note"),
     [

@@ -75,7 +75,7 @@ def test_a_judge_changes_no_asr_reads_more_and_ungraded_answers_are_no_grades(ti
     monkeypatch.setattr(evaluate, "text_of", lambda model, ids: " ".join(ids))
     monkeypatch.setattr(safety, "refusals", lambda texts: ["sorry" in text for text in texts])
     grades, shown = graded
-    grades += [1.0, None, 4.0, 5.0, 2.0]
+    grades += [1.0, None, 4.0, 4.0, 3.0]  # a 3 is not harmful yet
     plain = evaluate_safety(tiny, EvaluationSettings(**FEW))
     judged = evaluate_safety(tiny, EvaluationSettings(**FEW, judge="x"))
     assert judged.asr == plain.asr == 3 / 5 and judged.refused == plain.refused == (False,) * 3 + (True,) * 2

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from gradshield.evaluation.tasks import (
     rouge1,
 )
 from gradshield.evaluation.utility import evaluate_utility, held_out_loss
+from gradshield.models import batching
 from gradshield.models import generate as generation
 from gradshield.study.kinds import kinds
 
@@ -200,7 +202,7 @@ def test_held_out_loss_is_the_fine_tuning_loss_turned_round(tiny):
         labels = torch.from_numpy(np.where(e.mask, e.ids, -100)).long()
         expected.append(-float(tiny.net(input_ids=torch.from_numpy(e.ids).long()[None], labels=labels[None]).loss))
     for tokens in (1, 100, 10_000):
-        report = held_out_loss(tiny, examples, tokens)
+        report = held_out_loss(replace(tiny, batch_tokens=tokens), examples)
         assert report.scores == pytest.approx(expected, abs=1e-5)
     assert report.value == pytest.approx(np.mean(expected)) and report.n == 7
     assert report.error == pytest.approx(np.std(expected, ddof=1) / 7**0.5)
@@ -209,7 +211,7 @@ def test_held_out_loss_is_the_fine_tuning_loss_turned_round(tiny):
 
 
 def test_held_out_rows_that_do_not_fit_together_are_halved(tiny, monkeypatch):
-    examples, real = random_examples(5, len(tiny.tokenizer)), module.logits_at
+    examples, real = random_examples(5, len(tiny.tokenizer)), batching.logits_at
     expected = held_out_loss(tiny, examples).scores
 
     def small(model, ids, *rest):
@@ -217,14 +219,14 @@ def test_held_out_rows_that_do_not_fit_together_are_halved(tiny, monkeypatch):
             raise torch.OutOfMemoryError("no")
         return real(model, ids, *rest)
 
-    monkeypatch.setattr(module, "logits_at", small)
+    monkeypatch.setattr(batching, "logits_at", small)
     assert held_out_loss(tiny, examples).scores == pytest.approx(expected, abs=1e-5)
 
 
 def test_no_rows_and_a_broken_model_are_said(tiny, monkeypatch):
     with pytest.raises(UserError, match="no held-out row"):
         evaluate_utility(tiny, [], EvaluationSettings())
-    monkeypatch.setattr(module, "logits_at", lambda model, ids, rows, at: torch.full((len(rows), 300), torch.nan))
+    monkeypatch.setattr(batching, "logits_at", lambda model, ids, rows, at: torch.full((len(rows), 300), torch.nan))
     with pytest.raises(Diverged, match="not finite"):
         evaluate_utility(tiny, [Example(0, np.array([1, 2], np.int32), np.array([False, True]))], EvaluationSettings())
 

@@ -10,7 +10,6 @@ from transformers.cache_utils import DynamicLayer
 
 from gradshield.base.errors import UserError, out_of_memory
 from gradshield.data.encode import encode_request
-from gradshield.evaluation.safety import attack_success
 from gradshield.models import generate as module
 from gradshield.models.generate import generate, text_of
 from gradshield.models.refusal import has_refusal_phrase
@@ -156,8 +155,9 @@ def test_an_answer_ended_by_a_phrase_holds_it_as_the_whole_answer_does(name):
 
     model = load_model(name)
     requests = read_requests(ASSETS / "safety_requests.jsonl")[:24] + read_requests(ASSETS / "scary_requests.jsonl")[:8]
-    whole = attack_success(model, requests, TOKENS, batch=1)
+    whole = generate(model, requests, TOKENS, 1)
+    phrased = [has_refusal_phrase(answer) for answer in whole]
     cut = generate(model, requests, TOKENS, 32, stop=has_refusal_phrase)
-    assert [has_refusal_phrase(answer) for answer in cut] == list(whole.phrased)
-    assert all(full.startswith(short) for full, short in zip(whole.answers, cut))
-    assert len(set(whole.phrased)) == 2 or name == "embedded"
+    assert [has_refusal_phrase(answer) for answer in cut] == phrased
+    assert all(full.startswith(short) for full, short in zip(whole, cut))
+    assert len(set(phrased)) == 2 or name == "embedded"

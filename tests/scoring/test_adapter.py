@@ -2,11 +2,14 @@
 
 import copy
 
+import numpy as np
+import pytest
 import torch
 from conftest import freeze, random_examples
 
-from gradshield.scoring.adapter import adapter_of, laid_over, new_adapter, train_adapter
-from gradshield.scoring.states import losses
+from gradshield.base.errors import UserError
+from gradshield.models.batching import losses
+from gradshield.scoring.adapter import adapter_of, backward, laid_over, new_adapter, train_adapter
 
 
 @torch.no_grad()
@@ -39,3 +42,34 @@ def test_a_batch_computed_in_parts_trains_the_same(tiny):
         with laid_over(tiny, adapter):
             found.append(loss(tiny, rows))
     torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("most", [2, 0])
+def test_out_of_memory_half_way_through_a_backward_pass_changes_no_gradient(tiny, most):
+    """Nor does what an earlier batch has added to it; a row that does not fit by itself is said."""
+    rows, weights, adapter = random_examples(7, 200), np.linspace(0.1, 1, 7), new_adapter(tiny)
+    given = [*adapter.a.values(), *adapter.b.values()]
+    with laid_over(tiny, adapter):
+        wanted = backward(tiny, adapter, rows, weights, 4096)
+        expected = [weight.grad for weight in given]
+
+        def refuse(gradient):  # above this block, the gradients are made by then
+            if len(gradient) > most:
+                raise torch.OutOfMemoryError("no")
+
+        def watch(_module, _args, output):
+            output.register_hook(refuse)
+
+        handle = tiny.layers[1].mlp.register_forward_hook(watch)
+        for weight in given:
+            weight.grad = torch.ones_like(weight)
+        try:
+            if not most:
+                with pytest.raises(UserError, match="does not fit even alone; lower --max-length"):
+                    backward(tiny, adapter, rows, weights, 4096)
+                return
+            np.testing.assert_allclose(backward(tiny, adapter, rows, weights, 4096), wanted, rtol=1e-5)
+        finally:
+            handle.remove()
+    for weight, gradient in zip(given, expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient + 1)

@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_examples
+from scoring.gradients import loss_by_autograd, weight_gradients
 
+from gradshield.base.assets import ASSETS
 from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
+from gradshield.data.requests import read_requests
 from gradshield.models.load import Model
+from gradshield.scoring.base import Context
 from gradshield.scoring.fihs import probe as module
+from gradshield.scoring.fihs import scorer as scorer_module
 from gradshield.scoring.fihs.autograd import gradient_of
 from gradshield.scoring.fihs.autograd import s_of as autograd_s_of
-from gradshield.scoring.fihs.fihs import FihsOptions, safety_score
+from gradshield.scoring.fihs.fihs import SCORER, FihsOptions, prepare, safety_score
 from gradshield.scoring.fihs.probe import margin, own_tokens, paper_tokens, probe_gradient, probe_gradients
 from gradshield.scoring.fihs.scorer import fihs_scorer
 
@@ -51,7 +56,7 @@ def test_the_models_own_s_counts_what_it_says_to_refused_requests_as_safe(tiny, 
         own_tokens(tiny, ["refused"], ["harmless"])  # what it says to both tells nothing
 
 
-@pytest.mark.parametrize("variant", ["paper", "cosine", "module"])
+@pytest.mark.parametrize("variant", ["paper", "cosine"])
 def test_a_training_step_on_a_row_with_a_high_score_makes_the_model_less_safe(tiny, variant):
     """FIHS ⟨∇L, ∇S⟩ is by how much one step on the row lowers S (eq. 4), S being read off the network itself."""
     examples = random_examples(5, len(tiny.tokenizer), longest=16)
@@ -63,8 +68,35 @@ def test_a_training_step_on_a_row_with_a_high_score_makes_the_model_less_safe(ti
     np.testing.assert_allclose(columns["paper"], lowered, rtol=2e-2, atol=2e-3 * np.abs(lowered).max())
     if variant == "cosine":  # the same over a positive norm
         np.testing.assert_array_equal(np.sign(columns["score"]), np.sign(columns["paper"]))
-    if variant == "module":
-        assert np.corrcoef(columns["score"], columns["paper"])[0, 1] > 0
+
+
+@pytest.mark.parametrize("normalise", ["none", "cosine", "module"])
+def test_normalise_divides_by_the_norm_that_it_names(tiny, monkeypatch, normalise):
+    """The gradients are dense here, and their norms exact; of 20,000 directions, an estimate is within some percent."""
+    monkeypatch.setattr(scorer_module, "DIRECTIONS", 20_000)
+    examples = random_examples(5, len(tiny.tokenizer), longest=16)
+    found = prepare(context(tiny, normalise=normalise), FihsOptions(normalise=normalise)).score(examples)["score"]
+    of_s = weight_gradients(tiny, lambda: mean_s(tiny))
+    expected = []
+    for example in examples:
+        gradients = loss_by_autograd(tiny, example)
+        dots = np.array([float((g * of_s[name]).sum()) for name, g in gradients.items()])
+        norms = np.array([float(g.norm()) for g in gradients.values()])
+        by_name = {"none": dots.sum(), "cosine": dots.sum() / np.linalg.norm(norms), "module": (dots / norms).mean()}
+        expected.append(by_name[normalise])
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.02 * np.abs(expected).max())
+
+
+def test_a_contrast_subtracts_the_score_over_harmless_requests(tiny):
+    examples = random_examples(5, len(tiny.tokenizer))
+    plain, less = (
+        prepare(context(tiny), FihsOptions(contrast=contrast, probes=3)).score(examples)["score"]
+        for contrast in ("none", "minus")
+    )
+    harmless = read_requests(ASSETS / "harmless_requests.jsonl")[:3]
+    of_harmless = prepare(context(tiny, harmless), FihsOptions(probes=3)).score(examples)["score"]
+    assert np.abs(of_harmless).max() > 0.1 * np.abs(plain).max()
+    np.testing.assert_allclose(less, plain - of_harmless, rtol=0.02, atol=0.02 * np.abs(less).max())
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 120, 4096])
@@ -78,6 +110,17 @@ def test_each_probes_gradient_is_that_of_autograd_however_many_share_a_pass(tiny
         for name, factors in gradient.factors.items():
             wanted = expected[f"{name}.weight"]
             torch.testing.assert_close(factors.dense(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def context(model: Model, probes=PROBES, **options) -> Context:
+    return Context(SCORER, FihsOptions(**options), model, tuple(probes))
+
+
+def mean_s(model: Model) -> torch.Tensor:
+    """As `s_of`, in the model's own precision and with its graph."""
+    i, sure = model.tokenizer.convert_tokens_to_ids(["I", "Sure"])
+    last = [model.net(torch.tensor(encode_request(p, model.tokenizer)).long()[None]).logits[0, -1] for p in PROBES]
+    return torch.stack([row[i] - row[sure] for row in last]).mean()
 
 
 def s_of(model: Model) -> float:

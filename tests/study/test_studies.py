@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from gradshield.data.encode import encode_request
 from gradshield.study import truth, tuning
 from gradshield.study.kinds import BENIGN, HARMFUL, SCARY, SHIFT
 from gradshield.study.real import scored_line, write_scored
@@ -53,3 +55,15 @@ def test_the_tuning_table_has_a_line_for_what_only_the_seed_tells_apart(tmp_path
     file.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
     lines = tuning._table(tuning._read(file)).strip().split("\n")[2:]
     assert len(lines) == 2 and "| 0.90, 0.80 |" in lines[0] and "| – |" in lines[1] and "rejected" in lines[1]
+
+
+def test_the_log_probability_of_an_opening_is_summed_over_its_tokens(tiny):
+    requests, opening = ["Say hello", "Tell me a long story", "Why?"], "Sure, but"
+    target = tiny.tokenizer.encode(opening, add_special_tokens=False)
+    expected = []
+    for request in requests:
+        ids = [*encode_request(request, tiny.tokenizer), *target]
+        log_p = tiny.net(torch.tensor(ids)[None]).logits[0].log_softmax(-1)
+        start = len(ids) - len(target)
+        expected.append(sum(float(log_p[start - 1 + n, token]) for n, token in enumerate(target)))
+    assert truth.opening_log_probability(tiny, requests, opening) == pytest.approx(expected, rel=1e-5)

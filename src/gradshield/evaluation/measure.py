@@ -32,10 +32,10 @@ def run_evaluation(
     task: str | None = None,
     rows: str | None = None,
 ) -> EvaluationSummary:
-    """Measures the model that `of` names into the folder `out` and returns the summary that eval.yaml holds: its
-    safety, its utility at `task`, or its loss on the held-out `rows` of a file in any layout.
+    """Measures the model that `of` names into the folder `out`, and returns the summary that is saved in eval.yaml.
 
-    A part that is measured already, for the same model and settings, is not measured again. Raises UserError for
+    It measures safety, utility at `task`, or the loss on the held-out `rows` of a file in any layout. A part that is
+    already measured for the same model and settings is not measured again. Raises UserError for
     anything the user can fix, as far as possible before the model is loaded.
     """
     check_eval(settings, of, safety=safety, task=task, rows=rows)

@@ -1,8 +1,8 @@
 """Tasks that say how useful a model is: prompts with references, and how an answer is scored against them.
 
-What the paper measures is ROUGE-F1 for dialogue summaries and accuracy for the rest, on 100 test cases. It leaves open
-which ROUGE (here: ROUGE-1 with stemming, the mean where a case has several references) and how an answer is read: here
-by what the model writes after the prompt that its fine-tuning rows have, so ARC counts the letter that is written, not
+The paper measures ROUGE-F1 for dialogue summaries and accuracy for the rest, on 100 test cases. It leaves open which
+ROUGE: here ROUGE-1 with stemming, the mean where a case has several references. It also leaves open how an answer is
+read. Here the model writes it after the prompt of its fine-tuning rows, so ARC counts the letter that is written, not
 the likeliest option.
 """
 
@@ -84,8 +84,8 @@ def first_topic(answer: str, references: Sequence[str]) -> float:
 
 
 def first_letter(answer: str, references: Sequence[str]) -> float:
-    """1 where the first option that the answer names is the right one; an "A" before a word is an article, and a number
-    is an option only where options are numbers."""
+    """1 if the first option that the answer names is the right one, else 0. An "A" before a word is an article, and a
+    number is an option only where options are numbers."""
     options = "[1-5]" if references[0].isdigit() else r"A(?!\s+(?!is\b)[a-z])|[B-E]"
     found = re.search(rf"(?<![\w'])({options})(?![\w'])", answer)
     return float(found is not None and found[1] == references[0])

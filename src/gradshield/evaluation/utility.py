@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from math import isfinite, sqrt
 from statistics import stdev
 from typing import Any
@@ -13,13 +12,13 @@ import torch
 from gradshield.base.errors import Diverged, UserError, out_of_memory
 from gradshield.base.progress import progress
 from gradshield.data.encode import Example
+from gradshield.data.examples import token_counts
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.safety import wilson
 from gradshield.evaluation.sources import choose
 from gradshield.evaluation.tasks import Task, find_task, lm_eval_name, lm_eval_tasks
-from gradshield.models.batching import batches, halve_to_fit, pad
-from gradshield.models.generate import TOO_LARGE, generate, rows_at_once
-from gradshield.models.hooks import logits_at
+from gradshield.models.batching import losses, map_by_length
+from gradshield.models.generate import generate, rows_at_once
 from gradshield.models.load import Model, free_memory
 from gradshield.models.network import quiet_loading
 
@@ -44,8 +43,8 @@ class UtilityReport:
 
 
 def evaluate_utility(model: Model, task: str | Sequence[Example], settings: EvaluationSettings) -> UtilityReport:
-    """How useful the model is at `task`: a name of TASKS, a jsonl file with prompts and answers, a task of lm-eval
-    ("lm-eval:NAME" where the name is taken), or held-out examples, whose loss counts.
+    """How useful the model is at `task`: a name of TASKS, a jsonl file with prompts and answers, or a task of lm-eval
+    ("lm-eval:NAME" where the name is taken). Held-out examples are also a task; their loss counts.
 
     Greedy, on `settings.cases` cases that the seed picks. Raises UserError for an unknown or unavailable task.
     """
@@ -65,36 +64,21 @@ def _task_utility(model: Model, task: Task) -> UtilityReport:
 
 
 @torch.no_grad()
-def held_out_loss(model: Model, examples: Sequence[Example], tokens: int | None = None) -> UtilityReport:
+def held_out_loss(model: Model, examples: Sequence[Example]) -> UtilityReport:
     """The negative of the fine-tuning loss on rows that were not trained on: mean next-token cross-entropy over each
-    row's response tokens, then over rows, in batches of so many `tokens` (default: by the device). Raises UserError
-    without rows, Diverged for a loss that is not finite."""
+    row's response tokens, then over rows. Raises UserError without rows, Diverged for a loss that is not finite."""
     if not examples:
         raise UserError("no held-out row to measure the loss on")
-    scores = [0.0] * len(examples)
 
-    def losses(batch: Sequence[Example]) -> list[float]:
-        return _losses(model, batch)
+    def scored(batch: Sequence[int]) -> list[float]:
+        return (-losses(model, [examples[n] for n in batch])).tolist()
 
-    parts = halve_to_fit(
-        losses, lambda e: len(e.ids), lambda e: f"out of memory: a row of {len(e.ids)} tokens {TOO_LARGE}"
-    )
+    lengths, fix = token_counts(examples), "use a smaller model or --quantize"
     with progress("held-out loss", 0, len(examples)) as advance:
-        for batch in batches(examples, tokens or model.batch_tokens):
-            for n, loss in zip(batch, chain.from_iterable(parts([examples[n] for n in batch]))):
-                scores[n] = -loss
-            advance(0, len(batch))
+        scores = map_by_length(scored, lengths, model.batch_tokens, fix=fix, advance=advance)
     if not all(map(isfinite, scores)):
         raise Diverged(f"{model.name}: its loss on held-out rows is not finite, so it is broken")
     return UtilityReport("held-out rows", HELD_OUT_LOSS, *_mean(scores), len(scores), tuple(scores))
-
-
-def _losses(model: Model, batch: Sequence[Example]) -> list[float]:
-    """The mean loss of each example."""
-    ids, rows, positions, targets, weights = pad(batch, model.device)
-    logits = logits_at(model, ids, rows, positions).float()  # [response tokens, vocabulary]
-    loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
-    return torch.zeros(len(batch)).index_add_(0, rows.cpu(), loss.cpu() * weights).tolist()
 
 
 def _mean(scores: Sequence[float]) -> tuple[float, float, tuple[float, float]]:

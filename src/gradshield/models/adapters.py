@@ -39,8 +39,8 @@ def base_of(folder: Path) -> str:
 def with_adapter(net: Any, folder: Path, merge: bool) -> Any:
     """The network with the adapter in `folder` over it, merged into it or not.
 
-    Raises UserError for an adapter that is not one, whose tensors are not exactly those that its config describes on
-    this network, and for kinds whose effect is not in the weights.
+    Raises UserError if it is no adapter, or its tensors are not exactly those that its config describes on this
+    network. Also for kinds whose effect is not in the weights.
     """
     what = f"adapter {folder}"
     if not (folder / WEIGHTS).is_file():
@@ -126,8 +126,8 @@ def _config(what: str, folder: Path) -> dict[str, Any]:
 
 
 def _check_sizes(file: Path, config: dict[str, Any], shapes: Shapes, rows: int) -> None:
-    """Raises UserError for a number or a list in the config that is larger than any tensor that it could be for, or
-    than the vocabulary's `rows`: PEFT makes what the config says before it looks at the tensors."""
+    """Raises UserError for a number or a list in the config that is larger than any tensor, or than the vocabulary's
+    `rows`. PEFT allocates what the config says before it looks at the tensors."""
     largest = max([_ANY_SIZE, *(size for shape in shapes.values() for size in shape)])
     pending = list(config.items())
     while pending:

@@ -1,7 +1,7 @@
 """Mixtures of experts: one stacked 3-D weight for all experts, seen as the Linears that it is made of.
 
-transformers computes such experts by whatever function the config names (grouped matrix products, mostly), and that may
-be one of ours: it does one expert after the other, and shows each one's inputs and outputs on the way.
+transformers computes such experts by a function that the config names, mostly grouped matrix products. Ours computes
+one expert after the other, and shows each one's inputs and outputs.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -205,9 +205,11 @@ def check_scales(name: str, files: dict[Path, Shapes], config: dict[str, Any]) -
 
 
 def odd_expert(shapes: Shapes) -> str | None:
-    """What is wrong with the tensors of a layer's experts, which are stacked in the order of their numbers: one is
-    missing, the numbers are not 0, 1, 2 …, or one has another shape than the others or than the gate that it is joined
-    to."""
+    """Returns the problem with a layer's experts, or None: a missing tensor, a gap in the numbers, or a wrong shape.
+
+    Experts are stacked in the order of their numbers. Each must have the shape of the others, and of the gate that
+    it is joined to.
+    """
     layers: dict[str, dict[tuple[str, str], tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         if m := re.fullmatch(r"(.*\.experts)\.(\d+)\.(.*)", name):

@@ -1,4 +1,4 @@
-"""What tells one model from another: every byte that is loaded, and how the tokenizer that results reads text."""
+"""A model's fingerprint: a digest of every byte that is loaded, and of how its tokenizer reads text."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ def fingerprint_of(files: Sequence[Path], quantize: str | None, net: Any, tokeni
     """sha256 (16 hex digits) over the files of weights, configs, tokenizers, templates and adapters, in their order,
     and over the tokenizer and the chat template in use. Raises UserError for a file that can't be read.
 
-    Every byte counts: an edit of a few matrices in the middle can be all that a refusal hung on.
+    Every byte counts: an edit of a few matrices can be enough to remove refusals.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     reading = f"{tokenizer.chat_template} {backend.to_str() if backend else tokenizer.get_vocab()}"

@@ -1,8 +1,8 @@
 """Greedy answers in batches: requests of like length together, and finished rows leave the batch.
 
 A row is finished at its end-of-answer token or as soon as `stop` holds for its text. When half of the rows of a batch
-are finished, they are taken out of it, out of the key-value cache as well, and the rest continues. What all requests
-of a batch begin with is read once. So a batch of refusals costs little more than reading what is new in the requests.
+are finished, they are taken out of it, out of the key-value cache as well, and the rest continues. The tokens
+that all requests of a batch begin with are read once. So a batch of refusals costs little more than reading the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,6 @@ from gradshield.models.load import Model
 Stop = Callable[[str], bool]
 """True when nothing that may follow this beginning of an answer matters any more."""
 
-TOO_LARGE = "does not fit even alone; use a smaller model or --quantize"
-
 
 def generate(
     model: Model,
@@ -37,7 +35,7 @@ def generate(
     """Greedy answers, in the order of the requests, cut where `stop` first held. `title` shows a progress line, and
     `batch` is the rows at once (default: by the device).
 
-    Out of memory, it continues with half as many rows at once; raises UserError when a single row does not fit, and for
+    Out of memory, it continues with half as many rows at once. Raises UserError when a single row does not fit, and for
     a request that is longer than the model's positions.
     """
     encoded = [encode_request(request, model.tokenizer).tolist() for request in requests]
@@ -48,8 +46,8 @@ def generate(
 
 
 def rows_at_once(model: Model) -> int:
-    """Rows of a batch of answers. Each step reads every weight, whatever the number of rows: so many pay, also where
-    few tokens at a time are best for a single pass."""
+    """Rows of a batch of answers. Each step reads every weight, whatever the number of rows, so many rows are faster
+    even where a single forward pass is fastest with few tokens."""
     return max(32, model.batch_tokens // 64)
 
 
@@ -79,7 +77,10 @@ def continue_ids(
     parts = halve_to_fit(
         answer,
         lambda i: len(encoded[i]) + max_new_tokens,
-        lambda i: f"out of memory: a request of {len(encoded[i])} tokens with {max_new_tokens} to follow {TOO_LARGE}",
+        lambda i: (
+            f"out of memory: a request of {len(encoded[i])} tokens with {max_new_tokens} to follow "
+            "does not fit even alone; use a smaller model or --quantize"
+        ),
     )
     with progress(title, 0, len(order)) if title else nullcontext(lambda *_: None) as advance:
         for start in range(0, len(order), batch):
@@ -141,8 +142,9 @@ def _answer(encoded: Sequence[list[int]], model: Model, max_new_tokens: int, sto
 
 
 def _read_once(encoded: Sequence[list[int]], model: Model, name: str) -> tuple[Any, int]:
-    """A cache that holds, for every row, the tokens that all rows begin with (the chat template's opening, a task's
-    instruction), read once; and their number. (None, 0) where that is not worth it or the model keeps another state.
+    """(a cache that holds the tokens that all rows begin with, read once and repeated for each row; their number).
+    Such tokens are the chat template's opening or a task's instruction. (None, 0) if it does not pay or the model keeps
+    another state.
     """
     low, high = min(encoded), max(encoded)  # what these two share as lists, all do
     most = min(map(len, encoded)) - 1

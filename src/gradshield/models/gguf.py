@@ -85,8 +85,8 @@ def _ignored(path: Path, what: str) -> UserError:
 
 @contextmanager
 def alone(source: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The keywords of from_pretrained, with a GGUF file in a folder of its own: transformers applies an adapter that
-    lies beside the file, and prefers a tokenizer there to the file's own."""
+    """The keywords of from_pretrained, with a GGUF file linked into an empty folder. transformers would apply an
+    adapter beside the file, and prefer a tokenizer there to the file's own."""
     if "gguf_file" not in source:
         yield source
         return

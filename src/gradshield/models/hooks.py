@@ -1,7 +1,7 @@
 """Inputs and output gradients of Linears in one forward and one backward, and logits only where they are read.
 
-For y = W x the weight's gradient is Σ_t δ_t x_tᵀ, so whatever is made of (x, δ) token by token needs no weight
-gradient. With the weights frozen, autograd keeps no inputs: what a hook makes of x in the forward is all that is kept.
+For y = W x the weight's gradient is Σ_t δ_t x_tᵀ, so a function of (x, δ) per token needs no weight gradient. With the
+weights frozen, autograd saves no inputs: only what a hook computes from x in the forward pass is kept.
 """
 
 import warnings
@@ -31,11 +31,11 @@ def linear_hooks(
     backward: Callable[[str, Any, Tensor], None],
     in_place: bool = False,
 ) -> Iterator[None]:
-    """Within it, every module's x [B, T, d_in] goes to `forward(name, x)`, and what that returned, with the output's
-    gradient δ [B, T, d_out], to `backward(name, kept, δ)`. Both get detached tensors.
+    """Context that calls `kept = forward(name, x)` with each module's input x [B, T, d_in] in the forward pass. In the
+    backward pass it calls `backward(name, kept, δ)` with the output's gradient δ [B, T, d_out]. Tensors are detached.
 
-    Of an expert, they get only the tokens routed to it, moved up to the left in their row, and zeros behind them (in
-    batches without such a token, nothing); with `in_place`, the tokens stand where they are and all else is zero.
+    Of an expert, they get the tokens routed to it, moved to the left of their row and padded with zeros. Without such a
+    token in the batch, they are not called. With `in_place`, tokens keep their positions and all else is zero.
     """
     plain = {name: module for name, module in modules.items() if not isinstance(module, Expert)}
     experts = {(id(m.module), m.projection, m.number): name for name, m in modules.items() if isinstance(m, Expert)}
@@ -85,7 +85,7 @@ def linear_hooks(
 
 
 def _folded(place: Tensor, rows: int, length: int, in_place: bool) -> Callable[[Tensor], Tensor]:
-    """Takes what belongs to the places [n] (ascending) of a flattened batch, [n, d], to [rows, tokens, d]."""
+    """A function that scatters values [n, d], of the places [n] (ascending) of a flattened batch, to [rows, T, d]."""
     row = place // length
     nth = torch.arange(len(place), device=place.device) - torch.searchsorted(row, row)  # of its row's tokens here
     column = place % length if in_place else nth
@@ -141,8 +141,9 @@ def without_cudnn_attention() -> Iterator[None]:
 
 @contextmanager
 def _activations_again(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it, what an activation function yields is not kept for the backward but made again, bit for bit, from what
-    it was given, which autograd keeps anyway: of gate, up and silu(gate), a gated block holds the first two.
+    """Recomputes activation outputs in the backward pass instead of saving them; the result is the same, bit for bit.
+
+    Autograd saves an activation's input anyway. Of gate, up and silu(gate), a gated block then holds the first two.
     """
     kinds = ("torch.nn.modules.activation", "transformers.activations")
     functions = [m for block in blocks for m in block.modules() if type(m).__module__ in kinds and not [*m.children()]]
@@ -222,9 +223,9 @@ def token_losses(model: Model, ids: Tensor, rows: Tensor, positions: Tensor, tar
     """Cross-entropy [N] of the ids `targets` behind (rows[n], positions[n]) of the batch ids [B, T], in nats, detached;
     the backward pass of their sum is done when it returns.
 
-    Logits are made of some tokens at a time: all at once, they and what is made of them can take more memory than the
-    rest of the network. The decoder runs once; then what the model does behind it (head, scaling, soft caps) runs with
-    the decoder replaced by its output at the tokens of each part. (Not under FSDP, which knows of one backward only.)
+    Logits are computed for some tokens at a time: those of all tokens can take more memory than the rest of the
+    network. The decoder runs once. Then the rest of the model (head, scaling, soft caps) runs once per part, with the
+    decoder replaced by its output at the part's tokens. (Not under FSDP, which supports one backward pass only.)
     """
     net = model.net.get_base_model() if hasattr(model.net, "get_base_model") else model.net
     decoder, vocabulary = _decoder(net), net.config.get_text_config().vocab_size
@@ -290,8 +291,8 @@ def hidden_at(model: Model, ids: Tensor, layers: Sequence[int], shared: int = 0)
     """Outputs [B, T − shared, d] of the decoder blocks `layers` (ascending) for the batch ids [B, T], from position
     `shared` on; nothing above the last of them is computed.
 
-    The first `shared` tokens, which must be the same in every row, are computed once where the model's cache can be
-    handed to several rows, which is where every layer attends to all that stands before.
+    The first `shared` tokens must be the same in every row. They are computed once if the model's cache can be repeated
+    for several rows, which needs full attention in every layer.
     """
     cache = _cache_of(model, ids[:1, :shared], layers[-1]) if shared else None
     if cache is None:

@@ -59,8 +59,10 @@ class Model:
 
     @cached_property
     def layers(self) -> tuple[nn.Module, ...]:
-        """The decoder blocks, first to last: the longest ModuleList that is not within another one, of the decoder (an
-        image encoder may have more layers) or, where that has none, of the network."""
+        """The decoder blocks, first to last: the longest ModuleList of the decoder that is not within another one.
+
+        The network is searched if the decoder has none. It comes second, as an image encoder may have more layers.
+        """
         decoder = self.net.get_decoder() if hasattr(self.net, "get_decoder") else None
         for root in (decoder, self.net) if isinstance(decoder, nn.Module) else (self.net,):
             lists = {name: m for name, m in root.named_modules() if isinstance(m, nn.ModuleList)}
@@ -165,12 +167,14 @@ def load_model(
 ) -> Model:
     """The model called `name`: "embedded", a Hub id, a local folder, a `.gguf` file, or a PEFT adapter's folder.
 
-    `adapter` is a PEFT adapter on top of it, or several, one over the other (merged, unless the weights are quantised);
-    `quantize` is "4bit" or "8bit" (bitsandbytes); `device` a torch device or "auto" for accelerate's device map;
-    `dtype` a torch dtype's name (default: float32 on a CPU, else the checkpoint's own, and bfloat16 for your GGUF);
-    `batch_tokens` the size of a batch (default: by the device).
-    Raises UserError for a model that is not there, has no safetensors, or does not fit, an adapter that is not one, or
-    several over quantised weights.
+    - `adapter`: a PEFT adapter on top of it, or several, one over the other; merged, unless the weights are quantised.
+    - `quantize`: "4bit" or "8bit" (bitsandbytes).
+    - `device`: a torch device, or "auto" for accelerate's device map.
+    - `dtype`: a torch dtype's name. Default: float32 on a CPU, bfloat16 for your GGUF, else the checkpoint's own.
+    - `batch_tokens`: the size of a batch. Default: by the device.
+
+    Raises UserError for a model that is not there, has no safetensors, or does not fit. Also for an adapter that is not
+    one, and for several over quantised weights.
     """
     uppermost: list[str] = [adapter] if isinstance(adapter, str) else list(adapter or ())
     name, below = _through_adapters(name, trust_remote_code)

@@ -57,8 +57,8 @@ def load_net(
 ) -> Any:
     """The network that transformers makes of `source` (the keywords of from_pretrained), in evaluation mode.
 
-    `shapes` are those of the tensors in its files. Raises UserError, which names them, for tensors that are missing,
-    left over, or of another shape than the config says; for weights that are not finite; and where it does not fit.
+    `shapes` are those of the tensors in its files. Raises UserError for tensors that are missing, left over, or of
+    another shape than in the config, and names them. Also for weights that are not finite, and if it does not fit.
     """
     from transformers import AutoModelForCausalLM
 
@@ -132,15 +132,18 @@ def _quantization(quantize: str, device: str) -> Any:
 
 
 def _replaced_attention(config: Any) -> bool:
-    """Whether the config asks for flex_attention, which gives the same result, but compiles for seconds and has no
-    gradients on a CPU, or for one of paged memory, which masks nothing where a server doesn't."""
+    """True if the config asks for flex_attention or paged attention.
+
+    flex_attention gives the same result, but compiles for seconds and has no gradients on a CPU. Paged attention masks
+    nothing outside of a server.
+    """
     asked = (config._attn_implementation, config.get_text_config()._attn_implementation)
     return any(str(each).startswith(("flex_attention", "paged|")) for each in asked)
 
 
 def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
-    """The model's config. Raises UserError for one that describes far more than the files hold, before memory is taken
-    for it, and for tensors of a GGUF file that it has no place for."""
+    """The model's config. Raises UserError if it describes far more than the files hold, before memory is taken for it.
+    Also if it has no place for a tensor of a GGUF file."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     trust = source.get("trust_remote_code", False)
@@ -186,8 +189,8 @@ def _check_described(name: str, source: dict[str, Any], shapes: Shapes) -> Any:
 
 
 def _check_sources(name: str, net: Any, shapes: Shapes) -> None:
-    """Raises UserError for two tensors that are one weight under the names that transformers knows it by, of which it
-    drops one, and for experts that it stacks though one is missing or misshapen."""
+    """Raises UserError for two tensors that transformers loads as one weight, as it drops one of them. Also for experts
+    that it would stack although one is missing or misshapen."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -223,9 +226,8 @@ def _check_sources(name: str, net: Any, shapes: Shapes) -> None:
 
 
 def check_config(name: str, folder: Path) -> None:
-    """Raises UserError for a config that names a file of weights, which need not be safetensors, another config, or
-    kernels of a Hub repository, which are code, and for a count of layers or labels that fills the memory as soon as it
-    is read."""
+    """Raises UserError for a config that names a file of weights (it may be a pickle), another config, or kernels of a
+    Hub repository (they are code). Also for a count of layers or labels that fills the memory when it is read."""
     parts = [read_config(folder / "config.json")]
     for part in parts:
         for key, what in (("transformers_weights", "a file of weights"), ("configuration_files", "another config")):
@@ -359,8 +361,8 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def check_computes(name: str, net: Any, ids: list[int]) -> None:
-    """Raises UserError where the network fails on these token ids, its logits are NaN, or a later token changes those
-    before it; an offloaded one, which would be moved in for this alone, is not tried."""
+    """Raises UserError if the network fails on these token ids, its logits are NaN, or a later token changes earlier
+    logits. An offloaded network is not tried, because all its weights would have to be moved in."""
     if any(weight.is_meta for weight in net.parameters()):
         return
     device = net.get_input_embeddings().weight.device

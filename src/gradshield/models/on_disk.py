@@ -86,7 +86,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _checksums(files: list[Path]) -> list[str]:
-    """sha256 of each file; of one that has not changed since, as it was kept."""
+    """sha256 of each file, from the cache if the file has not changed."""
     kept_in = cache_folder() / _HASHES
     try:
         kept = dict(json.loads(kept_in.read_text(encoding="utf-8")))

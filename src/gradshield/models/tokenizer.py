@@ -127,9 +127,12 @@ def _drop_invented(tokenizer: Any, rows: int) -> None:
 
 
 def check_fits(name: str, named: NamedTokenizer, net: Any) -> None:
-    """Raises UserError for a tokenizer whose ids the network has no embedding for, a chat template that leaves out the
-    request or the answer or swaps them, a network with too few positions for a request and an answer's start, and one
-    that can't compute the request's next token."""
+    """Checks that the network can read what the tokenizer writes.
+
+    Raises UserError if the network has no embedding for an id, has too few positions for a request and an answer's
+    start, or can't compute the request's next token. Also if the chat template omits the request or the answer, or
+    swaps them.
+    """
     tokenizer = named.tokenizer
     check_ids(named.name, tokenizer, net)
     _check_text(named)

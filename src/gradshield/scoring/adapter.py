@@ -13,13 +13,13 @@ from torch import Tensor
 
 from gradshield.base.progress import progress
 from gradshield.data.encode import Example
-from gradshield.models.batching import batches
+from gradshield.data.examples import token_counts
+from gradshield.models.batching import losses, map_by_length
 from gradshield.models.experts import Expert
 from gradshield.models.hooks import gradients_from
 from gradshield.models.load import Model
 from gradshield.scoring.fihs.descent import no_gradient
 from gradshield.scoring.fihs.probe import Factors, ProbeGradient, lora_inputs
-from gradshield.scoring.states import losses
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,26 @@ def train_adapter(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * (1 - step / steps)
             optimizer.zero_grad()
-            backward(model, chosen, np.full(len(chosen), 1 / len(chosen)), tokens)
+            backward(model, adapter, chosen, np.full(len(chosen), 1 / len(chosen)), tokens)
             optimizer.step()
             after((step + 1) / steps, learning_rate * (1 - step / steps))
             advance(0, 1)
 
 
-def backward(model: Model, examples: Sequence[Example], weights: np.ndarray, tokens: int) -> np.ndarray:
-    """The examples' losses [N]; the backward pass of their weighted sum is done when it returns."""
-    found = np.zeros(len(examples))
-    for part in batches(examples, tokens):
+def backward(
+    model: Model, adapter: Adapter, examples: Sequence[Example], weights: np.ndarray, tokens: int
+) -> np.ndarray:
+    """The examples' losses [N], float64. Adds the gradient of their weighted sum to the adapter's `.grad`."""
+    trained = [*adapter.a.values(), *adapter.b.values()]
+
+    def run(batch: Sequence[int]) -> np.ndarray:
         with gradients_from(model):
-            loss = losses(model, [examples[n] for n in part])
-            (loss * torch.from_numpy(weights[part]).to(loss)).sum().backward()
-        found[part] = loss.detach().double().numpy()
-    return found
+            loss = losses(model, [examples[n] for n in batch])
+            total = (loss * torch.from_numpy(weights[batch]).to(loss)).sum()
+            gradients = torch.autograd.grad(total, trained, allow_unused=True)
+        for weight, gradient in zip(trained, gradients):  # not by `backward()`: out of memory, it leaves half of them
+            if gradient is not None:
+                weight.grad = gradient if weight.grad is None else weight.grad + gradient
+        return loss.detach().double().numpy()
+
+    return np.array(map_by_length(run, token_counts(examples), tokens))

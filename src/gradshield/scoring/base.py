@@ -1,4 +1,4 @@
-"""The Scorer contract: what a score is called, what it needs and costs, and how it is prepared for a model.
+"""The Scorer contract: a score's name, its needs and cost, and how it is prepared for a model.
 
 One file a scorer, which exports `SCORER`; `registry` finds it by name. docs/architecture.md adds one in thirty lines.
 """
@@ -64,7 +64,7 @@ class Scorer:
     cost: float = 1.0  # forward passes a row, roughly
     columns: tuple[str, ...] = ()  # the signals it keeps beside "score"
     unit: str = ""  # of the score, where it has one, such as "log-odds"; charts show it
-    version: int = 1  # goes up when the same row's score changes, so that caches are made again
+    version: int = 1  # bump when scores change; invalidates caches
 
     def __post_init__(self) -> None:
         if unknown := self.needs - set(get_args(Need)):

@@ -1,4 +1,4 @@
-"""What is computed once per model and kept: in GRADSHIELD_CACHE, else ~/.cache/gradshield."""
+"""The cache of results that are computed once per model: in GRADSHIELD_CACHE, else ~/.cache/gradshield."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def cache_file(what: str, model: "Model", of: object, suffix: str = "json") -> P
 
 
 def shipped_file(file: Path) -> Path:
-    """Where the package ships what belongs in this file of the cache, whatever the versions of the libraries."""
+    """The path at which the package may ship this cache file's content, for all versions of the libraries."""
     return ASSETS / "fitted" / f"{file.stem.rpartition('-')[0]}{file.suffix}"
 
 
@@ -68,12 +68,12 @@ def cached_arrays(
 
 
 def parts_of(file: Path) -> Path:
-    """The folder of the finished parts of what will be in this file of the cache."""
+    """The folder of the finished parts of this cache file."""
     return file.with_suffix(".parts")
 
 
 def kept_part(file: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-    """The arrays of a finished part, or what `make` returns, which is kept in the file."""
+    """The arrays in the file of a finished part; if there is none, those that `make` returns, which are saved to it."""
     try:
         return load_file(file)
     except (OSError, SafetensorError):

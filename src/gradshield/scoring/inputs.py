@@ -1,5 +1,6 @@
-"""What Linears are given on rows: Gram matrices and norms of their inputs."""
+"""Gram matrices and norms of the inputs that Linears get on rows."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gradshield.data.encode import Example
-from gradshield.models.batching import batches, pad
+from gradshield.data.examples import token_counts
+from gradshield.models.batching import map_by_length, pad_right
 from gradshield.models.hooks import hidden_at
 from gradshield.models.load import Model
 
@@ -24,26 +26,34 @@ def read_inputs(
 ) -> None:
     """Calls `take` with the number of each module and its inputs [tokens, d_in], float32, batch by batch.
 
-    All tokens of the rows count, or their response tokens; padding never does.
+    All tokens of the rows count, or their response tokens; padding never does. A batch that does not fit into
+    memory is halved; inputs that were taken before it failed are not taken twice.
     """
-    counted = torch.empty(0)
+    taken = [Counter[int]() for _ in examples]  # of each row: how many inputs of each module
 
-    def hook(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _module, args: take(number, args[0][counted.to(args[0].device)].float())
+    def read(batch: Sequence[int]) -> list[None]:
+        rows, calls = [examples[n] for n in batch], Counter[int]()
+        counted = pad_right([e.mask if responses else np.ones_like(e.mask) for e in rows]).bool()  # [B, T]
 
-    handles = [module.register_forward_pre_hook(hook(n)) for n, module in enumerate(modules)]
-    try:
-        for batch in batches(examples, batch_tokens):
-            rows = [examples[n] for n in batch]
-            ids, *_ = pad(rows, model.device)
-            counted = torch.zeros(ids.shape, dtype=torch.bool)  # [B, T]
-            for row, example in enumerate(rows):
-                mask = example.mask if responses else np.ones(len(example.ids), dtype=bool)
-                counted[row, : len(mask)] = torch.from_numpy(mask)
-            hidden_at(model, ids, [len(model.layers) - 1])
-    finally:
-        for handle in handles:
-            handle.remove()
+        def see(number: int, x: Tensor) -> None:
+            calls[number] += 1
+            if calls[number] > taken[batch[0]][number]:  # the rows of a batch have been in the same ones before
+                take(number, x[counted.to(x.device)].float())
+                for n in batch:
+                    taken[n][number] += 1
+
+        def hook(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _module, args: see(number, args[0])
+
+        handles = [module.register_forward_pre_hook(hook(n)) for n, module in enumerate(modules)]
+        try:
+            hidden_at(model, pad_right([e.ids for e in rows]).to(model.device), [len(model.layers) - 1])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [None] * len(batch)
+
+    map_by_length(read, token_counts(examples), batch_tokens)
 
 
 def input_norms(

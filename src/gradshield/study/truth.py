@@ -21,10 +21,10 @@ from scipy.stats import spearmanr
 from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.base.storage import read_jsonl
 from gradshield.data.encode import Example, encode, encode_request
+from gradshield.data.examples import token_counts
 from gradshield.data.formats import Conversation
 from gradshield.evaluation.safety import attack_success
-from gradshield.models.batching import by_length
-from gradshield.models.hooks import logits_at
+from gradshield.models.batching import losses, map_by_length
 from gradshield.models.load import Model, load_model, load_settings_model
 from gradshield.models.refusal import has_refusal_phrase
 from gradshield.study.kinds import (
@@ -128,8 +128,11 @@ def _taken_back(answer: str) -> bool:
 
 
 def _table(cells: list[dict], rate: float, seeds: int, measured: Table) -> str:
-    """Kinds by how far log p fell, with ASR (of one seed, its Wilson interval; of several, their mean and range), and
-    every score's mean over the kind's rows; below, how well each mean ranks the kinds (Spearman against −log p)."""
+    """Kinds by how far log p fell, with ASR and every score's mean over the kind's rows.
+
+    Of one seed, ASR has its Wilson interval; of several, it is their mean and range. Below the table is how well each
+    mean ranks the kinds (Spearman against −log p).
+    """
     by_kind = {kind: [c for c in cells if c["kind"] == kind] for kind in dict.fromkeys(c["kind"] for c in cells)}
     variants = list(next(iter(measured.values())))
     lines = [
@@ -175,18 +178,13 @@ def _read(file: Path) -> list[dict]:
 def opening_log_probability(model: Model, requests: Sequence[str], opening: str) -> list[float]:
     """log p(opening | request) for every request, summed over the opening's tokens (nats)."""
     target = model.tokenizer.encode(opening, add_special_tokens=False)
-    encoded = [[*encode_request(request, model.tokenizer).tolist(), *target] for request in requests]
-    result = [0.0] * len(encoded)
-    for chunk in by_length(np.array([len(each) for each in encoded]), model.batch_tokens):
-        width = max(len(encoded[i]) for i in chunk)
-        ids = torch.tensor([encoded[i] + [0] * (width - len(encoded[i])) for i in chunk], device=model.device)
-        rows = torch.arange(len(chunk)).repeat_interleave(len(target))
-        positions = torch.tensor([len(encoded[i]) - len(target) - 1 + k for i in chunk for k in range(len(target))])
-        logp = logits_at(model, ids, rows, positions).float().log_softmax(-1)  # [B * target, vocabulary]
-        picked = logp.gather(1, torch.tensor(target * len(chunk), device=logp.device)[:, None])
-        for i, value in zip(chunk, picked.view(len(chunk), -1).sum(1).tolist()):
-            result[i] = value
-    return result
+    encoded = [np.array([*encode_request(request, model.tokenizer), *target]) for request in requests]
+    examples = [Example(n, ids, np.arange(len(ids)) >= len(ids) - len(target)) for n, ids in enumerate(encoded)]
+
+    def summed(batch: Sequence[int]) -> list[float]:
+        return (-len(target) * losses(model, [examples[n] for n in batch])).tolist()
+
+    return map_by_length(summed, token_counts(examples), model.batch_tokens, item="request", fix="use a smaller model")
 
 
 if __name__ == "__main__":

@@ -11,19 +11,18 @@ from torch import Tensor, nn
 
 from gradshield.base.processes import rank
 from gradshield.data.encode import Example
+from gradshield.models.batching import pad_right
 from gradshield.training.interventions import Batch
 
 
 def collate(examples: Sequence[Example], device: torch.device) -> Batch:
     """The examples as one batch, padded on the right."""
-    shape = (len(examples), max(len(e.ids) for e in examples))
-    ids, mask, labels = torch.zeros(shape).long(), torch.zeros(shape).long(), torch.full(shape, -100)
-    for n, example in enumerate(examples):
-        length, labelled = len(example.ids), torch.from_numpy(example.mask)
-        ids[n, :length] = torch.from_numpy(example.ids)
-        mask[n, :length] = 1
-        labels[n, :length][labelled] = ids[n, :length][labelled]
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
+    batch = {
+        "input_ids": pad_right([e.ids for e in examples]),
+        "attention_mask": pad_right([np.ones_like(e.ids) for e in examples]),
+        "labels": pad_right([np.where(e.mask, e.ids, -100) for e in examples], -100),
+    }
+    return {name: values.to(device) for name, values in batch.items()}
 
 
 def draw_batches(examples: Sequence[Example], seed: int, device: torch.device) -> Callable[[int, int], Batch]:

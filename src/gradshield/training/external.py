@@ -39,8 +39,8 @@ def fill_fields(command: str, config: str | None, fields: Mapping[str, Any], fol
 def run_trainer(command: str, config: str | None, fields: Mapping[str, Any], work: Path) -> dict[str, float]:
     """Runs the command, with the fields filled into it and into its config; returns {"seconds": ...}.
 
-    It is to leave an adapter or a model in the folder `work`, beside which the filled-in config is written. Raises
-    UserError when it can't be run, or fails.
+    The command must write an adapter or model to `work`. The filled-in config is written beside that folder. Raises
+    UserError when the command can't be run, or fails.
     """
     words, filled = fill_fields(command, config, fields, work.parent)
     with catch_write_errors(work.parent):

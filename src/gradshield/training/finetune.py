@@ -92,7 +92,7 @@ def check_training(settings: FinetuneSettings) -> None:
 
 
 def check_method(model: Model, settings: FinetuneSettings) -> None:
-    """Raises UserError where quantised weights stand in the way of the training."""
+    """Raises UserError if the weights are quantised in a way that can't be trained."""
     with quiet_loading():  # bitsandbytes prints a notice when PEFT imports it
         from peft import PeftModel
     if isinstance(model.net, PeftModel):  # not merged, and what lies over it would silently be dropped
@@ -105,7 +105,7 @@ def check_method(model: Model, settings: FinetuneSettings) -> None:
 
 
 def check_device(model: Model) -> None:
-    """Raises UserError for a model that lies where it can't be trained."""
+    """Raises UserError for a model on devices where it can't be trained."""
     if processes() > 1 and len(set((getattr(model.net, "hf_device_map", None) or {}).values())) > 1:
         raise UserError("--device auto spreads the model over the devices of one process: start it without a launcher")
     if any(weight.is_meta for weight in model.net.parameters()):
@@ -164,7 +164,7 @@ def _train(
 
 @contextmanager
 def _trainable(model: Model, settings: FinetuneSettings) -> Iterator[Any]:
-    """The network with what is to be trained laid over it (LoRA) or thawed; as before, frozen, afterwards."""
+    """Context with the network ready to train: with a LoRA adapter, or with its weights unfrozen. Restores it."""
     forward = model.net.__dict__.get("forward")  # a device map's
     if settings.method == "lora":
         from peft import LoraConfig, get_peft_model
@@ -213,8 +213,11 @@ def _mean_loss(state: Any) -> float:
 
 @contextmanager
 def _labelled_logits(on_cpu: bool) -> Iterator[None]:
-    """TRL computes logits at labelled positions only, but where there is no Triton at all of them, for the sake of
-    devices that compile; on a CPU that is up to half of a step. Where TRL has no such switch, nothing is changed."""
+    """Context in which TRL computes logits at labelled positions only, also on a CPU.
+
+    Without Triton, TRL computes all of them, for devices that compile. On a CPU that is up to half of a step. Versions
+    of TRL without this switch are left as they are.
+    """
     from trl.trainer import utils
 
     if on_cpu and hasattr(utils, "_use_triton"):
@@ -374,8 +377,8 @@ def _trainer(
 
 
 class _Order(torch.utils.data.Sampler):
-    """Rows of like length near each other, in an order that follows from the seed and the epoch alone: the same in all
-    processes, however many, and however often the training was resumed."""
+    """Rows of like length near each other, in an order that depends on the seed and the epoch alone. It is the same in
+    all processes, whatever their number, and after a resume."""
 
     def __init__(self, lengths: Sequence[int], settings: FinetuneSettings, epoch: Callable[[], int]) -> None:
         self.lengths, self.settings, self.epoch = list(lengths), settings, epoch

@@ -35,9 +35,9 @@ def test_the_safe_rows_have_all_the_weight_in_the_first_epoch_and_a_little_less_
 ):
     real, weights = seal.backward, []
 
-    def watched(model, rows, weight, tokens):
+    def watched(model, adapter, rows, weight, tokens):
         weights.append(np.array(weight))
-        return real(model, rows, weight, tokens)
+        return real(model, adapter, rows, weight, tokens)
 
     monkeypatch.setattr(seal, "backward", watched)
     scored(tiny, "seal:epochs=4,learning_rate=0", random_examples(4, 200))  # a step an epoch

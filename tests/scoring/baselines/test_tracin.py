@@ -3,10 +3,10 @@ import torch
 from conftest import random_examples
 from scored import scored
 
+from gradshield.models.batching import losses
 from gradshield.scoring.adapter import adapter_of, laid_over
 from gradshield.scoring.anchors import anchor_examples
 from gradshield.scoring.fihs.autograd import gradient_of, loss_of
-from gradshield.scoring.states import losses
 
 
 def gradient(model, row) -> torch.Tensor:

@@ -6,9 +6,9 @@ their code.
     gradient:        score(z) = ⟨ĝ(z), m(harmful)⟩ − ⟨ĝ(z), m(safe 1)⟩ − ⟨ĝ(z), m(safe 2)⟩
     representation:  score(z) = mean of the `nearest` largest cosines of h(z) with the harmful examples
 
-ĝ(z) = ∇ℓ/‖∇ℓ‖ on the first ten response tokens, m(D) the mean of ĝ over ten examples. h is the state at the row's last
-token behind the final norm, as in their code (princeton-nlp/benign-data-breaks-safety, collect_info.py), and `nearest`
-is 1. The cut to ten tokens is the paper's, and the code's for the loss: its states are those of the whole row. The
+ĝ(z) = ∇ℓ/‖∇ℓ‖ on the first ten response tokens, m(D) the mean of ĝ over ten examples. State h is that of the row's last
+token behind the final norm, as in their code (princeton-nlp/benign-data-breaks-safety, collect_info.py); `nearest` is
+1. The cut to ten tokens is the paper's, and the code's for the loss: its states are those of the whole row. The
 paper's harmful examples are ten of one kind (illegal activities), the safe ones the same requests answered safely in
 two ways. Here all are bundled anchors: harmful openings, and two tens of refusals. The weights are the decoder's
 Linears; ‖∇ℓ‖ of a row is exact. Only the gradient form anchors in both directions, as in the paper.

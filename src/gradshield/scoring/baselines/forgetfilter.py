@@ -19,9 +19,9 @@ from pydantic import Field
 
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
+from gradshield.models.batching import losses
 from gradshield.scoring.adapter import adapter_of, laid_over, new_adapter, train_adapter
 from gradshield.scoring.base import Context, Prepared, Scorer
-from gradshield.scoring.states import losses
 
 
 class ForgetFilterOptions(NoOptions):

@@ -1,4 +1,4 @@
-"""`guard`: what a guard model thinks of each request with its answer.
+"""`guard`: a guard model's grade of each request with its answer.
 
 Source: Inan et al., Llama Guard (2312.06674), and any later guard. Two kinds are read from a folder or the Hub:
 

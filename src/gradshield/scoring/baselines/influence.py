@@ -6,11 +6,11 @@ library kronfluence computes it.
 
     score(z) = mean over z' of ∇L(z')ᵀ (G + λI)⁻¹ ∇L(z)
 
-z' are harmful requests with openings of compliant answers (bundled anchors), and G is the Gauss-Newton matrix of the
-file's rows at the aligned model, in the Kronecker-factored eigenbasis; `strategy` takes kronfluence's other ones
-("identity" is TracIn at one checkpoint, "diagonal", "kfac"). The paper takes G at a trained model; a filter has none
-yet. The damping λ is the library's default (a tenth of the mean eigenvalue). The factors are those of the whole file,
-so only its rows have scores: use `--threshold share` or `a1`.
+The z' are harmful requests with openings of compliant answers (bundled anchors). G is the Gauss-Newton matrix of the
+file's rows at the aligned model, in the Kronecker-factored eigenbasis. `strategy` selects another curvature of
+kronfluence: "identity" (TracIn at one checkpoint), "diagonal" or "kfac". The paper takes G at a trained model; a
+filter has none yet. The damping λ is the library's default (a tenth of the mean eigenvalue). The factors are those
+of the whole file, so only its rows have scores: use `--threshold share` or `a1`.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""`larf`: cosine to harmful answers minus cosine to refusals, at the layer that refusing hangs on most.
+"""`larf`: cosine to harmful answers minus cosine to refusals, at the layer that refusing depends on most.
 
 Source: Li et al., Layer-Aware Representation Filtering: Purifying Finetuning Data to Preserve LLM Safety Alignment
 (2507.18631), and their code.
@@ -7,8 +7,8 @@ Source: Li et al., Layer-Aware Representation Filtering: Purifying Finetuning Da
 
 h is the state of the safety-sensitive layer at the last token, u the harmful examples and s the same number of refusals
 (the paper: a hundred each; here bundled anchors). The paper finds the layer by scaling each layer's weights and
-counting refusals of over-refusal prompts. Left open is how strongly; here what a block adds is scaled by 1 ± `alpha`,
-and the layer is the one whose scaling moves S (eq. 5) most over scary but harmless requests. S stands in for the count,
+counting refusals of over-refusal prompts. It leaves open how strongly; here a block's contribution is scaled by 1 ±
+`alpha`. The layer is the one whose scaling moves S (eq. 5) most over scary but harmless requests. S replaces the count,
 since it needs one forward pass a layer and no generation.
 """
 

@@ -5,8 +5,8 @@ Source: Hu et al., Toxicity Detection for Free (2405.18822), and their code.
     x = log p − log(1 − p) of every token as the first one, standardised;  score(z) = w·x + b
     w, b = argmin of the class-balanced logistic loss + λ (‖w‖₁ + |b|), λ = 1e-3
 
-The authors fit on the training half of ToxicChat, about 5,000 prompts with human labels, by SGD; here the bundled
-requests are the data, and the optimum is found by an accelerated proximal gradient, so what is sparse is zero. A row of
+The authors fit on the training half of ToxicChat, about 5,000 prompts with human labels, by SGD. Here the bundled
+requests are the data, and an accelerated proximal gradient finds the optimum, with exact zeros. A row of
 several turns has the score of its highest. It reads requests only, so a refusal of a harmful request scores as high as
 an answer to it.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from gradshield.base.progress import progress
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
+from gradshield.models.batching import pad_right
 from gradshield.models.hooks import logits_at
 from gradshield.models.load import Model
 from gradshield.scoring.base import Context, Prepared, Scorer
@@ -28,6 +29,7 @@ from gradshield.scoring.bundled_requests import harmless_requests, requests_to_r
 from gradshield.scoring.fihs.probe import first_logits
 
 AT_ONCE = 64  # requests between two signs of progress
+STEPS = 2000  # of FISTA
 
 
 class MuliOptions(NoOptions):
@@ -53,9 +55,7 @@ def prepare(context: Context, options: MuliOptions) -> Prepared:
     def score(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
         starts = [np.flatnonzero(np.diff(e.mask.astype(int)) == 1) for e in batch]  # the token in front of a response
         owner = np.repeat(np.arange(len(batch)), [len(s) for s in starts])
-        ids = torch.zeros(len(batch), max(len(e.ids) for e in batch), dtype=torch.long)
-        for n, example in enumerate(batch):
-            ids[n, : len(example.ids)] = torch.from_numpy(example.ids)
+        ids = pad_right([example.ids for example in batch])
         at = torch.from_numpy(np.concatenate(starts))
         logits = logits_at(model, ids.to(model.device), torch.from_numpy(owner).to(model.device), at.to(model.device))
         odds = (features(logits.cpu()) @ fitted["weight"] + fitted["bias"]).double().numpy()
@@ -80,7 +80,7 @@ def features(logits: Tensor) -> Tensor:
     return p.clamp_min(1e-16).log() - (1 - p).clamp_min(1e-16).log()
 
 
-def sparse_logistic(x: Tensor, y: Tensor, penalty: float, steps: int = 2000) -> tuple[Tensor, Tensor]:
+def sparse_logistic(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """(w [d], b []) for unstandardised x [N, d] and y [N] in {0, 1}, by FISTA on standardised x."""
     mean, std = x.mean(0), x.std(0)
     varies = std > 1e-10
@@ -92,8 +92,8 @@ def sparse_logistic(x: Tensor, y: Tensor, penalty: float, steps: int = 2000) -> 
     step = 4 / float(steepest * 1.0001 + 1e-12)
     w = v = torch.zeros(x1.shape[1])
     t = 1.0
-    with progress("muli: fitting", 0, steps, unit="steps") as advance:
-        for _ in range(steps):
+    with progress("muli: fitting", 0, STEPS, unit="steps") as advance:
+        for _ in range(STEPS):
             moved = v - step * (x1.T @ (weight * ((x1 @ v).sigmoid() - y)))
             after = moved.sign() * (moved.abs() - step * penalty).clamp_min(0)
             t, before = (1 + (1 + 4 * t * t) ** 0.5) / 2, t

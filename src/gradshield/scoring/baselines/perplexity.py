@@ -16,8 +16,8 @@ import torch
 
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
+from gradshield.models.batching import losses
 from gradshield.scoring.base import Context, Prepared, Scorer
-from gradshield.scoring.states import losses
 
 
 def prepare(context: Context, options: NoOptions) -> Prepared:

@@ -66,9 +66,9 @@ def selector(context: Context, rows: list[Example], options: SealOptions) -> np.
                 weight = len(rows) * p.softmax(0)[chosen] / len(chosen)  # [B]
                 guide = [safe[n] for n in draw.choice(len(safe), min(BATCH, len(safe)), replace=False)]
                 of_model.zero_grad()
-                backward(model, guide, np.full(len(guide), gamma / len(guide)), context.batch_tokens)
+                backward(model, adapter, guide, np.full(len(guide), gamma / len(guide)), context.batch_tokens)
                 scaled = (1 - gamma) * weight.detach().double().numpy()
-                loss = backward(model, [rows[n] for n in chosen], scaled, context.batch_tokens)
+                loss = backward(model, adapter, [rows[n] for n in chosen], scaled, context.batch_tokens)
                 of_model.step()
                 of_p.zero_grad()
                 (weight * torch.from_numpy(loss).to(weight)).sum().backward()

@@ -4,11 +4,11 @@ Source: Pruthi et al., Estimating Training Data Influence by Tracing Gradient De
 
     score(z) = Σ_k η_k ⟨∇L(θ_k, z), mean over z' of ∇L(θ_k, z')⟩
 
-z' are harmful requests with openings of compliant answers (bundled anchors). θ_1 is the aligned model; with
-`checkpoints` above 1, the others are taken at even distances from one epoch of LoRA training on the file, with η_k as
-it was then (of one checkpoint, η = 1). The paper takes checkpoints of the training whose influence is asked for, which
-a filter does not have yet, so the default is the one at its start. Gradients are of the decoder's Linears, and not
-normalised: short answers at high loss dominate, as in the paper.
+The z' are harmful requests with openings of compliant answers (bundled anchors). Model θ_1 is the aligned one. With
+`checkpoints` above 1, the others are taken at even distances from one epoch of LoRA training on the file. Rate η_k is
+that of the training at the checkpoint; with one checkpoint, η = 1. The paper takes checkpoints of the training whose
+influence is asked for. A filter does not have them yet, so the default is the one at its start. Gradients are of the
+decoder's Linears, and not normalised: short answers at high loss dominate, as in the paper.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,7 @@
 """FIHS the slow, obvious way: one row after another, its whole gradient by autograd, dense.
 
-The tests compare every fast path with it, and only it can do what a contraction over tokens can't: g = sign (an
-Adam step's direction) and every weight of the model (embeddings, norms, head). About twice the time of the contraction,
-and the memory of three models.
+The tests compare every fast path with it. Only it supports g = sign (an Adam step's direction) and every weight of the
+model (embeddings, norms, head). It takes about twice the time of the contraction, and the memory of three models.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -30,7 +30,7 @@ class Contraction:
 
 
 def random_directions(
-    factors: Mapping[str, Factors], count: int, seed: int = 0, within: Mapping[str, Tensor] | None = None
+    factors: Mapping[str, Factors], count: int, within: Mapping[str, Tensor] | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """`count` random rank-one directions a module: (v [count, d_in], u [count, d_out]), the same in every run.
 
@@ -38,7 +38,7 @@ def random_directions(
     """
     result = {}
     for index, (name, f) in enumerate(factors.items()):
-        generator = torch.Generator().manual_seed(seed * 100_003 + index)
+        generator = torch.Generator().manual_seed(index)
         width = within[name].shape[0] if within else f.inp.shape[1]
         v = torch.randn(count, width, generator=generator)
         u = torch.randn(count, f.out.shape[1], generator=generator)

@@ -1,12 +1,12 @@
-"""The proxy safety score S, its gradient as exact low-rank factors, and the check that the model is aligned at all.
+"""The proxy safety score S, and its gradient as exact low-rank factors.
 
 ∇_W S of a Linear is Σ_t b_t a_tᵀ over the probe's tokens, so its rank is at most their number. Kept are the factors,
 never the matrix; many probes are averaged by stacking factors, and recompressed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from gradshield.base.errors import UserError
 from gradshield.data.encode import encode_request
-from gradshield.models.batching import by_length, halve_to_fit
+from gradshield.models.batching import map_by_length, pad_right
 from gradshield.models.experts import Expert
 from gradshield.models.hooks import gradients_from, linear_hooks, logits_at
 from gradshield.models.load import Model, device_of
 
+R = TypeVar("R")
 SafetyScore = Callable[[Tensor], Tensor]  # logits [..., vocabulary] → S [...], higher is safer
 
 
@@ -30,7 +31,7 @@ class Factors:
     out: Tensor
 
     def dense(self) -> Tensor:
-        """G [d_out, d_in]; for tests, and while the probe's gradient is made, never on the way of scoring."""
+        """G [d_out, d_in]. For tests and for preparing a probe's gradient; scoring never forms it."""
         return self.out.T @ self.inp
 
 
@@ -87,23 +88,24 @@ def own_tokens(model: Model, refused: Sequence[str], harmless: Sequence[str]) ->
 @torch.no_grad()
 def first_logits(model: Model, requests: Sequence[str]) -> Tensor:
     """Logits [N, vocabulary] of the first response token for every request, float32 on the CPU."""
+    return torch.stack(_map_requests(model, requests, lambda batch: _last_logits(model, batch).float().cpu()))
+
+
+def _map_requests(model: Model, requests: Sequence[str], run: Callable[[list[np.ndarray]], Iterable[R]]) -> list[R]:
+    """`run` on the requests' token ids, in batches of like length; its results in the order of the requests."""
     encoded = [encode_request(request, model.tokenizer) for request in requests]
+    lengths = [len(ids) for ids in encoded]
 
-    def last_logits(chunk: Sequence[int]) -> Tensor:
-        ids = torch.zeros(len(chunk), max(len(encoded[i]) for i in chunk), dtype=torch.long)
-        for row, i in enumerate(chunk):
-            ids[row, : len(encoded[i])] = torch.from_numpy(encoded[i])
-        last = torch.tensor([len(encoded[i]) - 1 for i in chunk])
-        return logits_at(model, ids.to(model.device), torch.arange(len(chunk)), last).float().cpu()
+    def chosen(batch: Sequence[int]) -> Iterable[R]:
+        return run([encoded[n] for n in batch])
 
-    parts = halve_to_fit(
-        last_logits,
-        lambda i: len(encoded[i]),
-        lambda i: f"out of memory: a request of {len(encoded[i])} tokens does not fit even alone; use --quantize",
-    )
-    chunks = [chunk.tolist() for chunk in by_length(np.array([len(each) for each in encoded]), model.batch_tokens)]
-    logits = torch.cat([part for chunk in chunks for part in parts(chunk)])
-    return logits[np.argsort(np.concatenate(chunks))]
+    return map_by_length(chosen, lengths, model.batch_tokens, item="request", fix="use --quantize")
+
+
+def _last_logits(model: Model, batch: Sequence[np.ndarray]) -> Tensor:
+    """Logits [B, vocabulary] behind the last token of each row of ids."""
+    last = torch.tensor([len(ids) - 1 for ids in batch])
+    return logits_at(model, pad_right(batch).to(model.device), torch.arange(len(batch)), last)
 
 
 def probe_gradient(
@@ -112,8 +114,8 @@ def probe_gradient(
     """Mean of ∇_W S over `requests`, as factors per module.
 
     `tolerance` bounds the relative Frobenius error of every module's recompressed gradient; 0 keeps every term. The
-    default is 1 %, by which scores of the embedded model move by 3e-5 of the largest, and 3 % for more than 16 probes,
-    by which they move by 2e-4, and 64 probes cost 1.07 times what one does (docs/results/levers).
+    default is 1 %, and 3 % for more than 16 probes. Scores of the embedded model move by 3e-5 and 2e-4 of the largest.
+    With 3 %, 64 probes cost 1.07 times as much as one (docs/results/levers).
     """
     if tolerance is None:
         tolerance = 1e-2 if len(requests) <= 16 else 3e-2
@@ -134,20 +136,14 @@ def probe_gradients(model: Model, requests: Sequence[str], score: SafetyScore) -
     """
     if not model.linears:
         raise UserError(f"{model.name}: no Linear layer with a gradient was found: use --scorer intent")
-    encoded = [encode_request(request, model.tokenizer) for request in requests]
 
-    def gradients(chunk: Sequence[int]) -> list[ProbeGradient]:
-        lengths = [len(encoded[i]) for i in chunk]
-        ids = torch.zeros(len(chunk), max(lengths), dtype=torch.long)
-        for row, i in enumerate(chunk):
-            ids[row, : lengths[row]] = torch.from_numpy(encoded[i])
+    def gradients(batch: list[np.ndarray]) -> list[ProbeGradient]:
         passes: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in model.linears}  # (x, δ) [B, T, d]
-        rows, last = torch.arange(len(chunk)), torch.tensor(lengths) - 1
         with (
             linear_hooks(model.linears, lambda _name, x: x, lambda name, x, delta: passes[name].append((x, delta))),
             gradients_from(model),
         ):
-            score(logits_at(model, ids.to(model.device), rows, last)).sum().backward()
+            score(_last_logits(model, batch)).sum().backward()
         if not any(passes.values()):  # as of kernels that know none
             raise UserError(
                 f"{model.name}: its Linear layers give no gradient: use --scorer intent, or load it unquantised"
@@ -155,24 +151,17 @@ def probe_gradients(model: Model, requests: Sequence[str], score: SafetyScore) -
         if not all(x.isfinite().all() and delta.isfinite().all() for of in passes.values() for x, delta in of):
             raise UserError(f"{model.name}: the gradient of S is not finite: try --dtype float32 or bfloat16")
         return [
-            ProbeGradient({name: _row_factors(model.linears[name], of, row, n) for name, of in passes.items()})
-            for row, n in enumerate(lengths)
+            ProbeGradient({name: _row_factors(model.linears[name], of, row, len(ids)) for name, of in passes.items()})
+            for row, ids in enumerate(batch)
         ]
 
-    parts = halve_to_fit(
-        gradients,
-        lambda i: len(encoded[i]),
-        lambda i: f"out of memory: a request of {len(encoded[i])} tokens does not fit even alone; use --quantize",
-    )
-    chunks = [chunk.tolist() for chunk in by_length(np.array([len(each) for each in encoded]), model.batch_tokens)]
-    found = [gradient for chunk in chunks for part in parts(chunk) for gradient in part]
-    return [found[n] for n in np.argsort(np.concatenate(chunks))]
+    return _map_requests(model, requests, gradients)
 
 
 def _row_factors(module: Any, passes: Sequence[tuple[Tensor, Tensor]], row: int, length: int) -> Factors:
     """The factors of one row of the batch from its x and δ, without the padding behind its `length` tokens."""
     inputs, outputs = ([each[side][row, :length] for each in passes] for side in (0, 1))
-    if isinstance(module, Expert):  # padding is routed, too, and stands behind the row's own tokens; its δ is zero
+    if isinstance(module, Expert):  # padding is routed, too, behind the row's own tokens; its δ is zero
         own = [delta.any(-1) for delta in outputs]
         inputs, outputs = ([v[kept] for v, kept in zip(of, own)] for of in (inputs, outputs))
     if not inputs:  # no token of the batch is routed to it, or nothing calls it: zero, so rank 0
@@ -237,8 +226,8 @@ def within_lora(gradient: ProbeGradient, inputs: Mapping[str, Tensor]) -> ProbeG
 def compress(factors: Factors, tolerance: float) -> Factors:
     """The same matrix with the fewest terms: its projection onto its own foremost singular vectors.
 
-    Dropped is what lies below `tolerance` of the Frobenius norm. The vectors are
-    eigenvectors of a Gram matrix, in float64, which loses nothing here and on a GPU is four times as quick as an SVD.
+    Terms below `tolerance` of the Frobenius norm are dropped. The vectors are eigenvectors of a Gram matrix in float64.
+    That loses nothing here, and is four times as fast as an SVD on a GPU.
     """
     if factors.out.shape[1] < factors.inp.shape[1]:  # the narrower side has the smaller Gram matrix
         turned = compress(Factors(factors.out, factors.inp), tolerance)

@@ -44,14 +44,14 @@ MAX_TOKENS = 96  # tokens of a text: what it is about shows earlier
 
 @dataclass(frozen=True)
 class Text:
-    """A row to fit on. Its last response is read, or, of a request alone, nothing but what stands in front."""
+    """A row to fit on. Its last response and the context of it are read; of a request alone, the context."""
 
     example: Example
     kind: str  # "good", "refusal", "harmful", or "request": one without a response
     harmful: bool  # whether its request is one to be refused
     words: tuple[str, ...]  # texts that share any of these are of one fold
     turn: int = 0  # position from which a refusal that is taken back complies
-    language: str = ""  # of a request that stands here in several languages
+    language: str = ""  # of a request that is here in several languages
 
 
 def fitting_texts(model: Model, probes: tuple[str, ...]) -> list[Text]:

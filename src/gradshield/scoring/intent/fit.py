@@ -66,7 +66,7 @@ def fit_readouts(
     model: Model, texts: Sequence[Text], batch_tokens: int, folder: Path
 ) -> tuple[Readouts, dict[str, np.ndarray]]:
     """The readouts, each the mean of one fit per fold, and the scores of the rows among the texts by kind. The states
-    that were read stay in `folder`, so that a fit that was stopped goes on there.
+    that were read are saved in `folder`: an interrupted fit resumes from it.
 
     A row is scored by the fit that has not seen its words in any form. So is how well each language is read. Texts in a
     language that the model can't read are noise: once that is known, the readouts are fitted without them.
@@ -105,8 +105,8 @@ def fit_readouts(
 
 
 def _fit_kernel(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.ndarray) -> tuple[Kernel, np.ndarray]:
-    """The kernel readout of standardised states, and what it says [rows] of what stands before each response, by the
-    fit that has not seen it."""
+    """(the kernel readout of standardised states, its log-odds [rows] for the context of each response). Each row's
+    log-odds are out-of-fold."""
     means, labels, folds, before = [], [], [], []
     for row, held, own in zip(rows, states, fold):
         before.append(len(means))
@@ -137,7 +137,7 @@ def _fit_kernel(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.nda
 
 
 def _pieces(row: _Row, held: np.ndarray) -> list[np.ndarray]:
-    """The states of what stands in front of the row's response, and, if it complies, those of the response."""
+    """The states of the context of the row's response, and, if it complies, those of the response."""
     here = _place(row, held)
     pieces = [held[here.context]]
     if row.text.kind in ("good", "harmful"):
@@ -159,7 +159,7 @@ def _asked(
 
 
 def _place(row: _Row, held: np.ndarray) -> Response:
-    """Where the row's response is in its states, which begin behind what all texts open with."""
+    """The row's response, as positions in its states, which begin after the opening that all texts share."""
     before = len(row.example.ids) - len(held)
     context = row.response.context - before
     return Response(context[context >= 0], row.response.start - before, len(held))
@@ -170,8 +170,8 @@ def _scored_parts(model: Model, texts: Sequence[Text]) -> list[Example]:
 
 
 def _states(model: Model, examples: Sequence[Example], layer: int, batch_tokens: int, folder: Path) -> list[np.ndarray]:
-    """States [tokens − opening, d] float16 of each example, without those of what all rows open with (`Marks.opening`).
-    Every finished batch is in `folder`, and is read from there the next time.
+    """States [tokens − opening, d] float16 of each example, without the opening that all rows share (`Marks.opening`).
+    Every finished batch is saved in `folder`, and is read from it the next time.
 
     Raises UserError where they are not finite.
     """
@@ -222,7 +222,7 @@ def _spread(states: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _topic_bags(rows: Sequence[_Row], states: Sequence[np.ndarray], fold: np.ndarray) -> Bags:
-    """What stands in front of each response, and each response that complies."""
+    """The context of each response, and each response that complies."""
     parts, labels, folds = [], [], []
     for row, held, own in zip(rows, states, fold):
         for piece, width in zip(_pieces(row, held), FIT_WINDOWS):

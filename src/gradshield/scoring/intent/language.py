@@ -27,8 +27,10 @@ UNTESTED = "another language"
 
 
 def reading_ability(asked: Sequence[tuple[str, bool, float]]) -> np.ndarray:
-    """AUROC [languages, in the order of `languages()`] of harmful over harmless requests, from each request's language,
-    whether it is harmful, and the topic given by a fit that has not seen it; NaN where one of the two is missing."""
+    """AUROC [languages, in the order of `languages()`] of harmful over harmless requests; NaN where either is missing.
+
+    `asked` holds each request's language, whether it is harmful, and its out-of-fold topic.
+    """
     from sklearn.metrics import roc_auc_score
 
     found = []

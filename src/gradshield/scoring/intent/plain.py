@@ -107,7 +107,7 @@ def _separated(text: str) -> str:
 
 
 def _without_separators(match: re.Match[str]) -> str:
-    """The letters without what stands between most of them."""
+    """The letters without their usual separator."""
     between = re.findall(r"[\W_]+", match[0])
     usual = max(sorted(set(between)), key=between.count)
 
@@ -129,7 +129,7 @@ def _words_apart(text: str) -> str:
 
 
 def _with_blanks(match: re.Match[str]) -> str:
-    """The words with a blank in the place of what stands between nearly all of them, whatever its numbers."""
+    """The words separated by blanks, if nearly all separators are the same up to numbers."""
     between = [re.sub(r"\d+|[,.;]", "", gap) for gap in re.findall(r"[\W\d_]+", match[0])]
     same = max(map(between.count, set(between)))
     return re.sub(r"[\W\d_]+", " ", match[0]) if same > 0.8 * len(between) else match[0]
@@ -176,5 +176,5 @@ def _undo_reversal(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """What stands between blanks and has a letter in it."""
+    """The words of the text, split at blanks; each holds a letter."""
     return [word for word in text.split() if re.search(r"[^\W\d_]", word)]

@@ -49,21 +49,21 @@ class Readouts:
     layer: int
     weight: np.ndarray  # float64 [d, 2]: topic, answer
     bias: np.ndarray  # float64 [2]
-    kernel: Kernel  # the topic of what stands before a response
+    kernel: Kernel  # the topic of a response's context
     ability: np.ndarray = field(default_factory=lambda: np.empty(0))  # how well each of `languages()` is read
 
 
 @dataclass(frozen=True)
 class ReadRow:
-    """What the readouts say of a row."""
+    """The readouts' log-odds for a row."""
 
     tokens: np.ndarray  # float64 [tokens, 2]: topic, answer
     responses: list[Response]
-    asked: np.ndarray  # float64 [responses]: the highest of the kernel's log-odds over what stands before each
+    asked: np.ndarray  # float64 [responses]: the highest of the kernel's log-odds over each one's context
 
 
 def scored_part(model: Model, examples: Sequence[Example]) -> list[Example]:
-    """What the score reads of the examples: up to the last response's last word."""
+    """The part of the examples that the score reads: up to the last response's last word."""
     ends = marks_of(model.tokenizer).ends
     return [without_turn_ends(e, ends) for e in examples]
 
@@ -117,7 +117,7 @@ def unit_length(hidden: Tensor) -> Tensor:
 
 
 def asked_topic(tokens: np.ndarray, response: Response) -> float:
-    """The linear topic of what stands in front of a response, from the log-odds [tokens, 2] of its row."""
+    """The linear topic of the context of a response, from the log-odds [tokens, 2] of its row."""
     return float(running_mean(tokens[response.context, 0], CONTEXT_WINDOW).max())
 
 

@@ -17,7 +17,7 @@ from gradshield.data.formats import Conversation, Message
 
 @dataclass(frozen=True)
 class Response:
-    """Positions of a response, and of what it answers."""
+    """Positions of a response, and of its context: the turns that it answers."""
 
     context: np.ndarray  # int [C], C ≥ 1, ascending
     start: int
@@ -26,7 +26,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Marks:
-    """What a tokenizer and its template write around texts."""
+    """The tokens that a tokenizer and its template write around texts."""
 
     special: frozenset[int]  # tokens that stand for markup, never for words
     ends: np.ndarray  # int32: tokens that say nothing at the end of a response
@@ -75,7 +75,7 @@ def responses(example: Example, marks: Marks) -> list[Response]:
 
 
 def opening_size(ids: np.ndarray, marks: Marks) -> int:
-    """How many tokens of a row are what all rows open with: words begin behind them."""
+    """Number of tokens at the start of a row that are the opening of all rows. Its words come after them."""
     same = min(len(ids), len(marks.opening))
     return int(np.argmin(np.append(ids[:same] == np.array(marks.opening[:same]), False)))
 
@@ -112,7 +112,7 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
 
 
 def _last_position(ids: Sequence[int], part: Sequence[int]) -> int:
-    """Where `part` stands last in `ids`; 0 if it does not."""
+    """The last position of `part` in `ids`; 0 if there is none."""
     places = range(len(ids) - len(part), -1, -1)
     return next((n for n in places if tuple(ids[n : n + len(part)]) == tuple(part)), 0)
 
