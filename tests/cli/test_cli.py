@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from review.made import chat, make_run, write_jsonl
 from rich.console import Console
 
 from gradshield.base.storage import append_line
 from gradshield.cli import commands as cli
 from gradshield.cli import terminal
-from gradshield.data.run_folder import run_lock
+from gradshield.data.run_folder import read_run, run_lock
 from gradshield.data.summaries import FilterSummary, ProbesSummary, ThresholdSummary
 from gradshield.defenses.registry import DEFENSES
 from gradshield.scoring.registry import SCORERS
@@ -85,6 +86,15 @@ def test_a_random_model_is_not_aligned(monkeypatch, capsys, tiny_folder):
 def test_hostile_text_shows_no_control_characters():
     shown = terminal.safe("\x1b[31mred\u202e\u200b[bold]x", 100)
     assert "\x1b" not in shown and "\u202e" not in shown and "\u200b" not in shown and "\\[bold]" in shown
+
+
+def test_the_name_of_a_folder_writes_no_escape_to_the_terminal(monkeypatch, capsys, tmp_path):
+    name = "run\x1b]0;title\x07\u202e[red]"
+    out = make_run(tmp_path / name, write_jsonl(tmp_path / "train.jsonl", [chat("a", "b")]), [0.0])
+    terminal.show({"kept": 1}, False, f"files in {out}")
+    terminal.summary_table(read_run(out).summary, out)
+    said = capsys.readouterr().out
+    assert "[red]" in said and not [c for c in said if c != "\n" and not c.isprintable()]
 
 
 def test_import_and_help_need_no_torch():

@@ -23,6 +23,36 @@ def test_a_folder_is_read_in_sorted_order_without_hidden_files(tmp_path):
     assert [row.index for row in rows] == [0, 1, 2]
 
 
+RUN = "input:\n  path: a\nmodel:\n  name: a\n  fingerprint: b\nsettings:\n  split: train\nversions:\n  torch: '2'\n"
+EVALUATION = RUN.partition("model:")[1] + RUN.partition("model:")[2]
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "eval.yaml"])
+@pytest.mark.parametrize("content", ["", "name: a benchmark of the Hub\n", "model: {fingerprint: x}\n", "\xff", "- 1"])
+def test_a_file_with_a_run_s_name_hides_no_rows(tmp_path, name, content):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    (tmp_path / "x" / "b.jsonl").write_bytes(GOOD)
+    (tmp_path / "x" / name).write_text(content)
+    assert open_source(tmp_path).names == open_source(tmp_path, out=tmp_path / "run").names == ("a.jsonl", "x/b.jsonl")
+
+
+@pytest.mark.parametrize(("name", "content"), [("run.yaml", RUN), ("eval.yaml", EVALUATION)])
+def test_a_run_among_the_data_is_refused_unless_it_is_the_one_that_is_written(tmp_path, name, content):
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    for folder in ("runs/one", "runs/one/kept"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "b.jsonl").write_bytes(GOOD)
+    (tmp_path / "runs" / "one" / name).write_text(content)
+    for out in (None, tmp_path / "runs" / "two", tmp_path / "runs" / "one" / "kept"):
+        with pytest.raises(UserError, match=r"runs/one: .*move it out of .*, or give the files by name") as excinfo:
+            open_source(tmp_path, out=out)
+        assert one_line(excinfo)
+    own = (tmp_path / "runs" / "one", tmp_path / "runs" / ".." / "runs" / "one", tmp_path / "runs" / "one" / "screen")
+    for out in own:  # the last: where `tune` keeps the run of its screening
+        assert open_source(tmp_path, out=out).names == ("a.jsonl",)
+
+
 def test_mixed_formats_are_refused_unless_one_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     (tmp_path / "b.csv").write_bytes(b"a,b\n1,2\n")

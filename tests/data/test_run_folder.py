@@ -78,3 +78,4 @@ def test_a_folder_that_cannot_be_copied_is_one_line(tmp_path):
     with pytest.raises(UserError) as told, catch_write_errors(tmp_path / "run"):
         shutil.copytree(tmp_path / "model", tmp_path / "copy")
     assert "No such file" in str(told.value) and "[(" not in str(told.value)
+    assert " -o" not in str(told.value)  # `apply` and `review` have none

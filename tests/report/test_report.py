@@ -10,9 +10,10 @@ import pytest
 from report.made import PAYLOADS, RUN, Page, report, row, threshold
 
 from gradshield.base.errors import UserError
+from gradshield.cli.terminal import safe
 from gradshield.report.figure import draw_scores
 from gradshield.report.text import visible
-from gradshield.report.words import command_again
+from gradshield.report.words import command_again, next_steps
 
 
 def hostile(tmp_path, payload):
@@ -86,6 +87,19 @@ def test_page_needs_nothing_from_outside_and_runs_nothing(tmp_path):
 )
 def test_unseen_characters_are_written_out_and_others_stay(text, shown):
     assert visible(text) == shown
+
+
+def test_every_character_of_which_nothing_is_seen_is_written_out_on_pages_and_in_the_terminal():
+    ignorable = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u3164\ufeff\uffa0\U0001bca0\U0001d173"
+    ranges = ((0x180B, 0x1810), (0x200B, 0x2010), (0x202A, 0x202F), (0x2060, 0x2070), (0xFE00, 0xFE10))
+    ignorable += "".join(
+        chr(n) for low, high in (*ranges, (0xFFF0, 0xFFF9), (0xE0000, 0xE1000)) for n in range(low, high)
+    )
+    for char in ignorable + "\u2800\U0001d159\U00016fe4\U00013441":  # the last four are seen as blanks
+        for shown in (visible(f"a{char}b"), safe(f"a{char}b", 99)):
+            assert char not in shown and f"{ord(char):04X}" in shown
+    for text in ("你好 é ‘quoted’ → 👍", "a\u00a0b\u3000c"):
+        assert visible(text) == safe(text, 99) == text
 
 
 def test_long_text_is_cut_and_the_rest_counted(tmp_path):
@@ -162,6 +176,25 @@ def test_degenerate_runs_give_a_whole_page(tmp_path, scores, limit):
 )
 def test_headline_says_what_happened(tmp_path, scores, limit, says):
     assert f"<h1>{says}" in report(tmp_path, scores, threshold=limit)
+
+
+@pytest.mark.parametrize(
+    ("kept", "quarantined", "limit", "says"),
+    [
+        (4, 0, threshold(), "None of the 4 rows is quarantined after a review; 4 kept, 0 set aside."),
+        (3, 1, threshold(), "1 of 4 rows is quarantined after a review; 3 kept"),
+        (2, 2, threshold(rule="share"), "2 of 4 rows are quarantined after a review; 2 kept"),
+        (1, 3, threshold(np.inf, rule="by hand"), "3 of 4 rows are quarantined after a review; 1 kept"),
+        (0, 1, threshold(), "The only row is quarantined after a review."),
+        (1, 0, threshold(), "The only row is kept after a review."),
+    ],
+)
+def test_the_headline_does_not_lay_to_the_threshold_what_a_person_moved(tmp_path, kept, quarantined, limit, says):
+    rows, verdicts = kept + quarantined, ["kept"] * kept + ["quarantined"] * quarantined
+    counts = {"rows": rows, "kept": kept, "quarantined": quarantined, "set_aside": 0}
+    summary = {**RUN, "file": "train.jsonl", **counts, "moved_by_a_person": 1}
+    html = report(tmp_path, [0.0] * rows, summary=summary, verdicts=verdicts, threshold=limit)
+    assert f"<h1>{says}" in html
 
 
 @pytest.mark.parametrize(
@@ -311,6 +344,20 @@ def test_the_page_says_how_to_repeat_the_run(tmp_path):
     assert again == "gradshield filter '/data/my rows.jsonl' --config 'my run/run.yaml' -o again"
     assert again in "".join(Page(report(tmp_path, again=again)).text)
     assert command_again("-", Path("run")) == "" and "came from stdin" in report(tmp_path)
+
+
+def test_no_command_to_copy_takes_a_name_for_an_option(tmp_path):
+    (tmp_path / "-run").mkdir()
+    for name in ("kept.jsonl", "train.py"):
+        (tmp_path / "-run" / name).touch()
+    commands = [command for _, command in next_steps(tmp_path / "-run", 3, Path("-run"))]
+    commands.append(command_again("-rows.jsonl", Path("-run")))
+    assert commands == [
+        "python ./-run/train.py",
+        "gradshield review ./-run",
+        "gradshield explain ./-run 3",
+        "gradshield filter ./-rows.jsonl --config ./-run/run.yaml -o again",
+    ]
 
 
 def test_the_table_of_the_run_is_in_words(tmp_path):

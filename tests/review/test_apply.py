@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import datasets
@@ -14,8 +17,10 @@ from review.made import chat, digests, make_run, verdicts, write_jsonl
 
 from gradshield.base.errors import UserError
 from gradshield.base.storage import exclusive_lock
+from gradshield.data.run_folder import row_of_run
 from gradshield.review import store
 from gradshield.review.apply import apply_decisions
+from gradshield.review.state import Review
 
 SCORES = [-2.0, -0.5, 0.5, 2.0]
 
@@ -201,6 +206,76 @@ def test_only_one_writes_at_a_time(run):
     with exclusive_lock(run), pytest.raises(UserError, match="another command"):
         apply_decisions(run)
     apply_decisions(run)
+
+
+def test_a_run_inside_its_own_input_reads_the_same_rows_again(tmp_path):
+    data = source(tmp_path, "folder")
+    out = make_run(data / "runs" / "one", data, SCORES)
+    (data / "deep" / "run.yaml").write_bytes(b"")  # hides no rows
+    before = digests(out)
+    apply_decisions(out)
+    assert digests(out) == before
+    Review(out, None, "ann")
+    assert row_of_run(out, 4)[1].source == "deep/b.jsonl"
+    shutil.copytree(out, data / "another")
+    for command in (apply_decisions, lambda run: row_of_run(run, 4)):
+        with pytest.raises(UserError, match="another: a run of GradShield; move it out"):
+            command(out)
+
+
+@pytest.fixture
+def foreign(run, tmp_path) -> Path:
+    """A run of another file of as many rows, with the log of `run`."""
+    store.decide(run, 4, "kept", "fine there", "ann")
+    rows = [chat(f"other {n}", "answer") for n in range(5)]
+    out = make_run(tmp_path / "foreign", write_jsonl(tmp_path / "other.jsonl", rows), [*SCORES, 3.0])
+    shutil.copy(run / store.FILE, out / store.FILE)
+    return out
+
+
+def test_the_log_of_another_file_s_run_is_refused(run, foreign, tmp_path):
+    twin = make_run(tmp_path / "twin", tmp_path / "other.jsonl", [*SCORES, 3.0])
+    before = digests(foreign)
+    for command in (apply_decisions, lambda out: Review(out, None, "ann"), lambda out: Review(twin, out, "ann")):
+        with pytest.raises(UserError, match=r"review\.sqlite: it holds decisions on another file"):
+            command(foreign)
+    assert digests(foreign) == before
+    apply_decisions(run)
+
+
+def test_a_log_of_an_earlier_version_is_read_unless_it_is_of_more_rows(run, tmp_path):
+    twin = make_run(tmp_path / "twin", tmp_path / "train.jsonl", SCORES)
+    store.decide(run, 1, "quarantined", "", "ann")
+    with closing(sqlite3.connect(run / store.FILE)) as db:
+        db.execute("DROP TABLE about")
+    assert apply_decisions(run).moved_by_a_person == 1
+    store.decide(run, 6, "kept", "", "ann")
+    for command in (apply_decisions, lambda out: Review(out, None, "ann"), lambda out: Review(twin, out, "ann")):
+        with pytest.raises(UserError, match=r"review\.sqlite: it holds a decision on row 6, so it is another run's"):
+            command(run)
+
+
+@pytest.mark.parametrize("lost", ["missing", "new"])
+def test_a_review_whose_log_is_lost_is_not_undone(run, lost):
+    store.decide(run, 1, "quarantined", "", "ann")
+    apply_decisions(run)
+    before = digests(run)
+    for file in run.glob(f"{store.FILE}*"):
+        file.unlink()
+    if lost == "new":
+        Review(run, None, "ann")
+    with pytest.raises(UserError, match=r"review\.sqlite: missing or empty, .* put the file back, or decide again"):
+        apply_decisions(run)
+    assert digests(run) == before
+    store.decide(run, 1, "quarantined", "", "ann")
+    apply_decisions(run)
+
+
+def test_a_decision_on_a_row_that_is_set_aside_is_not_counted(run):
+    store.decide(run, 3, "kept", "", "ann")
+    store.decide(run, 1, "quarantined", "", "ann")
+    apply_decisions(run)
+    assert review(run)["decided"] == 1
 
 
 def test_scores_of_another_run_are_refused(run):

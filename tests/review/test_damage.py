@@ -6,7 +6,9 @@ import pytest
 from review.made import chat, make_run, write_jsonl
 
 from gradshield.base.errors import UserError
+from gradshield.review import store
 from gradshield.review.apply import apply_decisions
+from gradshield.review.server import serve
 from gradshield.review.state import Review
 
 
@@ -43,3 +45,27 @@ def test_a_link_planted_among_the_outputs_is_not_followed(tmp_path):
     with pytest.raises(UserError, match=r"kept: a symbolic link"):
         apply_decisions(run)
     assert not any((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("wrong", ["torn", "empty", "read-only", "read-only folder"])
+def test_a_log_that_can_not_be_used_is_told_before_an_address_is_printed(tmp_path, monkeypatch, wrong):
+    file = write_jsonl(tmp_path / "train.jsonl", [chat("a", "b")])
+    out = make_run(tmp_path / "run", file, [0.0])
+    if wrong != "read-only folder":
+        store.decide(out, 1, "kept", "", "ann")
+    if wrong == "torn":
+        (out / store.FILE).write_bytes((out / store.FILE).read_bytes()[:5000])
+    elif wrong == "empty":
+        (out / store.FILE).write_bytes(b"")
+    elif wrong == "read-only":
+        connect = store.sqlite3.connect
+        as_there = lambda name, **named: connect(str(name).replace("mode=rw", "mode=ro"), **named)  # noqa: E731
+        monkeypatch.setattr(store.sqlite3, "connect", as_there)
+    else:
+        failing = lambda *_, **__: (_ for _ in ()).throw(OSError(30, "Read-only file system"))  # noqa: E731
+        monkeypatch.setattr("gradshield.review.store.exclusive_lock", failing)
+    monkeypatch.setattr("gradshield.review.server.open_server", None)
+    said = []
+    with pytest.raises(UserError, match=r"review\.sqlite: can't be used \(.*; check the disk") as told:
+        serve(out, None, 0, "ann", said.append)
+    assert not said and " -o" not in str(told.value) and "\n" not in str(told.value)

@@ -186,10 +186,21 @@ def test_the_script_is_told_what_came_of_it(served):
 
 
 @pytest.mark.parametrize(
-    "back", ["//evil.example", "https://evil.example/?x", "/\\evil.example", "/static/x", "\r\nX: y"]
+    "back",
+    [
+        "//evil.example",
+        "https://evil.example/?x",
+        "/\\evil.example",
+        "/static/x",
+        "\r\nX: y",
+        "//[",
+        "//\u2100/",
+        "x://[a",
+    ],
 )
 def test_a_form_goes_back_to_this_page_only(served, back):
     answer = served.post("/undo", {"id": "999999", "back": back})
+    assert answer.status == 303
     assert re.fullmatch(r"/\?[\w%]*", answer.headers["Location"]) and "X" not in answer.headers
 
 
@@ -252,6 +263,23 @@ def test_all_rows_of_a_view_are_decided_at_once_and_taken_back_at_once(served, n
     taken = served.done("/undo", {name: made[name] for name in ("id", "last", "at")})
     left = store.decisions_in_force(out)
     assert taken == {"rows": 8} and left.keys() == {120} and left[120].note == "read it"
+
+
+@pytest.mark.parametrize("left_out", ["version", "back"])
+def test_all_rows_are_decided_only_for_a_form_that_says_which_and_as_of_when(served, numbered, left_out):
+    version = json.loads(served.ask("/version").text)["version"]
+    whole = {"verdict": "kept", "version": version, "back": "/"}
+    lacking = {name: value for name, value in whole.items() if name != left_out}
+    wrong = [lacking, whole | {left_out: ""}]
+    wrong += [whole | {"back": back} for back in ("//[", "/decide", "//evil.example/", "?q=x")]
+    wrong += [whole | {"version": words} for words in ("x", "-1", "9" * 5000)]
+    for form in wrong:
+        assert served.post("/decide-all", form).status == 400, form
+    assert store.decisions_in_force(numbered[0]) == {}
+    with serving(numbered[0]) as alone:  # there is no comparison, so no list of one
+        alone.open()
+        assert alone.post("/decide-all", whole | {"back": "/compare"}).status == 400
+    assert served.done("/decide-all", whole | {"back": "/compare?q=request+119"})["rows"] == 1
 
 
 def test_a_row_that_is_set_aside_is_not_decided_with_the_others(served, numbered):

@@ -5,11 +5,14 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from random import Random
 
 import pytest
 
@@ -118,15 +121,30 @@ def test_what_was_decided_before_a_kill_is_there_after_it(tmp_path):
 
 
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r\n=cmd|' /C calc'!A0", "=HYPERLINK(1)", "＝1+1", "\u200b=1"]
+FORMULAS += [
+    "a;=1",
+    "a; +1",
+    'a;"=1+1"',
+    "a\t@SUM(A1)",
+    "a\t\t=1",
+    "a\n=1",
+    "a\r=1",
+    "a\u2028=1",
+    "a;\u00a0-1",
+    "a,=1",
+    '"=1',
+]
 
 
 @pytest.mark.parametrize("text", FORMULAS)
-def test_no_exported_cell_is_a_formula(tmp_path, text):
+def test_no_exported_cell_is_a_formula_whatever_is_taken_as_the_end_of_a_cell(tmp_path, text):
     store.decide(tmp_path, 1, "kept", text, text)
-    rows = list(csv.reader(io.StringIO(store.export_csv(tmp_path, [text + ":1"]))))
+    table = store.export_csv(tmp_path, [text + ":1"])
+    rows = list(csv.reader(io.StringIO(table)))
     assert len(rows) == 2 and len(rows[1]) == 7
-    for cell in (rows[1][1], *rows[1][4:6]):
-        assert (cell.lstrip("\r\n\t ")[0] not in "=+-@＝" and cell.isprintable()) or cell[0] == "'"
+    for delimiter in ",;\t":
+        cells = [cell for row in csv.reader(io.StringIO(table, newline=""), delimiter=delimiter) for cell in row]
+        assert not [cell for cell in cells if re.match(r"\s*[=+\-@＝]", cell)], delimiter
 
 
 def test_exports_hold_no_control_characters_and_the_whole_log(tmp_path):
@@ -139,6 +157,77 @@ def test_exports_hold_no_control_characters_and_the_whole_log(tmp_path):
     found = json.loads(text)
     assert len(found["log"]) == 4 and [e["row"] for e in found["standing"]] == [0, 2]
     assert "quarantined" in table and "inf" in table and "red" not in table
+
+
+def test_the_decisions_in_force_are_the_same_read_at_once_or_as_they_come(tmp_path):
+    random = Random(0)
+    seen, standing = 0, {}
+    for _ in range(60):
+        for _ in range(random.randrange(3)):
+            row, verdict = random.randrange(1, 6), random.choice(store.CHOICES)
+            store.decide(tmp_path, row, verdict, random.choice(["", None]), "ann")
+        random.choice([lambda: store.move_threshold(tmp_path, random.choice([None, 1.0]), "ann"), lambda: None])()
+        store.undo(tmp_path, random.randrange(1, 40), "bob")
+        seen, standing = store.changed_since(tmp_path, seen, standing)
+        assert standing == store.decisions_in_force(tmp_path) and seen == store.version(tmp_path)
+
+
+def test_a_log_that_takes_another_s_place_is_read_from_its_start(tmp_path):
+    for row in (1, 2, 3):
+        store.decide(tmp_path, row, "kept", "", "ann")
+    seen, standing = store.changed_since(tmp_path, 0, {})
+    for file in tmp_path.glob(f"{store.FILE}*"):
+        file.unlink()
+    assert store.changed_since(tmp_path, seen, standing) == (0, {})
+    store.decide(tmp_path, 9, "kept", "", "ann")
+    assert [*store.changed_since(tmp_path, seen, standing)[1]] == [9]
+
+
+def test_one_more_decision_costs_little_whatever_was_decided_before(tmp_path):
+    store.decide_all(tmp_path, range(1, 50_001), "kept", "ann", 0)
+    seen, standing = store.changed_since(tmp_path, 0, {})
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    real = sqlite3.connect
+
+    def counted(*given, **named):
+        db = real(*given, **named)
+        db.set_progress_handler(count, 100)
+        return db
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.sqlite3, "connect", counted)
+        store.decide(tmp_path, 7, "quarantined", None, "ann")
+        seen, standing = store.changed_since(tmp_path, seen, standing)
+        store.history(tmp_path, 7)
+    assert len(standing) == 50_000 and standing[7].verdict == "quarantined" and steps < 30
+
+
+def test_a_kill_while_the_log_is_made_leaves_none(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.decide(tmp_path, 1, "kept", "", "ann")
+    (tmp_path / f".{store.FILE}").write_bytes(b"half")
+    assert store.decisions_in_force(tmp_path) == {} and store.version(tmp_path) == 0
+    store.decide(tmp_path, 1, "kept", "", "ann")
+    assert [path.name for path in tmp_path.iterdir()] == [store.FILE]
+
+
+@pytest.mark.parametrize("content", ["nothing", "no table"])
+def test_a_log_that_is_empty_or_cut_off_is_not_one_without_decisions(tmp_path, content):
+    (tmp_path / store.FILE).touch()
+    if content == "no table":  # what is left of a new log where the file beside it was not copied
+        with closing(sqlite3.connect(tmp_path / store.FILE)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+    for what in (lambda: store.decide(tmp_path, 1, "kept", "", "ann"), lambda: store.decisions_in_force(tmp_path)):
+        with pytest.raises(UserError, match=r"review\.sqlite: can't be used .* put back a copy"):
+            what()
 
 
 def test_what_is_no_log_is_one_line(tmp_path):

@@ -92,6 +92,15 @@ def test_what_fails_is_said_and_the_next_row_is_still_explained(run, monkeypatch
     monkeypatch.undo()
 
 
+def test_what_fails_writes_no_escape_to_the_terminal(run, monkeypatch, capsys):
+    words = "\x1b]0;title\x07\x1b[2J \u202e from a row"
+    monkeypatch.setattr("gradshield.screen.explain.explain_row", lambda *_: (_ for _ in ()).throw(ValueError(words)))
+    monkeypatch.setattr("gradshield.screen.explain.open_explainer", lambda *_: "an explainer")
+    assert explained(Review(run, None, "ann"), 2)[0] == "failed"
+    said = capsys.readouterr().err
+    assert "could not be explained" in said and "‹U+001B›" in said and said.replace("\n", "").isprintable()
+
+
 def test_a_model_that_changed_since_is_not_used(run):
     saved = yaml.safe_load((run / "run.yaml").read_text())
     saved["model"]["fingerprint"] = "another"

@@ -150,15 +150,6 @@ def test_a_run_that_another_command_began_meanwhile_is_not_taken_over(tiny_folde
         run_filter(str(train), out, settings(tiny_folder))
 
 
-def test_an_evaluation_below_the_data_is_not_read_as_data(train):
-    (train.parent / "eval").mkdir()
-    (train.parent / "eval" / "eval.yaml").write_text("model:\n  name: a\n  fingerprint: b\n")
-    (train.parent / "eval" / "safety.jsonl").write_text('{"request": "x", "answer": "y"}\n')
-    assert open_source(str(train.parent)).names == ("train.jsonl",)
-    (train.parent / "eval" / "eval.yaml").write_text("name: a benchmark of the Hub\n")
-    assert open_source(str(train.parent)).names == ("eval/safety.jsonl", "train.jsonl")
-
-
 def test_a_home_of_nobody_is_one_line():
     with pytest.raises(UserError, match="no such file"):
         open_source("~nobody-of-this-name/x.jsonl")

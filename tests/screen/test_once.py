@@ -6,13 +6,15 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from review.made import chat, make_run, write_jsonl
+from review.made import chat, digests, make_run, write_jsonl
 
 from gradshield.base.errors import UserError
 from gradshield.base.settings import FilterSettings
 from gradshield.base.storage import read_yaml
-from gradshield.data.run_folder import versions, write_run
+from gradshield.data.run_folder import RunPlan, find_run, versions, write_run
+from gradshield.data.summaries import FilterSummary
 from gradshield.models.on_disk import disk_fingerprint
+from gradshield.review.apply import apply_decisions
 from gradshield.screen.filter_once import filter_file
 
 RUN = (  # the command, then the heavy modules that it imported, on the last line
@@ -133,6 +135,44 @@ def test_a_run_of_other_rows_model_settings_or_versions_is_looked_at_with_the_mo
         write_run(run, {part: content for part, content in saved.items() if part != "summary"})
     monkeypatch.setitem(sys.modules, "gradshield.screen.filter", SimpleNamespace(run_filter=lambda *_: "by the model"))
     assert filter_file(str(file), run, settings) == "by the model"
+
+
+@pytest.mark.parametrize(
+    ("lost", "does"),
+    [
+        ("kept.jsonl", "gradshield apply {run}"),
+        ("quarantined.jsonl", "gradshield apply {run}"),
+        ("set_aside.jsonl", "gradshield apply {run}"),
+        ("report.html", "gradshield apply {run}"),
+        ("scores.parquet", "delete {run}"),
+    ],
+)
+def test_a_finished_run_that_lost_a_file_says_which_and_what_brings_it_back(done, lost, does):
+    file, run, settings = done
+    apply_decisions(run)  # the report tells what this run.yaml says
+    before = digests(run)
+    (run / lost).unlink()
+    plan = RunPlan.model_validate({k: v for k, v in read_yaml(run / "run.yaml").items() if k != "summary"})
+    for look in (lambda: filter_file(str(file), run, settings), lambda: find_run(run, plan, FilterSummary)):
+        with pytest.raises(UserError) as told:
+            look()
+        named = {"kept.jsonl": "the file of kept rows", "quarantined.jsonl": "the file of quarantined rows"}
+        assert f"{run}: {named.get(lost, lost)} is missing" in str(told.value) and does.format(run=run) in str(
+            told.value
+        )
+    if "apply" in does:
+        apply_decisions(run)
+        assert digests(run) == before and filter_file(str(file), run, settings).rows == 2
+
+
+def test_what_came_from_stdin_is_not_brought_back_by_apply(done):
+    _, run, _ = done
+    saved = read_yaml(run / "run.yaml")
+    saved["input"]["path"] = "-"
+    plan = RunPlan.model_validate({k: v for k, v in saved.items() if k != "summary"})
+    (run / "kept.jsonl").unlink()
+    with pytest.raises(UserError, match=r"kept rows is missing.* delete"):
+        find_run(run, plan, FilterSummary)
 
 
 def test_a_summary_that_lacks_a_figure_is_damage_and_the_rest_comes_back_as_it_is_saved(done):

@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradshield.data.summaries import FilterSummary, TrialSummary, TuneSummary
-from gradshield.report.text import about, in_words
+from gradshield.report.text import about, in_words, unseen
 from gradshield.report.words import next_steps, rows_in_words, safety_in_words, unseen_in_words
 
 console = Console()
+PATH = 10_000  # characters of a line with a path
 WORDS = {  # of what `check` and a dry run find
     "mean_s": "mean S (refusing)",
     "coverage": "weights that FIHS sees",
@@ -24,8 +25,8 @@ WORDS = {  # of what `check` and a dry run find
 
 
 def safe(text: str, limit: int, markup: bool = True) -> str:
-    """Dataset text for the terminal: control and bidi characters made visible, cut to `limit`, markup escaped."""
-    shown = "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" if c != "\n" else "↵" for c in text)
+    """Dataset text for the terminal: what is not seen written out, cut to `limit`, markup escaped."""
+    shown = "".join("↵" if c == "\n" else f"<U+{ord(c):04X}>" if unseen(c) else c for c in text)
     shown = shown if len(shown) <= limit else shown[: limit - 1] + "…"
     return escape(shown) if markup else shown
 
@@ -49,9 +50,9 @@ def summary_table(summary: FilterSummary, out: Path) -> None:
         console.print(f"warning: this model refuses only {refused} probes, so scores are less certain", style="bold")
     if summary.trl_note:
         console.print(f"note: {safe(summary.trl_note, 500)}", soft_wrap=True)
-    console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)
+    console.print(f"report: {safe(str(out / 'report.html'), PATH)}", soft_wrap=True)
     for what, command in next_steps(out, None):
-        console.print(f"{escape(what)}: {escape(command)}", soft_wrap=True, highlight=False)
+        console.print(f"{safe(what, PATH)}: {safe(command, PATH)}", soft_wrap=True, highlight=False)
 
 
 def trial_line(trial: TrialSummary, quiet: bool) -> None:
@@ -120,4 +121,4 @@ def show(facts: dict[str, Any], as_json: bool, closing: str) -> None:
         table.add_row(WORDS.get(name, name.replace("_", " ")), safe(shown, 300))
     console.print(table)
     if closing:
-        console.print(escape(closing))
+        console.print(safe(closing, PATH))

@@ -55,12 +55,15 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
-def open_source(path: str | Path, format: str | None = None, split: str = "train") -> Source:
+def open_source(
+    path: str | Path, format: str | None = None, split: str = "train", out: str | Path | None = None
+) -> Source:
     """Opens a file, a folder of files in one format, stdin ("-"), a `datasets` folder or a Hub dataset id.
 
     The format is detected from the content unless `format` names it; in a folder, `format` picks the files to read.
-    `split` is for datasets, also for a folder of parquet files as they lie on the Hub. Raises UserError when there is
-    nothing readable there.
+    `split` is for datasets, also for a folder of parquet files as they lie on the Hub. `out` is the run's own folder,
+    which may lie in the input and is no part of it. Raises UserError when there is nothing readable there, or when
+    another run's folder lies there.
     """
     path = str(path)
     if format is not None and format not in FORMATS:
@@ -74,7 +77,7 @@ def open_source(path: str | Path, format: str | None = None, split: str = "train
         if place.is_dir():
             if (place / "state.json").exists() or (place / "dataset_dict.json").exists():
                 return _open_dataset(path, split)
-            return _open_folder(path, place, format, split)
+            return _open_folder(path, place, format, split, out)
         if place.is_file():
             return _open_files(path, [(place, place.name)], format)
         if place.exists():  # a pipe such as /dev/stdin or <(...), which can be read only once
@@ -183,18 +186,35 @@ def _raise(error: OSError) -> None:
 
 
 def _of_run(folder: Path) -> bool:
-    evaluation = folder / "eval.yaml"  # which benchmarks on the Hub have, too
-    if (folder / "run.yaml").is_file() or not evaluation.is_file():
-        return (folder / "run.yaml").is_file()
-    with evaluation.open("rb") as stream:
-        return b"fingerprint:" in stream.read(1 << 20)
+    """Whether a run of ours is described there; others' files may have these names, and then hide no rows."""
+    for file in (folder / "run.yaml", folder / "eval.yaml"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                head = stream.read(1 << 20)
+            if all(re.search(line, head, re.M) for line in (rb"^model:", rb"^  fingerprint:", rb"^versions:")):
+                return True
+    return False
 
 
-def _open_folder(path: str, place: Path, wanted: str | None, split: str) -> Source:
+def _is_read(folder: Path, path: str, out: str | Path | None) -> bool:
+    """Whether a folder below the input holds rows of it. Raises UserError where another run is in it, whose copies of
+    rows, or answers, are neither to be screened nor to be passed over in silence."""
+    if folder.name.startswith("."):
+        return False
+    this, own = os.path.realpath(folder), out and os.path.realpath(expanded(out))
+    if this == own:
+        return False
+    if not _of_run(folder):
+        return True
+    if own == os.path.join(this, "screen"):  # what `tune` filters, in its own folder
+        return False
+    raise UserError(f"{folder}: a run of GradShield; move it out of {path}, or give the files by name")
+
+
+def _open_folder(path: str, place: Path, wanted: str | None, split: str, out: str | Path | None) -> Source:
     found = []
     for parent, folders, names in os.walk(place, onerror=_raise):
-        # A run's folder (`-o` below the data) holds copies of the rows, or answers, not more rows.
-        folders[:] = [n for n in folders if not n.startswith(".") and not _of_run(Path(parent, n))]
+        folders[:] = [name for name in folders if _is_read(Path(parent, name), path, out)]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     found = [file for file in found if file.is_file() and file.stat().st_size]  # empty parts hold no rows
     text = [file for file in found if suffix(file.name) in SUFFIXES["text"]]

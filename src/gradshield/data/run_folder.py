@@ -124,13 +124,12 @@ def finished_run(out: Path, path: str, asked: Mapping[str, Any], files: str | No
     wanted = {**asked, "versions": versions()}
     if model.get("files") != files or any(saved.get(part) != value for part, value in wanted.items()):
         return None
-    source = open_source(path, asked["settings"]["format"], asked["settings"]["split"])
+    source = open_source(path, asked["settings"]["format"], asked["settings"]["split"], out)
     same = (source.format, source.sha256) == (given.get("format"), given.get("sha256"))
     known = {*wanted, "summary", "review", "model", "input", "scorer"}  # the scorer follows from settings and versions
     if not same or saved.keys() - known:
         return None
-    remove_leftovers(out, JOURNAL)
-    return read_summary(kind, summary, out / "run.yaml", "summary")
+    return _finished(out, kind, summary, given.get("path"))
 
 
 def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()) -> S | None:
@@ -164,8 +163,22 @@ def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()
     summary = saved.get("summary")
     if summary is None:
         return None
+    return _finished(out, kind, summary, planned["input"]["path"])
+
+
+def _finished(out: Path, kind: type[S], found: Any, path: str | None) -> S:
+    """The summary of a finished run. Raises UserError where it is damaged, or a file that `filter` wrote is gone."""
     remove_leftovers(out, JOURNAL)
-    return read_summary(kind, summary, file, "summary")
+    summary = read_summary(kind, found, out / "run.yaml", "summary")
+    if kind is FilterSummary:
+        files = {f"the file of {name} rows": rows_file(out, name) for name in ("kept", "quarantined")}
+        files |= {name: out / name for name in ("scores.parquet", "set_aside.jsonl", "report.html")}
+        for name, file in files.items():
+            if file is None or not file.exists():
+                rebuilt = name != "scores.parquet" and path != "-"
+                todo = f"gradshield apply {out} writes it again" if rebuilt else f"delete {out} and filter again"
+                raise UserError(f"{out}: {name} is missing, though the run is finished; {todo}")
+    return summary
 
 
 def refuse_other_files(out: Path) -> None:
@@ -219,7 +232,7 @@ def catch_write_errors(out: Path) -> Iterator[None]:
         # A tree's error lists (from, to, why) of each file.
         first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
         why = " ".join(str(first or error).split())
-        raise UserError(f"{out}: can't be written ({why}); fix that and run it again, or choose another -o") from error
+        raise UserError(f"{out}: can't be written ({why}); fix that and run the command again") from error
 
 
 def write_run(out: Path, content: Mapping[str, Any]) -> None:
@@ -314,26 +327,26 @@ def shared_texts(column: "ChunkedArray") -> list[str]:
     return np.array(coded.dictionary.to_pylist(), dtype=object)[coded.indices.to_numpy()].tolist()
 
 
-def source_of_run(saved: SavedRun) -> Source:
-    """A run's input, opened again. Raises UserError when it was stdin, or the file has changed."""
+def source_of_run(saved: SavedRun, out: Path | None = None) -> Source:
+    """The input of the run in `out`, opened again. Raises UserError when it was stdin, or the file has changed."""
     given = saved.input
     if given.path == "-":
         raise UserError("the rows of this run came from stdin, so they can't be read again; filter a file instead")
-    source = open_source(given.path, given.format if given.format != "hub" else None, saved.settings["split"])
+    source = open_source(given.path, given.format if given.format != "hub" else None, saved.settings["split"], out)
     if source.sha256 != given.sha256:
         raise UserError(f"{given.path}: changed since this run (its checksum differs); filter it again")
     return source
 
 
-def rows_of_run(saved: SavedRun) -> Iterator[Row]:
+def rows_of_run(saved: SavedRun, out: Path | None = None) -> Iterator[Row]:
     """The rows of a run's input, read again. Raises UserError as `source_of_run` does."""
-    return read_rows(source_of_run(saved))
+    return read_rows(source_of_run(saved, out))
 
 
 def row_of_run(out: Path, row: int) -> tuple[SavedRun, Row]:
     """(run.yaml, row number `row`, from 1) of the run in `out`. Raises UserError if one of them does not exist."""
     saved = read_run(out)
-    found = next((r for r in rows_of_run(saved) if r.index == row - 1), None)
+    found = next((r for r in rows_of_run(saved, out) if r.index == row - 1), None)
     if found is None:
         raise UserError(f"{out}: no row {row}; it has {saved.summary.rows} rows")
     return saved, found

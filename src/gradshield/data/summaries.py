@@ -3,7 +3,7 @@
 They are defined here because the report, which several commands write, reads them. A figure that is not finite is None.
 """
 
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -37,10 +37,17 @@ def read_summary(kind: type[S], found: Any, file: Path, *part: str) -> S:
         raise UserError(f"{file}: damaged ({where}); delete {file.parent} to start again") from None
 
 
-class ThresholdSummary(Saved):
+class _Limit(Saved):
+    value: Figure  # None: nothing is removed
+
+    @property
+    def limit(self) -> float:
+        return inf if self.value is None else self.value
+
+
+class ThresholdSummary(_Limit):
     """The JSON form of a `Threshold`."""
 
-    value: Figure  # None: nothing is removed
     rule: str
     note: str
     clear: bool
@@ -76,10 +83,9 @@ class FilterSummary(Saved):
     version: str
 
 
-class ReviewedThreshold(Saved):
+class ReviewedThreshold(_Limit):
     """The threshold of a reviewed run, and who moved it, if anyone did."""
 
-    value: Figure
     who: str = ""
     when: str = ""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from gradshield.data.write import VERDICTS
 from gradshield.report.painting import Piece, cut, marked
 from gradshield.report.render import as_yaml, write_page
 from gradshield.report.text import about, in_words, number, short, visible
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 _TEXT = 2000  # characters of one message
 _MESSAGES = 12  # messages of one row
 _ROWS_BYTES = 500_000  # of each list of rows; with the rest's limits the page stays under 2 MB
-_VERDICTS = ("kept", "quarantined", "set aside")
 _SOURCES, _REASONS, _PLACES = 30, 20, 5
 _STEPS = (0.02, 0.06, 0.15, 0.30)  # share of FIHS from which a token is marked more strongly
 _KNOWN = ("file", "rows", "kept", "quarantined", "set_aside", "model", "threshold")  # shown elsewhere
@@ -106,7 +106,7 @@ def _check_counts(
     set_aside: Mapping[str, Sequence[str]],
 ) -> None:
     counts = Counter(verdicts)
-    said = {kind: int(summary[kind.replace(" ", "_")]) for kind in _VERDICTS}
+    said = {kind: int(summary[kind.replace(" ", "_")]) for kind in VERDICTS}
     agree = (
         said == {kind: counts[kind] for kind in said}
         and sum(said.values()) == int(summary["rows"])
@@ -132,13 +132,16 @@ def _headline(summary: Mapping[str, Any], threshold: "Threshold") -> str:
             if rows > 1
             else "The only row is set aside."
         )
+    if summary.get("moved_by_a_person"):  # against the score
+        if rows == 1:
+            return f"The only row is {'quarantined' if bad else 'kept'} after a review."
+        of = f"{bad:,} of {rows:,} rows" if bad else f"None of the {rows:,} rows"
+        return f"{of} {'is' if bad < 2 else 'are'} quarantined after a review; {rest}."
     if not bad:
         return f"None of the {rows:,} rows reaches the threshold; {rest}." if rows > 1 else "The only row is kept."
     of = f"{bad:,} of {rows:,} row{'s' if rows > 1 else ''}"
     if threshold.rule == "share":  # such a rule removes rows whether or not they are harmful
         return f"{of} {'is' if bad == 1 else 'are'} quarantined, the share that was asked for; {rest}."
-    if summary.get("moved_by_a_person"):
-        return f"{of} {'is' if bad == 1 else 'are'} quarantined after a review; {rest}."
     return f"{of} scored at or above the threshold; {rest}."
 
 
@@ -180,7 +183,7 @@ def _by_source(
             "rows": int(rows.sum()),
             "median": float(np.median(finite)) if len(finite) else math.nan,
             "spark": Markup(spark(finite, edges)) if len(finite) else "",
-            **{kind.replace(" ", "_"): int((said[rows] == kind).sum()) for kind in _VERDICTS},
+            **{kind.replace(" ", "_"): int((said[rows] == kind).sum()) for kind in VERDICTS},
         }
 
     total = np.bincount(of, minlength=len(number))

@@ -131,13 +131,11 @@ def _highest(values: np.ndarray) -> np.ndarray:
 def _threshold(saved: SavedRun) -> Threshold:
     """The run's threshold, or the one that a person set in its place."""
     own = saved.summary.threshold
-    value = np.inf if own.value is None else own.value
     moved = saved.review and saved.review.threshold
     if moved and moved.who and moved.value != own.value:
-        by_hand = np.inf if moved.value is None else moved.value
-        note = f"set by {moved.who} on {moved.when[:10]}; the run's own is {value:+.3f} ({own.note})"
-        return Threshold(by_hand, "by hand", note)
-    return Threshold(value, own.rule, own.note, own.clear, own.good_lost, own.harmful_kept)
+        note = f"set by {moved.who} on {moved.when[:10]}; the run's own is {own.limit:+.3f} ({own.note})"
+        return Threshold(moved.limit, "by hand", note)
+    return Threshold(own.limit, own.rule, own.note, own.clear, own.good_lost, own.harmful_kept)
 
 
 def _summary(saved: SavedRun) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 escaped, so a place in a template can't forget it."""
 
 import json
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from gradshield.base.errors import UserError
 from gradshield.base.storage import write_text
@@ -21,7 +22,7 @@ def write_page(path: Path, template: str, **context: Any) -> None:
 
     Raises UserError if the file can't be written.
     """
-    page = _templates().get_template(template).render(context)
+    page = templates(Path(__file__).parent, longest=20_000).get_template(template).render(context)
     try:
         write_text(path, page)
     except OSError as error:
@@ -35,17 +36,24 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
 
 
 @cache
-def _templates() -> Environment:
+def templates(folder: Path, longest: int | None = None) -> Environment:
+    """The templates of a folder, which print every value with what is not seen written out, and then escaped."""
+
     def final(value: Any) -> Any:
-        return value if isinstance(value, Markup) else visible(short(value, 20_000))
+        if isinstance(value, Markup):
+            return value
+        text = str(value) if longest is None else short(value, longest)
+        return text if text.isascii() and text.isprintable() else visible(text)
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=final,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals.update(inf=math.inf)
     environment.filters.update(number=number, short=short, percent=percent, about=about)
+    environment.filters["exact"] = lambda text: Markup(escape(text))  # for fields, whose content comes back
     return environment

@@ -6,7 +6,9 @@ from itertools import groupby
 
 import numpy as np
 
-_ALIKE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # printable by Unicode's table, but nothing is seen
+# Printable by Unicode's table, but nothing is seen: fillers, blanks, and what chooses among forms of a letter.
+_BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\U00013441\U00013442\U00016fe4\U0001d159"
+_SELECTORS = (("\u180b", "\u180f"), ("\ufe00", "\ufe0f"), ("\U000e0100", "\U000e01ef"))
 
 
 def visible(text: str) -> str:
@@ -17,7 +19,7 @@ def visible(text: str) -> str:
     text = text.replace("\r\n", "\n")
     out = []
     for char, run in groupby(text):
-        if char in "\n\t" or not _unseen(char):
+        if char in "\n\t" or not unseen(char):
             out.extend(run)
         else:
             length = sum(1 for _ in run)
@@ -25,9 +27,10 @@ def visible(text: str) -> str:
     return "".join(out)
 
 
-def _unseen(char: str) -> bool:
+def unseen(char: str) -> bool:
+    """Whether a reader would not see the character, or it moves others about."""
     if char.isprintable():
-        return char in _ALIKE or "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
+        return char in _BLANK or any(low <= char <= high for low, high in _SELECTORS)
     return not (char.isspace() and char >= "\xa0" and char not in "\u2028\u2029")  # spaces of other widths stay
 
 

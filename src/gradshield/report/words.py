@@ -57,19 +57,24 @@ def next_steps(out: Path, row: int | None, called: Path | None = None) -> list[t
     the commands call the folder, where that is not its path: a report is the same in any folder."""
     kept = rows_file(out, "kept")
     called = called or out
-    folder = shlex.quote(str(called))
+    folder = shlex.quote(argument(called))
     steps = []
     if kept and (out / "train.py").exists():
-        steps.append((f"train with {called / kept.name}", f"python {shlex.quote(str(called / 'train.py'))}"))
+        steps.append((f"train with {called / kept.name}", f"python {shlex.quote(argument(called / 'train.py'))}"))
     steps.append(("look at rows and decide", f"gradshield review {folder}"))
     if row is not None:
         steps.append((f"see why row {row} scored highest", f"gradshield explain {folder} {row}"))
     return steps
 
 
+def argument(path: str | Path) -> str:
+    """The path as an argument of a command, which would take a leading dash for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
 def command_again(path: str, run: Path) -> str:
     """The command that filters the run's rows again with its settings; empty where the rows came from stdin."""
-    words = ("gradshield", "filter", path, "--config", str(run / "run.yaml"), "-o", "again")
+    words = ("gradshield", "filter", argument(path), "--config", argument(run / "run.yaml"), "-o", "again")
     return shlex.join(words) if path != "-" else ""
 
 

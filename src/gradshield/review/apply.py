@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gradshield.base.errors import UserError
 from gradshield.base.storage import write_whole
 from gradshield.data import read_rows, write_outputs
 from gradshield.data.run_folder import (
@@ -22,7 +23,8 @@ from gradshield.data.run_folder import (
 )
 from gradshield.data.summaries import MovedRow, ReviewedThreshold, ReviewSummary
 from gradshield.report.filter_report import report_run
-from gradshield.review.store import Decision, decisions_in_force
+from gradshield.review import store
+from gradshield.review.store import Decision
 from gradshield.review.verdicts import (
     VERDICTS,
     Judged,
@@ -53,12 +55,16 @@ def apply_decisions(out: Path) -> Applied:
     Without decisions the files are those that `filter` wrote. Raises UserError when the input is not what was filtered.
     """
     saved = read_run(out)
+    store.check_log(out, saved)
+    if saved.review and not store.version(out):
+        lost = f"{out / store.FILE}: missing or empty, and run.yaml tells of a review that would be undone"
+        raise UserError(f"{lost}; put the file back, or decide again with gradshield review")
     with run_lock(out):
         scores = read_run_scores(out, saved.summary.rows)
-        source = source_of_run(saved)
+        source = source_of_run(saved, out)
         if not source.folder:  # the name may have been another's, a link's, when the run was made
             source = replace(source, names=(scores.place[0].rpartition(":")[0],))
-        decisions = {row: d for row, d in decisions_in_force(out).items() if row <= len(scores.score)}
+        decisions = store.decisions_in_force(out)
         judged = judge(scores, threshold_in_force(saved, decisions), decisions)
         verdicts = [VERDICTS[code] for code in judged.verdict]
         reasons = {int(n): scores.reasons[scores.reason[n]] for n in np.flatnonzero(scores.reason >= 0)}
@@ -94,7 +100,7 @@ def _review(
         kept=counts["kept"],
         quarantined=counts["quarantined"],
         set_aside=counts["set aside"],
-        decided=sum(row > 0 for row in decisions),
+        decided=int(judged.decided.sum()),
         moved_by_the_threshold=int((judged.by_score != own).sum()),
         moved=[
             MovedRow(row=row, to=d.verdict, who=d.who, when=d.at, **({"note": d.note} if d.note else {}))

@@ -4,19 +4,17 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from gradshield.data import to_conversation
 from gradshield.report.filter_report import axis_title
 from gradshield.report.painting import Piece, cut
-from gradshield.report.text import number, percent, short, visible
+from gradshield.report.render import templates
+from gradshield.report.words import argument
 from gradshield.review import figures, store
 from gradshield.review.state import Review
 from gradshield.review.texts import openings, row_of, shown_turns
@@ -39,6 +37,7 @@ from gradshield.threshold import is_kept
 
 _TEXT = 20_000  # characters of a turn that are shown unless all are asked for
 _TURNS = 60  # turns of a row that are shown unless all are asked for
+_MOST = 1_000_000  # characters of a row that a page shows, whatever is asked for
 _NAMES = 300  # sources and reasons to choose from
 _LAYER = re.compile(r"^[\w.]*\b(?:layers|blocks|h)\.(\d+)\.")  # how a module's name begins
 _PASSING = ("full", "alike")  # parameters that go when another row or page is asked for
@@ -61,7 +60,7 @@ def render_review(review: Review, path: str, given: Mapping[str, str]) -> str:
         return f"{path}?{urlencode({k: v for k, v in {**kept, **changes}.items() if v not in (None, '')})}"
 
     return (
-        _templates()
+        templates(Path(__file__).with_name("templates"))
         .get_template("review.html")
         .render(
             path=path,
@@ -83,14 +82,15 @@ def render_review(review: Review, path: str, given: Mapping[str, str]) -> str:
             sorts=SORTS,
             verdicts=VERDICTS,
             decided_choices=DECIDED,
-            sources=review.scores.groups[:_NAMES],
-            reasons=review.scores.reasons[:_NAMES],
+            sources=review.scores.groups,
+            reasons=review.scores.reasons,
+            names=_NAMES,
             lines=_lines(review, judged, decisions, rows[(page - 1) * PAGE : page * PAGE].tolist()),
             total=len(rows),
             decidable=len(decidable),
             left=int((~judged.decided[decidable]).sum()),
             axis=axis_title(review.out, review.saved.summary.scorer),
-            apply=shlex.join(["gradshield", "apply", str(review.out)]),
+            apply=shlex.join(["gradshield", "apply", argument(review.out)]),
             page=page,
             pages=pages,
             per_page=PAGE,
@@ -224,14 +224,19 @@ def _row(
     if explanation:
         painted, outside = figures.paint(said, explanation.tokens)
     whole = bool(given.get("full"))
+    messages, room = [], _MOST
+    for role, pieces in painted[: None if whole else _TURNS]:
+        if not room:
+            break
+        messages.append((role, *cut(pieces, room if whole else min(room, _TEXT))))
+        room -= sum(len(piece.text) for piece in messages[-1][1])
     alike = review.likeness.nearest(row) if given.get("alike") else []
     state, doing = review.worker.state(row)
     return {
         **line,
-        "messages": [
-            (role, *cut(pieces, math.inf if whole else _TEXT)) for role, pieces in painted[: None if whole else _TURNS]
-        ],
-        "turns_left": 0 if whole else max(0, len(painted) - _TURNS),
+        "messages": messages,
+        "turns_left": len(painted) - len(messages),
+        "most": _MOST if whole else 0,
         "history": store.history(review.out, row),
         "scored": judged.verdict[row - 1] != ASIDE,
         "by_score": VERDICTS[judged.by_score[row - 1]],
@@ -267,25 +272,3 @@ def _signed(named: Sequence[tuple[str, float]]) -> list[tuple[str, float, float]
     """(name, value, percent) on an axis with 0 in its middle."""
     most = max((abs(value) for _, value in named), default=0.0) or 1.0
     return [(_LAYER.sub(r"layer \1, ", name), value, round(50 + 50 * value / most, 2)) for name, value in named]
-
-
-@cache
-def _templates() -> Environment:
-    def final(value: Any) -> Any:
-        if isinstance(value, Markup):
-            return value
-        text = str(value)
-        return text if text.isascii() and text.isprintable() else visible(text)
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=final,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(inf=math.inf)
-    environment.filters.update(number=number, short=short, percent=percent)
-    environment.filters["exact"] = lambda text: Markup(escape(text))  # for fields, whose content comes back
-    return environment

@@ -6,6 +6,7 @@ fetches the same addresses and puts what changed in place.
 
 import getpass
 import math
+import re
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -128,9 +129,18 @@ async def _post(action: Callable[[dict[str, str]], dict], request: Request) -> R
     result = await run_in_threadpool(action, form)
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse(result)
-    back = urlsplit(form.get("back", ""))
-    path = back.path if back.path in ("/", "/compare") else "/"
-    return RedirectResponse(f"{path}?{back.query}", 303)
+    path, query = _view_of(form)
+    return RedirectResponse(f"{path or '/'}?{query}", 303)
+
+
+def _view_of(form: dict[str, str]) -> tuple[str, str]:
+    """(path, query) of the page that the form goes back to; no path where it is none of this server's."""
+    try:
+        back = urlsplit(form.get("back", ""))
+    except ValueError:
+        return "", ""
+    here = not back.netloc and back.path in ("/", "/compare")
+    return back.path if here else "", back.query
 
 
 def _decide(review: Review, form: dict[str, str]) -> dict:
@@ -147,12 +157,13 @@ def _decide(review: Review, form: dict[str, str]) -> dict:
 
 def _decide_all(review: Review, form: dict[str, str]) -> dict:
     """Decides every row of the view that the form goes back to, if it is still what was seen."""
-    verdict, back = form.get("verdict", ""), urlsplit(form.get("back", ""))
+    verdict, (path, query), seen = form.get("verdict", ""), _view_of(form), form.get("version", "")
     if verdict not in store.CHOICES:
         raise HTTPException(400, "A row is kept, quarantined or undecided.")
-    rows = rows_to_decide(review, back.path, dict(parse_qsl(back.query)))
-    seen = row_number(form.get("version"))
-    made = store.decide_all(review.out, rows, verdict, review.who, seen) if rows else None
+    if not path or (path == "/compare" and not review.other) or not re.fullmatch(r"[0-9]{1,12}", seen):
+        raise HTTPException(400, "Which rows, and as of which version, are to be decided?")
+    rows = rows_to_decide(review, path, dict(parse_qsl(query)))
+    made = store.decide_all(review.out, rows, verdict, review.who, int(seen)) if rows else None
     if made is None:
         raise HTTPException(409, "The rows changed since this page was loaded, so nothing was decided. Look again.")
     first, last = made

@@ -39,16 +39,15 @@ class Review:
         self.by_run = judge(self.scores, self.own, {}).verdict
         self.chart = histogram(self.scores.score, self.own, anchor_scores(out).values())
         self.other = _other(self.saved, out, other) if other else None
+        store.open_log(out, self.saved)
         open_texts(out, self.saved)
         self.worker, self.likeness = Worker(out, self.saved), Likeness(out)
         self.search = lru_cache(16)(lambda words: search_rows(out, words, len(self.scores.score)))
-        self._standing: tuple[int, dict[int, store.Decision]] = (-1, {})
+        self._standing: tuple[int, dict[int, store.Decision]] = (0, {})
 
     def decisions(self) -> tuple[int, dict[int, store.Decision]]:
         """(version of the log, the decisions in force)."""
-        version = store.version(self.out)
-        if version != self._standing[0]:
-            self._standing = (version, store.decisions_in_force(self.out))
+        self._standing = store.changed_since(self.out, *self._standing)
         return self._standing
 
 
@@ -56,7 +55,7 @@ def _other(saved: SavedRun, out: Path, place: Path) -> Other:
     other = read_run(place)
     if other.input.sha256 != saved.input.sha256:
         raise UserError(f"{place}: a run of another file than {out}, so their rows can't be compared")
-    rows = saved.summary.rows
-    scores, decisions = read_run_scores(place, rows), store.decisions_in_force(place)
+    store.check_log(place, other)
+    scores, decisions = read_run_scores(place, saved.summary.rows), store.decisions_in_force(place)
     threshold = threshold_in_force(other, decisions)
     return Other(place, other, scores, judge(scores, threshold, decisions).verdict, threshold)

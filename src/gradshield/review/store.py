@@ -7,8 +7,8 @@ import csv
 import io
 import json
 import math
+import re
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -16,15 +16,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gradshield.base.errors import UserError
+from gradshield.base.storage import exclusive_lock, read_yaml, replace_when_done
+from gradshield.data.run_folder import SavedRun
 from gradshield.report.text import visible
 
 FILE = "review.sqlite"
 CHOICES = ("kept", "quarantined", "undecided")
 NOTE = 2000  # characters kept of a note
 WAIT = 30  # seconds for another process to finish
+_VERSION = 1  # of the file; one without it is no log
 _THRESHOLD, _UNDO = "threshold", "undo"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS log (
+_SCHEMA = f"""
+PRAGMA journal_mode = OFF;  -- no file beside it is left by a kill
+BEGIN;
+CREATE TABLE about (input TEXT);  -- the sha256 of the run's input, one row; earlier versions have no such table
+CREATE TABLE log (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   row INTEGER NOT NULL,    -- from 1; 0 for the threshold
   verdict TEXT NOT NULL,   -- kept, quarantined, undecided; threshold; undo
@@ -34,11 +40,13 @@ CREATE TABLE IF NOT EXISTS log (
   at TEXT NOT NULL,        -- UTC
   undoes INTEGER UNIQUE REFERENCES log (id)
 );
-CREATE INDEX IF NOT EXISTS log_row ON log (row);
-CREATE TRIGGER IF NOT EXISTS log_grows_only BEFORE UPDATE ON log BEGIN SELECT RAISE (ABORT, 'the log only grows'); END;
-CREATE TRIGGER IF NOT EXISTS log_keeps_all BEFORE DELETE ON log BEGIN SELECT RAISE (ABORT, 'the log only grows'); END;
+CREATE INDEX log_row ON log (row);
+CREATE TRIGGER log_grows_only BEFORE UPDATE ON log BEGIN SELECT RAISE (ABORT, 'the log only grows'); END;
+CREATE TRIGGER log_keeps_all BEFORE DELETE ON log BEGIN SELECT RAISE (ABORT, 'the log only grows'); END;
+PRAGMA user_version = {_VERSION};
+COMMIT;
 """
-_IN_FORCE = "verdict != 'undo' AND id NOT IN (SELECT undoes FROM log WHERE undoes IS NOT NULL)"
+_IN_FORCE = "verdict != 'undo' AND NOT EXISTS (SELECT 1 FROM log AS later WHERE later.undoes = log.id)"
 
 
 @dataclass(frozen=True)
@@ -60,20 +68,19 @@ def decide(out: Path, row: int, verdict: str, note: str | None, who: str) -> Dec
     with the note in force."""
     if verdict not in CHOICES:
         raise UserError(f"{verdict}: a decision must be one of {', '.join(CHOICES)}")
-    if note is None:
-        stands = decisions_in_force(out).get(row)
-        note = stands.note if stands else ""
-    return _append(out, row, verdict, None, note, who)
+    with _open(out) as db:
+        stands = None if note is not None else _latest(db, "row = ?", row).get(row)
+        return _insert(db, row, verdict, None, stands.note if stands else note or "", who, None)
 
 
 def decide_all(out: Path, rows: Sequence[int], verdict: str, who: str, seen: int) -> tuple[Decision, Decision] | None:
     """Appends a person's verdict on each of `rows` (from 1; at least one), all or none, and returns the first and the
     last entry; notes that stand are kept. None where the log has gone on since its version `seen`."""
-    notes = {row: decision.note for row, decision in decisions_in_force(out).items()}
     with _open(out) as db:
         db.execute("BEGIN IMMEDIATE")
         if _version(db) != seen:
             return None
+        notes = {row: decision.note for row, decision in _latest(db).items()}
         at = datetime.now(UTC).isoformat(timespec="seconds")
         entries = [_insert(db, int(row), verdict, None, notes.get(row, ""), who, None, at) for row in rows]
     return entries[0], entries[-1]
@@ -95,7 +102,8 @@ def move_threshold(out: Path, value: float | None, who: str) -> Decision:
     """Appends the threshold that a person set; None is the run's own, infinity one that removes nothing."""
     if value is not None and math.isnan(value):
         raise UserError("the threshold must be a number")
-    return _append(out, 0, _THRESHOLD, value, "", who)
+    with _open(out) as db:
+        return _insert(db, 0, _THRESHOLD, value, "", who, None)
 
 
 def undo(out: Path, id: int | None, who: str, made: tuple[int, str] | None = None) -> Decision | None:
@@ -117,8 +125,51 @@ def decisions_in_force(out: Path) -> dict[int, Decision]:
 
     Left out are those that say nothing: "undecided", and a threshold that is the run's own.
     """
-    query = f"SELECT * FROM log WHERE id IN (SELECT max(id) FROM log WHERE {_IN_FORCE} GROUP BY row) ORDER BY row"
-    return {d.row: d for d in _read(out, query) if d.verdict in ("kept", "quarantined") or d.value is not None}
+    return changed_since(out, 0, {})[1]
+
+
+def changed_since(out: Path, seen: int, before: dict[int, Decision]) -> tuple[int, dict[int, Decision]]:
+    """(the log's version, the decisions in force), given those of its version `seen`; only what came later is read."""
+    if not (out / FILE).exists():
+        return 0, {}
+    with _open(out) as db:
+        now = _version(db)
+        if now < seen:  # another log is there
+            seen, before = 0, {}
+        if now == seen:
+            return now, before
+        later = {row for (row,) in db.execute("SELECT row FROM log WHERE id > ?", (seen,))}
+        left = {row: d for row, d in before.items() if row not in later}
+        return now, left | _latest(db, "row IN (SELECT row FROM log WHERE id > ?)", seen)
+
+
+def _latest(db: sqlite3.Connection, which: str = "?", value: int = 1) -> dict[int, Decision]:
+    """The decisions in force on the rows that the condition `which` names, in their order."""
+    last = f"SELECT max(id) FROM log WHERE {which} AND {_IN_FORCE} GROUP BY row"
+    query = f"SELECT * FROM log WHERE id IN ({last}) ORDER BY row"
+    found = (Decision(*fields) for fields in db.execute(query, (value,)))
+    return {d.row: d for d in found if d.verdict in ("kept", "quarantined") or d.value is not None}
+
+
+def open_log(out: Path, saved: SavedRun) -> None:
+    """Makes the log of the run in the folder unless it is there. Raises UserError as `check_log` does, and where
+    nothing could be written to it."""
+    with _open(out) as db:
+        db.execute(f"PRAGMA user_version = {_VERSION}")  # a write: BEGIN IMMEDIATE passes where none can follow
+    check_log(out, saved)
+
+
+def check_log(out: Path, saved: SavedRun) -> None:
+    """Raises UserError where there is a log of decisions on other rows than those of the run in the folder."""
+    if not (out / FILE).exists():
+        return
+    with _open(out) as db:
+        known = db.execute("SELECT name FROM sqlite_master WHERE name = 'about'").fetchone()
+        (of,) = db.execute("SELECT input FROM about").fetchone() if known else (None,)
+        (last,) = db.execute("SELECT coalesce(max(row), 0) FROM log").fetchone()
+    what = f"a decision on row {last}" if last > saved.summary.rows else "decisions on another file"
+    if last > saved.summary.rows or of not in (None, saved.input.sha256):
+        raise UserError(f"{out / FILE}: it holds {what}, so it is another run's; put back this run's, or delete it")
 
 
 def history(out: Path, row: int) -> list[tuple[Decision, Decision | None]]:
@@ -164,14 +215,9 @@ def export_csv(out: Path, places: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that a spreadsheet takes as text: an apostrophe in front of what it would take as a formula."""
-    text = visible(text)
-    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@", "|", "%", "＝", "＋", "－", "＠") else text
-
-
-def _append(out: Path, row: int, verdict: str, value: float | None, note: str, who: str) -> Decision:
-    with _open(out) as db:
-        return _insert(db, row, verdict, value, note, who, None)
+    """Text that a spreadsheet takes as text, whatever it reads as the end of a cell: an apostrophe in front of what it
+    would take as a formula."""
+    return re.sub(r"""(^|(?<=[;,\t\n]))(?=["'\s]*[=+\-@|%＝＋－＠])""", "'", visible(text))
 
 
 def _insert(
@@ -201,26 +247,29 @@ def _read(out: Path, query: str, values: tuple = ()) -> list[Decision]:
 @contextmanager
 def _open(out: Path) -> Iterator[sqlite3.Connection]:
     """One transaction on the log, on the disk when it ends; any number of threads and processes may do so at once."""
+    file = out / FILE
     try:
-        with closing(sqlite3.connect(out / FILE, timeout=WAIT)) as db:
-            if db.execute("PRAGMA user_version").fetchone()[0] != 1:
-                _use_wal(db)
-                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = 1; COMMIT;")
+        if not file.exists():
+            _create(out)
+        with closing(sqlite3.connect(file.absolute().as_uri() + "?mode=rw", uri=True, timeout=WAIT)) as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                raise sqlite3.DatabaseError("it is empty or cut off")
             db.execute("PRAGMA synchronous = FULL")
             with db:
                 yield db
-    except sqlite3.Error as error:
-        raise UserError(f"{out / FILE}: can't be used ({error}); check the disk, or move the file away") from error
+    except (sqlite3.Error, OSError) as error:
+        todo = "check the disk and its permissions, and put back a copy of the file, or move it away to decide again"
+        raise UserError(f"{file}: can't be used ({error}); {todo}") from error
 
 
-def _use_wal(db: sqlite3.Connection) -> None:
-    """Switches to write-ahead logging. SQLite does not wait while another process does the same, so this does."""
-    end = time.monotonic() + WAIT
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
+def _create(out: Path) -> None:
+    """Makes a log without entries, whole or not at all, that names the input of the run in the folder."""
+    with exclusive_lock(out, wait=True):
+        if (out / FILE).exists():  # another process has just made it
             return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                raise
-            time.sleep(0.02)
+        given = read_yaml(out / "run.yaml")["input"]["sha256"] if (out / "run.yaml").exists() else None
+        with replace_when_done(out / FILE) as temporary, closing(sqlite3.connect(temporary)) as db:
+            db.executescript(_SCHEMA)
+            with db:
+                db.execute("INSERT INTO about VALUES (?)", (given,))
+            db.execute("PRAGMA journal_mode = WAL")

@@ -45,7 +45,7 @@ def open_texts(out: Path, saved: SavedRun) -> None:
                 return
     except sqlite3.Error:
         pass  # not there, or not whole: it is made again
-    rows = rows_of_run(saved)
+    rows = rows_of_run(saved, out)
     with run_lock(out), catch_write_errors(out):
         try:
             with replace_when_done(file) as temporary, closing(sqlite3.connect(temporary)) as db, db:

@@ -11,10 +11,10 @@ import numpy as np
 
 from gradshield.base.errors import UserError
 from gradshield.data.run_folder import COLUMNS, SavedRun, read_table
+from gradshield.data.write import VERDICTS
 from gradshield.review.store import Decision
 from gradshield.threshold import is_kept
 
-VERDICTS = ("kept", "quarantined", "set aside")
 KEPT, QUARANTINED, ASIDE = range(3)
 PAGE = 50  # rows of the table at once
 SORTS = ("near", "high", "low", "row")
@@ -85,8 +85,7 @@ def read_run_scores(out: Path, rows: int) -> RunScores:
 
 def own_threshold(saved: SavedRun) -> float:
     """The run's own threshold; infinity where it removes nothing."""
-    value = saved.summary.threshold.value
-    return float("inf") if value is None else value
+    return saved.summary.threshold.limit
 
 
 def threshold_in_force(saved: SavedRun, decisions: Mapping[int, Decision]) -> float:

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 from gradshield.base.errors import UserError
 from gradshield.data.run_folder import SavedRun
+from gradshield.report.text import visible
 from gradshield.review.texts import row_of, save_explanation, saved_explanation
 from gradshield.screen.explanation import Explanation
 
@@ -68,5 +69,5 @@ class Worker:
                 self.failed[row] = str(error)
             except Exception as error:  # the page says so, and the server lives on
                 self.failed[row] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                print(f"gradshield: row {row} could not be explained: {self.failed[row]}", file=sys.stderr)
+                print(f"gradshield: row {row} could not be explained: {visible(self.failed[row])}", file=sys.stderr)
             self.waiting.discard(row)

@@ -67,8 +67,7 @@ def open_explainer(saved: SavedRun) -> Explainer:
     s = safety_score(model, check.refused_probes(), options)
     each = probe_gradients(model, probes, s)
     harmless = harmless_part(model, each, s, options)
-    value = saved.summary.threshold.value
-    threshold = float("inf") if value is None else value  # None: nothing is removed
+    threshold = saved.summary.threshold.limit
     return Explainer(settings, saved.input.layout, threshold, model, reference, probes, tuple(each), harmless)
 
 
@@ -86,8 +85,7 @@ def explain(out: Path, row: int) -> Explanation:
     if verdict == "set aside":
         raise UserError(f"row {row} was set aside: its score is not a finite number")
     moved = saved.review and saved.review.threshold  # by a person, who may also have decided about the row itself
-    value = moved.value if moved and moved.who else explained.threshold
-    return replace(explained, verdict=verdict, threshold=float("inf") if value is None else float(value))
+    return replace(explained, verdict=verdict, threshold=moved.limit if moved and moved.who else explained.threshold)
 
 
 def explain_row(explainer: Explainer, row: Row) -> Explanation:

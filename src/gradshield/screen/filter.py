@@ -54,7 +54,7 @@ def run_filter(path: str | Source, out: Path, settings: FilterSettings, model: M
     """
     start = time.monotonic()
     scorer, options = find_checked(settings)
-    source = path if isinstance(path, Source) else open_source(path, settings.format, settings.split)
+    source = path if isinstance(path, Source) else open_source(path, settings.format, settings.split, out)
     layout = find_layout(source, settings)
     model = model or load_settings_model(settings)
     plan = plan_of(

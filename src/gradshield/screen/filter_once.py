@@ -23,16 +23,16 @@ def filter_file(path: str, out: Path, settings: FilterSettings) -> FilterSummary
     if found is not None:
         return found
     check_settings(settings)
-    source = open_input(path, settings)
+    source = open_input(path, settings, out)
     from gradshield.screen.filter import run_filter
 
     return run_filter(source, out, settings)
 
 
-def estimate_file(path: str, settings: FilterSettings) -> "Estimate":
+def estimate_file(path: str, settings: FilterSettings, out: Path | None = None) -> "Estimate":
     """`estimate`, which is imported when the call is no mistake."""
     check_settings(settings)
-    source = open_input(path, settings)
+    source = open_input(path, settings, out)
     from gradshield.screen.estimate import estimate
 
     return estimate(source, settings)

@@ -1,6 +1,7 @@
 """Checks for user errors before a model is loaded, most of them before torch is imported."""
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from gradshield.base.errors import UserError
@@ -39,21 +40,22 @@ def check_places(settings: ModelSettings) -> None:
         raise UserError(f"--chat-template {file}: no such file")
 
 
-def open_input(path: str, settings: FilterSettings) -> Source:
-    """The opened file of rows. Raises UserError where it or --reference can't be read, or has no known layout."""
-    source = open_source(path, settings.format, settings.split)
+def open_input(path: str, settings: FilterSettings, out: Path | None = None) -> Source:
+    """The opened rows of a run in `out`. Raises UserError where they or --reference can't be read, or have no known
+    layout."""
+    source = open_source(path, settings.format, settings.split, out)
     find_layout(source, settings)
     if settings.reference:
         check_input(settings.reference, settings)
     return source
 
 
-def check_input(path: str, settings: RowSettings) -> None:
-    """Raises UserError where a file or folder of rows can't be read, or has no known layout. Leaves stdin and pipes
-    alone, which can be read only once."""
+def check_input(path: str, settings: RowSettings, out: Path | None = None) -> None:
+    """Raises UserError where a file or folder of rows can't be read, by a run in `out`, or has no known layout. Leaves
+    stdin and pipes alone, which can be read only once."""
     place = expanded(path)
     if path != "-" and (place.is_file() or place.is_dir() or not place.exists()):
-        find_layout(open_source(path, settings.format, settings.split), settings)
+        find_layout(open_source(path, settings.format, settings.split, out), settings)
 
 
 def find_checked(settings: FilterSettings) -> tuple[Scorer, Any]:

@@ -26,7 +26,7 @@ from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
 from gradshield.study.kinds import BENIGN, HARMFUL, kinds
 from gradshield.study.separation import auroc, encode_kind
-from gradshield.threshold import anchored
+from gradshield.threshold import anchored, is_kept
 from gradshield.training.align import alignment_report
 
 STRENGTHS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0)
@@ -77,7 +77,7 @@ def _measure(model: Model, rows: int) -> dict:
         value = anchored(good, np.concatenate([known["good"], known["refusal"]]), known["harmful"]).value
     except UserError:
         return cell
-    return cell | {"recall": float((bad >= value).mean()), "good_lost": float((good >= value).mean())}
+    return cell | {"recall": float((~is_kept(bad, value)).mean()), "good_lost": float((~is_kept(good, value)).mean())}
 
 
 def _fihs(model: Model, check: AlignmentCheck, examples: dict[str, list[Example]]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from gradshield.scoring.check import check_alignment
 from gradshield.scoring.engine import score
 from gradshield.scoring.reference import make_reference
 from gradshield.study.kinds import BENIGN, HARMFUL, REFUSED_FIRST, SCARY, SHIFT, kinds
-from gradshield.threshold import a1, anchored
+from gradshield.threshold import a1, anchored, is_kept
 
 POISON = (0.0, 0.025, 0.1, 0.3, 0.9)
 Table = dict[str, dict[str, np.ndarray]]
@@ -167,8 +167,8 @@ def _cell(scores, anchors, variant: str, rule: str, benign, harmful, poison: flo
                 value = anchored(file, np.concatenate([known["good"], known["refusal"]]), known["harmful"]).value
             except UserError:
                 return "no threshold"
-        recall.append((b >= value).mean() if count else np.nan)
-        lost.append((g >= value).mean())
+        recall.append((~is_kept(b, value)).mean() if count else np.nan)
+        lost.append((~is_kept(g, value)).mean())
     shown = "–" if not poison else f"{np.mean(recall):.2f}"
     return f"{shown} / {np.mean(lost):.3f}"
 

@@ -58,8 +58,7 @@ class Pool:
         for n in np.flatnonzero(~np.isfinite(values)):
             row = self.encoded.examples[int(n)].row
             self.encoded.reasons[row] = table["reason"][row]
-        value = np.inf if found.value is None else found.value
-        return np.where(np.isfinite(values), values, np.inf), Threshold(**{**dict(found), "value": value})
+        return np.where(np.isfinite(values), values, np.inf), Threshold(**{**dict(found), "value": found.limit})
 
     @cached_property
     def held_out(self) -> np.ndarray:

@@ -7,8 +7,9 @@ const PATIENCE = 3000; // ms that an answer may take before what is asked for ne
 const POLL = 2000; // ms between looks at whether another tab decided something
 const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
-let current = 0; // number of the row that keys act on
-let running = null, again = false, since = 0, stop = null, silent = false;
+let current = 0; // number of the row that keys act on; 0 where there is none
+let gap = 0; // the place in the list of the row that was current, where somebody else's decision took it out
+let running = null, again = false, wanted = false, since = 0, stop = null, silent = false;
 
 // --- addresses -------------------------------------------------------------------------------------------------
 
@@ -32,18 +33,20 @@ function go(changes, push = false) {
 }
 
 // One request at a time, given up only when it takes long; whatever is asked for meanwhile is one more, of the address
-// as it is then. Resolves when what is shown is what was asked for.
-function refresh() {
+// as it is then. Resolves when what is shown is what was asked for. In the background, it moves nobody to another row.
+function refresh(background = false) {
   again = true;
+  wanted ||= !background;
   if (running && performance.now() - since > PATIENCE) stop.abort();
   running ??= (async () => {
     while (again) {
-      again = false;
+      const moves = wanted || acting > 0;
+      again = wanted = false;
       since = performance.now();
       stop = new AbortController();
       const answer = await ask(address, { signal: stop.signal });
       const text = answer && (await answer.text().catch(() => null));
-      if (text !== null && !(again && stop.signal.aborted)) put(new DOMParser().parseFromString(text, "text/html"));
+      if (text !== null && !(again && stop.signal.aborted)) put(new DOMParser().parseFromString(text, "text/html"), moves);
     }
   })().finally(() => { running = null; });
   return running;
@@ -67,10 +70,13 @@ async function ask(where, options) {
 const post = (where, form) => ask(where, { method: "POST", body: new URLSearchParams(form), headers: { Accept: "application/json" } });
 
 // What keys and buttons do waits for what was done before, so that no press acts on a row that is about to change.
-let last = Promise.resolve();
-const inOrder = (action) => (last = last.then(action).catch((error) => say(String(error), true)));
+let last = Promise.resolve(), acting = 0;
+const inOrder = (action) => {
+  acting++;
+  last = last.then(action).catch((error) => say(String(error), true)).finally(() => { acting--; });
+};
 
-function put(page) {
+function put(page, moves) {
   const old = $("#row"), fresh = $("#row", page);
   const place = Math.max(0, rows().findIndex((line) => number(line) === current));
   const focus = document.activeElement, held = focus && focus.closest("#list, #row, #effect");
@@ -92,7 +98,13 @@ function put(page) {
   if (fresh.dataset.scroll) fresh.scrollTop = fresh.dataset.scroll;
   document.title = page.title;
   if (mark && document.activeElement !== focus && !document.contains(focus)) $(mark)?.focus({ preventScroll: true });
-  if (!rows().some((line) => number(line) === current)) current = number(rows()[Math.min(place, rows().length - 1)]);
+  if (!rows().some((line) => number(line) === current)) {
+    if (moves) current = number(rows()[Math.min(place, rows().length - 1)]);
+    else if (current) {
+      say(`Row ${current} left this list, as it was decided elsewhere. Press j or k for the next or the previous row.`);
+      [current, gap] = [0, place];
+    }
+  }
   const threshold = page.getElementById("drag");
   if (threshold && document.activeElement?.id !== "drag") moveHandle(Number(threshold.value), false);
   if (threshold) $("#drag").setAttribute("aria-valuetext", threshold.getAttribute("aria-valuetext"));
@@ -121,6 +133,7 @@ const acted = () => opened() || current;
 
 // Makes it the row that keys act on; `enter` opens it and takes the focus there, else it is shown if one is open.
 async function select(row, enter = false) {
+  if (enter && !row) return;
   current = row;
   settle();
   if ((enter || opened()) && row && row !== opened()) await go({ row }, !opened());
@@ -131,7 +144,8 @@ async function select(row, enter = false) {
 }
 
 async function step(by) {
-  const lines = rows(), place = lines.findIndex((line) => number(line) === current), next = lines[place + by];
+  const lines = rows(), place = lines.findIndex((line) => number(line) === current);
+  const next = lines[place >= 0 ? place + by : by > 0 ? gap : gap - 1];
   if (next) return select(number(next));
   const page = Number($("#list").dataset.page) + by;
   if (page < 1 || page > Number($("#list").dataset.pages)) return say(by > 0 ? "This is the last row." : "This is the first row.");
@@ -144,7 +158,7 @@ async function turn(page, backwards = false) {
 }
 
 async function decide(row, verdict, note) {
-  if (!row) return;
+  if (!row) return say("No row is chosen. Press j or k, or click one.");
   const place = rows().findIndex((line) => number(line) === row);
   const field = opened() === row ? $("#note") : null;
   if (field && field.value !== field.defaultValue) note ??= field.value; // else the note that stands is kept
@@ -290,9 +304,9 @@ function filter() {
 }
 
 function exact() {
-  if ($("#exact").value === $("#exact").defaultValue) return; // rounded, so not quite what it stands for
   const words = $("#exact").value.trim().replace("−", "-"), value = words === "inf" ? Infinity : Number(words);
   if (words === "" || Number.isNaN(value)) return say("The threshold is a number.", true);
+  if ($("#status").matches(".trouble")) $("#status").textContent = $("#status").className = "";
   $("#exact").blur();
   moveHandle(value, false);
   go({ t: value === Infinity ? "inf" : value });
@@ -332,6 +346,10 @@ const KEYS = {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("#help").open) return;
   const typing = event.target.matches("input:not([type=checkbox], [type=range]), select, textarea");
+  if (event.repeat && !typing && !["j", "k"].includes(event.key)) { // a held key decides nothing more
+    if (event.key === "Enter") event.preventDefault(); // or it would press the button in focus again and again
+    return;
+  }
   if (event.key === "Escape") {
     if (typing) event.target.blur();
     else if (opened()) inOrder(close);
@@ -364,7 +382,7 @@ window.addEventListener("popstate", () => {
 async function look() {
   if (document.hidden) return;
   const answer = await ask("/version");
-  if (answer && (await answer.json()).version !== Number($("#list").dataset.version)) refresh();
+  if (answer && (await answer.json()).version !== Number($("#list").dataset.version)) refresh(true);
 }
 
 document.documentElement.classList.add("script");
