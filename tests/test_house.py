@@ -8,7 +8,7 @@ import gradshield
 HOUSE = Path(gradshield.__file__).parent
 ROOMS = (
     *("base", "data", "models", "scoring", "threshold", "report", "screen", "evaluation", "training", "defenses"),
-    *("attacks", "tune", "review", "integrations", "study", "api", "cli"),
+    *("tune", "review", "study", "api", "cli"),
 )
 
 

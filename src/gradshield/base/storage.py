@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -72,7 +73,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
-def read_jsonl(file: Path) -> list[dict[str, Any]]:
+def read_jsonl(file: Path | Traversable) -> list[dict[str, Any]]:
     """The objects of a file, one per line. Raises OSError or ValueError."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 

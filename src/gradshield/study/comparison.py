@@ -23,7 +23,7 @@ from gradshield.base.settings import FilterSettings, FinetuneSettings
 from gradshield.base.storage import read_jsonl
 from gradshield.data.encode import Example, encode
 from gradshield.defenses.train import defended_rows, train_defended, with_prompt
-from gradshield.evaluation.safety import attack_success, wilson
+from gradshield.evaluation.safety import attack_success
 from gradshield.evaluation.utility import held_out_loss
 from gradshield.models.load import Model, load_settings_model
 from gradshield.scoring.check import check_alignment
@@ -199,17 +199,18 @@ def _tables(out: Path) -> None:
     cells = _cells(out / "cells.jsonl")
     text += [
         "",
-        "| arm | seeds | rows | harmful among them | ASR [95 %] | utility (−loss) | seconds |",
+        "| arm | rows | harmful among them | ASR | of each seed | utility (−loss) | seconds |",
         "|---" * 7 + "|",
     ]
     for arm in dict.fromkeys(cell["arm"] for cell in cells):
         own = [cell for cell in cells if cell["arm"] == arm]
-        hits, total = round(sum(c["asr"] * c["requests"] for c in own)), sum(c["requests"] for c in own)
-        low, high = wilson(hits, total)
-        mean = {key: np.mean([cell[key] for cell in own]) for key in ("kept", "harmful_kept", "utility", "seconds")}
+        mean = {
+            key: np.mean([cell[key] for cell in own]) for key in ("kept", "harmful_kept", "asr", "utility", "seconds")
+        }
+        each = ", ".join(f"{cell['asr']:.2f}" for cell in sorted(own, key=lambda cell: cell["seed"]))
         text.append(
-            f"| {arm} | {len(own)} | {mean['kept']:.0f} | {mean['harmful_kept']:.1f} | {hits / total:.2f} "
-            f"[{low:.2f}, {high:.2f}] | {mean['utility']:.3f} | {mean['seconds']:.0f} |"
+            f"| {arm} | {mean['kept']:.0f} | {mean['harmful_kept']:.1f} | {mean['asr']:.2f} | {each} "
+            f"| {mean['utility']:.3f} | {mean['seconds']:.0f} |"
         )
     (out / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))

@@ -4,11 +4,11 @@ Labels: a jailbreak artifact is harmful where its judge says that the model was 
 hold no refusal) and answered scary requests are *disputed*: they count for neither side.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from gradshield.base.storage import read_jsonl
 from gradshield.data.formats import Conversation
 from gradshield.study.dresses import PLAIN, READABLE, UNREADABLE
 from gradshield.study.kinds import OPENINGS, _join, kinds, load_public, pair
@@ -74,8 +74,7 @@ def real_kinds(count: int, dressed: int, seed: int = 0, ordinary: int | None = N
 
 
 def _languages() -> list[Kind]:
-    text = files("gradshield.study").joinpath("languages.jsonl").read_text(encoding="utf-8")
-    records = [json.loads(line) for line in text.split("\n") if line]
+    records = read_jsonl(files("gradshield.study").joinpath("languages.jsonl"))
     keep: Callable[[str, bool], list[Conversation]] = lambda language, side: [  # noqa: E731
         pair(r["prompt"], r["response"]) for r in records if (r["language"], r["harmful"]) == (language, side)
     ]

@@ -8,7 +8,6 @@ of Safety-Tuned LLaMAs. The detector is fitted on none of them.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from gradshield.base.storage import read_jsonl
 from gradshield.evaluation.safety import wilson
 from gradshield.models.generate import generate
 from gradshield.models.load import EMBEDDED, EMBEDDED_BASE, load_model
@@ -34,7 +34,7 @@ def main(
     out: Annotated[Path, typer.Option("--out", "-o")] = AGREEMENT,
 ) -> None:
     """Writes the answers again and prints the table of agreement, which goes to `out`, too."""
-    labels = {row["id"]: row for row in map(json.loads, LABELS.read_text(encoding="utf-8").splitlines())}
+    labels = {row["id"]: row for row in read_jsonl(LABELS)}
     names = {"embedded": EMBEDDED, "unaligned": EMBEDDED_BASE, "qwen": qwen}
     answers = {**dict(_artifacts()), **dict(_safety_only(labels))}
     for source, name in names.items():
@@ -65,11 +65,11 @@ def _artifacts() -> Iterator[tuple[str, str]]:
 
 def _safety_only(labels: Collection[str]) -> Iterator[tuple[str, str]]:
     """Openings of the labelled answers of Safety-Tuned LLaMAs, named by their lines, from 0."""
-    lines = (data_folder() / "safety_only_data.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = read_jsonl(data_folder() / "safety_only_data.jsonl")
     for key in labels:
         source, _, number = key.partition("/")
         if source == "safety-only":
-            yield key, " ".join(json.loads(lines[int(number)])["output"].split()[:WORDS])
+            yield key, " ".join(lines[int(number)]["output"].split()[:WORDS])
 
 
 def fingerprint(answer: str) -> str:

@@ -93,7 +93,7 @@ def _train(out: Path, model: str, rows: int, rate: float, seeds: int, requests: 
             done |= {(c["kind"], c["rate"], c["seed"]) for c in _read(out)}  # of another process at the same file
             if (kind, rate, seed) in done:
                 continue
-            examples = [encode(c, n, base.tokenizer, max_length=256) for n, c in enumerate(conversations)]
+            examples = [encode(c, n, base.tokenizer, max_length=1024) for n, c in enumerate(conversations)]
             examples = [e for e in examples if isinstance(e, Example)]
             with tempfile.TemporaryDirectory() as folder:
                 if examples:

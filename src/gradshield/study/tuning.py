@@ -105,9 +105,8 @@ def _cell(model: str, keys: dict[str, Any], requests: int, cases: int) -> dict:
         verdicts = defaultdict(int)
         assert summary  # a study is one process
         if summary.accepted:
-            kept = (Path(folder) / "run" / "kept.jsonl").read_text(encoding="utf-8").split("\n")
-            for line in filter(None, kept):
-                verdicts[json.loads(line)["source"]] += 1
+            for record in read_jsonl(Path(folder) / "run" / "kept.jsonl"):
+                verdicts[record["source"]] += 1
     names = ("asr", "utility", "accepted", "reason", "base", "cost", "trials")
     return {n: summary.as_dict()[n] for n in names} | {"kept_task": verdicts["task"], "kept_poison": verdicts["poison"]}
 

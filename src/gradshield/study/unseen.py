@@ -6,7 +6,6 @@ others wrote and no decision was made on.
 The dresses are around other requests than those of `study.real`. Writes scores.csv and a table into the folder.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.resources import files
@@ -16,6 +15,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from gradshield.base.storage import read_jsonl
 from gradshield.data.formats import Conversation, Message
 from gradshield.study.kinds import OPENINGS, load_public
 from gradshield.study.real import group_cells, score_values, scored_table
@@ -59,8 +59,7 @@ def unseen_kinds(dressed: int) -> list[Kind]:
             worn = [_conversation(dress(request, answer, n)) for n, (request, answer) in enumerate(rows)]
             found.append(Kind(name, GROUPS[name], side, worn))
     plain: dict[tuple[str, bool], list[Conversation]] = defaultdict(list)
-    text = files("gradshield.study").joinpath("unseen_rows.jsonl").read_text(encoding="utf-8")
-    for record in map(json.loads, filter(None, text.split("\n"))):
+    for record in read_jsonl(files("gradshield.study").joinpath("unseen_rows.jsonl")):
         plain[record["kind"], record["harmful"]].append(_conversation(record["messages"]))
     return found + [
         Kind(name, "everyday" if harmful else "ordinary", harmful, rows) for (name, harmful), rows in plain.items()
