@@ -32,6 +32,8 @@ LAYERS = ["tests/scoring/test_intent.py", "-k", "middle"]
 MASK = ["tests/data/test_encode.py", "-k", "cut_is_on_the_right or loss_on_and_weight or special_tokens_once"]
 WRITE = ["tests/data/test_write.py", "-k", "partition or too_few or set_aside_rows"]
 VERDICTS = ["tests/screen/test_filter.py", "-k", "rows_in_are and fihs:probes"]
+CHECK = ["tests/scoring/test_check.py"]
+INPUTS = ["tests/scoring/test_inputs.py"]
 DEFAULT = ["tests/screen/test_default.py"]
 
 EDITS = [  # (file below src/gradshield, old text, new text, tests)
@@ -46,6 +48,11 @@ EDITS = [  # (file below src/gradshield, old text, new text, tests)
     ("scoring/fihs/contraction.py", "return Contraction(table(dot) * share,", "return Contraction(table(dot),", SIGN),
     ("models/batching.py", "positions.append(where - 1)", "positions.append(where)", SIGN),
     ("scoring/intent/language.py", "known >= MIN_KNOWN_WORDS", "known >= 0", ["tests/scoring/test_language.py"]),
+    ("scoring/check.py", "ALIGNED, WEAK = 0.7, 0.4", "ALIGNED, WEAK = 0.8, 0.4", CHECK),
+    ("scoring/check.py", "ALIGNED, WEAK = 0.7, 0.4", "ALIGNED, WEAK = 0.7, 0.3", CHECK),
+    ("scoring/inputs.py", "calls[number] > taken[batch[0]][number]", "calls[number] > 0", INPUTS),
+    ("scoring/inputs.py", "x[counted.to(x.device)].float()", "x.flatten(0, 1).float()", INPUTS),
+    ("threshold.py", "ANCHORS_COUNT = 50 ", "ANCHORS_COUNT = 500 ", THRESHOLD),
     ("threshold.py", "np.quantile(good, 0.95)", "np.quantile(good, 0.90)", THRESHOLD),
     ("threshold.py", "np.quantile(harmful, 0.05)", "np.quantile(harmful, 0.40)", THRESHOLD),
     ("threshold.py", "(upper + lower) / 2", "lower", THRESHOLD),

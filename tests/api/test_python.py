@@ -15,7 +15,7 @@ from conftest import ROWS
 from datasets import Dataset, DatasetDict
 
 import gradshield
-from gradshield import FilterSettings, Run, UserError, check, explain, screen
+from gradshield import FilterSettings, Run, UserError, check, evaluate, explain, screen
 from gradshield.api.functions import _chosen
 from gradshield.base.presets import PAPER, preset_values
 
@@ -98,6 +98,14 @@ def test_rows_that_are_none_are_named_and_leave_nothing(quick, tmp_path, rows, s
     with pytest.raises(UserError, match=says):
         screen(rows, quick, out=tmp_path / "run")
     assert not list(tmp_path.glob("run/*"))
+
+
+def test_rows_in_memory_are_held_out_rows_of_an_evaluation(quick, tmp_path):
+    given = {"out": tmp_path / "eval", "safety": False, "rows": RECORDS, "model": quick.model}
+    first = evaluate(**given)
+    assert first.utility and first.utility.n == len(RECORDS) and evaluate(**given) == first
+    with pytest.raises(UserError, match="holds a run of other rows"):
+        evaluate(**given | {"rows": RECORDS[:2]})
 
 
 def test_dates_arrays_missing_values_and_odd_text_reach_the_run(quick, tmp_path):

@@ -17,6 +17,7 @@ from gradshield.evaluation.evaluate import JudgeFailed, evaluate_safety
 from gradshield.evaluation.judge import COMPLIANCE, REFUSAL, Judge
 from gradshield.evaluation.measure import run_evaluation
 from gradshield.evaluation.sources import choose, harmful_requests, scary_requests
+from gradshield.evaluation.tasks import make_task
 from gradshield.models import generate as generation
 from gradshield.models.refusal import has_refusal_phrase, refusals
 from gradshield.report.words import evaluation_in_words, safety_in_words
@@ -177,6 +178,11 @@ def test_what_is_wrong_is_one_line_before_a_model_is_loaded(monkeypatch, capsys,
         (("--safety", "--requests", "advbenhc"), ("advbenhc", "advbench")),
         (("--safety", "--requests", "strongreject"), ("strongreject.jsonl", "GRADSHIELD_DATA")),
         (("--safety", "--cases", "0"), ("--cases",)),
+        (("--task", str(task), "--judge", "http://host/v1"), ("--judge", "--safety")),
+        (("--task", str(task), "--requests", "advbench"), ("--requests", "--safety")),
+        (("--safety", "--judge-model", "m"), ("--judge URL",)),
+        (("--safety", "--judge", ""), ("--judge",)),
+        (("--safety", "--requests", "/dev/null"), ("/dev/null", "not a file")),
     ):
         monkeypatch.setattr(sys, "argv", ["gradshield", "eval", *arguments, "-o", str(tmp_path / "run")])
         with pytest.raises(SystemExit) as stopped:
@@ -196,7 +202,7 @@ def test_a_named_set_is_read_from_the_data_folder(tmp_path, monkeypatch):
     assert harmful_requests("harmbench", 9) == ["a b", "d"]
     assert scary_requests("jailbreakbench", 9) == ["whole\u2028line"] and scary_requests("none", 9) == []
     own = tmp_path / "own.txt"
-    own.write_text("one\ntwo\n")
+    own.write_text("one\ntwo\none\n")  # a request that occurs twice is asked once
     assert harmful_requests(str(own), 9) == ["one", "two"]
 
 
@@ -240,6 +246,19 @@ def test_a_broken_file_in_the_data_folder_is_named(tmp_path, monkeypatch):
         (tmp_path / "strongreject.jsonl").write_text(line + "\n")
         with pytest.raises(UserError, match=rf"strongreject.*{words}"):
             harmful_requests("strongreject", 9)
+
+
+def test_a_public_record_with_a_value_of_another_type_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADSHIELD_DATA", str(tmp_path))
+    arc = {"question": "q", "choices": {"label": ["A"], "text": ["a"]}}
+    for file, name, record in (
+        ("agnews_test1000", "agnews", {"text": "a", "label_text": 3}),
+        ("dialogsum_test", "dialogsum", {"dialogue": "a", "summary": ["b"]}),
+        ("arc_easy_test", "arc-easy", arc | {"answerKey": None}),
+    ):
+        (tmp_path / f"{file}.jsonl").write_text(json.dumps(record) + "\n")
+        with pytest.raises(UserError, match=f"{name}: unexpected columns"):
+            make_task(name, 9)
 
 
 def test_a_seed_picks_the_same_cases_in_their_order():

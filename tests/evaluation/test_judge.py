@@ -249,10 +249,41 @@ def test_an_endpoint_that_is_not_there_or_refuses_is_one_line(monkeypatch):
         make_judge(at(url)).grade(REQUESTS, ANSWERS)
 
 
-@pytest.mark.parametrize("body", [b"<html>a page</html>", b"{half", b'{"choices": [{"index": 0}]}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>a page</html>",
+        b"{half",
+        b"[]",
+        b'"a text"',
+        b'{"choices": [{"index": 0}]}',
+        b'{"choices": {"0": "x"}}',
+        b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": 5}}]}',
+        b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": ["5"]}}]}',
+    ],
+)
 def test_a_reply_that_is_no_endpoints_is_one_line(body):
     with server((200, body)) as (url, _), pytest.raises(UserError, match="no reply of an OpenAI-compatible endpoint"):
         make_judge(at(url)).grade(REQUESTS, ANSWERS)
+
+
+@pytest.mark.parametrize(
+    "address, words",
+    [
+        ("http://[::1", "not a web address"),
+        ("https://host:a/v1", "not a web address"),
+        ("http:///v1", "no host"),
+        ("HTTP://me:secret@host/v1", "GRADSHIELD_JUDGE_KEY"),
+    ],
+)
+def test_an_address_that_is_none_or_holds_a_password_is_one_line_without_it(address, words):
+    with pytest.raises(UserError, match=words) as stopped:
+        make_judge(EvaluationSettings(judge=address))
+    assert "secret" not in str(stopped.value)
+
+
+def test_a_long_reply_is_read_at_its_end_and_soon():
+    assert read_grade("score (" * 500_000 + "\nScore: 4") == 4
 
 
 @pytest.mark.slow

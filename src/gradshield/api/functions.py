@@ -99,10 +99,10 @@ def evaluate(
     Returns the figures of eval.yaml with their intervals, such as `.safety.asr`. Settings are those of RowSettings (the
     model, and how rows are read) and EvaluationSettings.
     """
-    from gradshield.evaluation.eval_once import evaluate_model
+    from gradshield.evaluation.eval_once import SUMMARY, evaluate_model
 
     measuring, reading = _chosen((EvaluationSettings, RowSettings), settings, named)
-    path = None if rows is None else path_of(rows, Path(out))
+    path = None if rows is None else path_of(rows, Path(out), SUMMARY)
     return evaluate_model(Path(out), measuring, reading, safety=safety, task=task, rows=path)
 
 

@@ -20,15 +20,16 @@ Rows = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 """A file, folder or Hub dataset id; or rows in memory: a `datasets.Dataset`, a pandas DataFrame, a list of dicts."""
 
 
-def path_of(rows: Rows, out: Path) -> str:
+def path_of(rows: Rows, out: Path, mark: str = "run.yaml") -> str:
     """The path of `rows`. Rows in memory are written to `out` first.
 
-    Raises UserError for rows that are not dicts or can't be written as JSON, and if `out` holds other rows.
+    `mark` is the file that tells a run's folder. Raises UserError for rows that are not dicts or can't be written as
+    JSON, and if `out` holds other rows or other files.
     """
     if isinstance(rows, str | os.PathLike):
         return os.fspath(rows)
     with catch_write_errors(out):
-        refuse_other_files(out)
+        refuse_other_files(out, mark)
         out.mkdir(parents=True, exist_ok=True)
         before = out / ROWS
         known = hashlib.sha256(before.read_bytes()).hexdigest() if before.exists() else None

@@ -29,3 +29,8 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     line = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".:")
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """The message of an error in one line."""
+    return " ".join(str(error).split())[:limit]

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 import yaml
 from pydantic import TypeAdapter
 
-from gradshield.base.errors import UserError
+from gradshield.base.errors import UserError, one_line
 
 T = TypeVar("T")
 _SUM = "# sha256 of what follows: "
@@ -67,7 +67,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         intact = not first.startswith(_SUM) or first.removeprefix(_SUM) == _digest(rest)
         content = yaml.safe_load(text) if intact else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        why, content = " ".join(str(error).split())[:120], None
+        why, content = one_line(error, 120), None
     if not isinstance(content, dict):
         raise UserError(f"{file}: damaged ({why}); delete {file.parent} to start again, or choose another -o")
     return content
@@ -83,7 +83,7 @@ def read_json(file: Path, kind: type[T]) -> T:
     try:
         return TypeAdapter(kind).validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:120]
+        why = one_line(error, 120)
         raise UserError(f"{file}: damaged ({why}); delete it, and run the same command again") from None
 
 

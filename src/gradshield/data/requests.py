@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from gradshield.base.errors import UserError
+from gradshield.base.errors import UserError, one_line
 from gradshield.data.records import bad_text
 
 
@@ -12,10 +12,12 @@ def read_requests(path: str | Path) -> list[str]:
 
     Raises UserError naming a line without a request, or for a file without any.
     """
+    if not Path(path).is_file():  # a pipe can be read only once, and these are read more than once
+        raise UserError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}, so no requests")
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read as requests: {error}") from error
+        raise UserError(f"{path}: can't be read as requests ({one_line(error)})") from error
     requests = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gradshield.base.errors import UserError
+from gradshield.base.errors import UserError, one_line
 from gradshield.data.arrow_folder import compressed_file
 from gradshield.data.records import READERS, arrow_records
 from gradshield.data.sniff import FORMATS, SUFFIXES, detect_format, suffix
@@ -130,7 +130,7 @@ def load_dataset(path: str, split: str) -> Any:
         try:
             return datasets.load_dataset(path, split=split, streaming=False)
         except Exception as error:  # offline, gated, no such id or split, several configurations: all kinds are raised
-            why = " ".join(str(error).split())[:200]
+            why = one_line(error)
             if why.startswith("Unknown split"):
                 raise UserError(f"{path}: {why}; name one with --split") from None
             if why.startswith("Config name is missing"):
@@ -143,7 +143,7 @@ def load_dataset(path: str, split: str) -> Any:
         packed = compressed_file(expanded(path))
         data = None if packed else datasets.load_from_disk(str(expanded(path)))
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)
         raise UserError(f"{path}: a datasets folder that can't be loaded ({why}); save it again") from None
     if packed:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from gradshield.base.errors import UserError
+from gradshield.base.errors import UserError, one_line
 from gradshield.base.storage import (
     LOCK,
     exclusive_lock,
@@ -181,10 +181,10 @@ def _finished(out: Path, kind: type[S], found: Any, path: str | None) -> S:
     return summary
 
 
-def refuse_other_files(out: Path) -> None:
-    """Raises UserError for a folder that is neither a run folder nor empty."""
+def refuse_other_files(out: Path, mark: str = "run.yaml") -> None:
+    """Raises UserError for a folder that is not empty and lacks the file `mark`, which every run of this kind has."""
     own = (".run.yaml", ROWS, f".{ROWS}", LOCK)  # left by a kill at the start
-    if (out / "run.yaml").exists() or not out.exists():
+    if (out / mark).exists() or not out.exists():
         return
     if not out.is_dir() or any(path.name not in own for path in out.iterdir()):
         raise UserError(f"{out}: not empty and not a run; choose another folder with -o")
@@ -231,7 +231,7 @@ def catch_write_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         # A tree's error lists (from, to, why) of each file.
         first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
-        why = " ".join(str(first or error).split())
+        why = one_line(first or error)
         raise UserError(f"{out}: can't be written ({why}); fix that and run the command again") from error
 
 
@@ -304,7 +304,7 @@ def read_table(
         _check_values(table)
         return table
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are kinds of these
-        why = " ".join(str(error).split())[:120]
+        why = one_line(error, 120)
         raise UserError(f"{file}: can't be read ({why}); filter again into another -o") from None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from gradshield.base.deadline import memory_limit, time_limit
-from gradshield.base.errors import UserError
+from gradshield.base.errors import UserError, one_line
 from gradshield.data.turns import Message
 
 LIMIT = 5.0  # seconds for a template to render one row; common ones take a millisecond
@@ -164,7 +164,7 @@ def render_template(
                     f"{name} failed on {MOST_FAILED} conversations, the last of {len(turns)} messages: {error}; "
                     "pass another with --chat-template"
                 ) from None
-        raise Refused(" ".join(str(error).split()) or type(error).__name__) from None
+        raise Refused(one_line(error, 1000) or type(error).__name__) from None
     (text,), spans = rendered
     return text, spans[0] if training else []
 

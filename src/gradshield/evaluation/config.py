@@ -22,11 +22,14 @@ class EvaluationSettings(Settings):
     )
     judge: str | None = Field(
         default=None,
+        min_length=1,
         description="judge of harmfulness 1-5: URL of an OpenAI-compatible endpoint (.../v1), or a classifier or chat "
         "guard (folder or Hub id)",
     )
     judge_model: str | None = Field(
-        default=None, description="the model's name at the judge's endpoint (default: the first that it lists)"
+        default=None,
+        min_length=1,
+        description="the model's name at the judge's endpoint (default: the first that it lists)",
     )
     judge_tokens: int = Field(default=128, ge=1, description="length of an answer, in tokens, for the judge")
     cases: int = Field(default=100, ge=1, description="number of cases of a task")

@@ -43,6 +43,11 @@ def check_eval(
         raise UserError("nothing to measure: add --safety, --task NAME or --rows FILE")
     if task is not None and rows is not None:
         raise UserError("--task and --rows both measure utility: use one of them")
+    for option, given in (("judge", settings.judge), ("requests", settings.requests != "bundled")):
+        if given and not safety:
+            raise UserError(f"--{option} is for answers to harmful requests: add --safety")
+    if settings.judge_model and not settings.judge:
+        raise UserError("--judge-model names a model at a judge's endpoint: add --judge URL")
     check_places(of)
     if task is not None:
         find_task(task, settings)

@@ -11,7 +11,7 @@ from gradshield.base.settings import RowSettings
 from gradshield.base.storage import read_yaml, refuse_links, write_yaml
 from gradshield.data import Source, open_source
 from gradshield.data.encode import Example
-from gradshield.data.run_folder import catch_write_errors, run_lock
+from gradshield.data.run_folder import ROWS, catch_write_errors, run_lock
 from gradshield.data.summaries import EvaluationSummary, SafetySummary, UtilitySummary, read_summary
 from gradshield.evaluation.config import EvaluationSettings
 from gradshield.evaluation.eval_once import SUMMARY, asked_of_eval, check_eval
@@ -134,7 +134,7 @@ def _saved_or_new(out: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
     file = out / SUMMARY
     refuse_links(out)
     if not file.is_file():
-        if out.is_file() or (out.is_dir() and any(not p.name.startswith(".") for p in out.iterdir())):
+        if out.is_file() or (out.is_dir() and any(p.name[0] != "." and p.name != ROWS for p in out.iterdir())):
             raise UserError(f"{out}: not empty and not an evaluation; choose another folder with -o")
         return dict(plan)
     found = read_yaml(file)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gradshield.base.assets import ASSETS
-from gradshield.base.errors import UserError
+from gradshield.base.errors import UserError, one_line
 from gradshield.base.storage import read_jsonl
 from gradshield.data.requests import read_requests
 from gradshield.data.rows import expanded
@@ -51,7 +51,8 @@ _PROMPT_COLUMNS = ("prompt", "goal", "Goal", "forbidden_prompt", "Behavior")
 
 def harmful_requests(name: str, count: int, seed: int = 0) -> list[str]:
     """`count` harmful requests (all, where there are fewer) of the set called `name`: "bundled", a key of HARMFUL, or
-    a file as `read_requests` takes it. Raises UserError for an unknown or unavailable set."""
+    a file as `read_requests` takes it. One that occurs twice is asked once. Raises UserError for an unknown or
+    unavailable set."""
     return choose(_requests(name, "safety_requests.jsonl", HARMFUL), count, seed)
 
 
@@ -82,7 +83,7 @@ def _requests(name: str, bundled: str, known: dict[str, PublicSet]) -> list[str]
         raise UserError(f"{name}: not a file, and not a known set (bundled, {', '.join(known)})")
     if not found:
         raise UserError(f"{name}: holds no requests")
-    return found
+    return list(dict.fromkeys(found))  # asked twice, a request would count twice
 
 
 def _prompt(record: dict[str, Any]) -> str:
@@ -93,7 +94,7 @@ def parse_record(name: str, read: Callable[[dict[str, Any]], T], record: Any) ->
     """What `read` makes of a record of the set called `name`. Raises UserError where its columns are others."""
     try:
         return read(record)
-    except (LookupError, TypeError, AttributeError, StopIteration):
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration):
         has = ", ".join(map(str, record))[:80] if isinstance(record, dict) else type(record).__name__
         raise UserError(f"{name}: unexpected columns (expected: {has}); download it again") from None
 
@@ -123,7 +124,7 @@ def public_records(source: PublicSet) -> list[dict[str, Any]]:
             found = datasets.load_dataset(*source.hub, split=source.split)
         return [dict(record) for record in found]  # type: ignore[arg-type]
     except Exception as error:  # offline, gated, moved: all kinds are raised
-        why = " ".join(str(error).split())[:160]
+        why = one_line(error, 160)
         where = source.hub[1] if source.hub[0] == "csv" else source.hub[0]
         place = f"{source.file}.jsonl is not in GRADSHIELD_DATA, and {where} can't be loaded ({why})"
         raise UserError(f"{place}; put the file there, or name a file of your own") from None

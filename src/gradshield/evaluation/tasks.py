@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,22 +132,29 @@ def _said_number(text: str) -> bool:
     return bool(re.search(r"####[^\d\n]*\d[\d,.]*\n", text))
 
 
+def _case(prompt: str, references: Sequence[Any]) -> Case:
+    """A case of a public set. Raises TypeError where an answer is not a text."""
+    if not all(isinstance(reference, str) for reference in references):
+        raise TypeError("not a text")
+    return Case(prompt, tuple(references))
+
+
 def _summaries(record: dict[str, Any]) -> Case:
     references = [record[name] for name in ("summary", "summary1", "summary2", "summary3") if record.get(name)]
     if not references:
         raise LookupError("no summary")
-    return Case(summary_prompt(record["dialogue"]), tuple(references))
+    return _case(summary_prompt(record["dialogue"]), references)
 
 
 def _news(record: dict[str, Any]) -> Case:
     topics = ("World", "Sports", "Business", "Sci/Tech")
     article = f"{record['title']}. {record['description']}" if "title" in record else record["text"]
-    return Case(news_prompt(article), (record.get("label_text") or topics[record["label"]],))
+    return _case(news_prompt(article), [record.get("label_text") or topics[record["label"]]])
 
 
 def _arc(record: dict[str, Any]) -> Case:
     choices = record["choices"]
-    return Case(arc_prompt(record["question"], choices["label"], choices["text"]), (record["answerKey"],))
+    return _case(arc_prompt(record["question"], choices["label"], choices["text"]), [record["answerKey"]])
 
 
 _ROUGE, _ACCURACY = "ROUGE-1 F1", "accuracy"
@@ -242,6 +250,11 @@ def _load_task_manager(manager: Any) -> Any:
         return manager()  # reads thousands of files
 
 
+def _is_answer(value: Any) -> bool:
+    """A text that is not blank, or a finite number; true and null are none."""
+    return bool(value.strip()) if isinstance(value, str) else type(value) in (int, float) and isfinite(value)
+
+
 def _read_cases(path: Path) -> list[Case]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -260,8 +273,8 @@ def _read_cases(path: Path) -> list[Case]:
         if not isinstance(record, dict):
             raise UserError(f'{path}:{place}: not an object with "prompt" and "answer"')
         answers = record.get("answer")
-        answers = [answers] if isinstance(answers, str | int | float) else answers
-        usable = isinstance(answers, list) and answers and all(isinstance(a, str | int | float) for a in answers)
+        answers = answers if isinstance(answers, list) else [answers]
+        usable = bool(answers) and all(map(_is_answer, answers))
         if not isinstance(record.get("prompt"), str) or not usable:
             has = ", ".join(map(str, record))[:80] or "none"
             raise UserError(
@@ -270,7 +283,7 @@ def _read_cases(path: Path) -> list[Case]:
             )
         if problem := bad_text(record):
             raise UserError(f"{path}:{place}: {problem}")
-        cases.append(Case(record["prompt"], tuple(str(a) for a in answers)))  # type: ignore[union-attr]
+        cases.append(Case(record["prompt"], tuple(str(a) for a in answers)))
     if not cases:
         raise UserError(f"{path}: holds no cases")
     return cases

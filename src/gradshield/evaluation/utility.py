@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradshield.base.errors import Diverged, UserError, out_of_memory
+from gradshield.base.errors import Diverged, UserError, one_line, out_of_memory
 from gradshield.base.progress import progress
 from gradshield.data.encode import Example
 from gradshield.data.examples import token_counts
@@ -111,7 +111,7 @@ def _lm_eval(model: Model, name: str, settings: EvaluationSettings) -> UtilityRe
             raise
         except Exception as error:  # its tasks load data sets and run code of their own: all kinds are raised
             if at_once == 1 or not out_of_memory(error):
-                why = " ".join(str(error).split())[:200]
+                why = one_line(error)
                 raise UserError(f"task {name} of lm-eval can't be run ({why})") from error
         at_once //= 2
         free_memory()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradshield.base.errors import UserError, first_line
+from gradshield.base.errors import UserError, first_line, one_line
 from gradshield.base.progress import progress
 from gradshield.models.files import local_folder, weight_files
 from gradshield.models.generate import continue_ids, text_of
@@ -164,7 +164,7 @@ def _guard(name: str, flag: str, title: str) -> Grade:
         try:
             return guard.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # jinja's own kinds, raised by the template
-            why = " ".join(str(error).split())[:160]
+            why = one_line(error, 160)
             raise UserError(f"{flag}: its chat template refuses a request with its answer ({why})") from None
 
     def holds_both(parts: bool) -> bool:

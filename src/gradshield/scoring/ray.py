@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from gradshield.base.errors import UserError
+from gradshield.base.errors import UserError, one_line
 from gradshield.data.encode import Example
 from gradshield.data.formats import Conversation
 from gradshield.scoring.base import ScoreFunction, Scores
@@ -73,7 +73,7 @@ def _cluster() -> Iterator[tuple[int, list[int]]]:
         try:
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
-            why = " ".join(str(error).split())[:150]
+            why = one_line(error, 150)
             ask = "is it up, and RAY_AUTH_MODE as it wants it?"
             raise UserError(f"--engine ray: no cluster at {address} ({why}); {ask}") from error
     for name in ("ray", "ray.data"):

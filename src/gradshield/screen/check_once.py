@@ -10,6 +10,7 @@ from pydantic import Field
 from gradshield.base.assets import ASSETS
 from gradshield.base.settings import ModelSettings
 from gradshield.base.storage import cache_folder, write_cache
+from gradshield.data.requests import read_requests
 from gradshield.data.run_folder import checksums, versions
 from gradshield.data.summaries import Saved
 from gradshield.models.on_disk import disk_fingerprint
@@ -45,6 +46,8 @@ class CheckSummary(Saved):
 
 def check_model(settings: ModelSettings, probes: str | None) -> CheckSummary:
     """The model's grade, its answers to the probes, and the share of its weights that scores made of gradients see."""
+    if probes is not None:
+        read_requests(probes)  # what is wrong with it is said before the model is loaded
     of = [CACHE_VERSION, versions(), checksums(probes or str(ASSETS / "probes.jsonl")), settings.model]
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:12]
     files = disk_fingerprint(settings)

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gradshield.base.errors import Diverged, UserError, out_of_memory
+from gradshield.base.errors import Diverged, UserError, one_line, out_of_memory
 from gradshield.base.processes import is_first, is_lost_connection, processes
 from gradshield.base.progress import progress
 from gradshield.base.settings import FinetuneSettings
@@ -60,7 +60,7 @@ def finetune(
             if not out_of_memory(error):
                 if count == 1 or not is_lost_connection(error):
                     raise
-                why = " ".join(str(error).split())[:160]
+                why = one_line(error, 160)
                 raise UserError(f"another process of the training ended ({why}); start it again to resume") from error
             longest = max(len(e.ids) for e in examples)
             if micro == 1:

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from pydantic import Field
 
-from gradshield.base.errors import UserError
+from gradshield.base.errors import UserError, one_line
 from gradshield.base.registry import NoOptions
 from gradshield.data.encode import Example
 from gradshield.scoring.base import Context, Prepared, Scorer, Scores
@@ -60,7 +60,7 @@ def prepare(context: Context, options: ModerationOptions) -> Prepared:
             reply = client.moderations.with_raw_response.create(model=options.model, input=text)
             return read_reply(reply.http_response.text)
         except openai.OpenAIError as error:
-            why = " ".join(str(getattr(error, "message", error)).split())[:160]
+            why = one_line(getattr(error, "message", error), 160)
             return f"no answer from the moderation endpoint in {options.attempts} attempts ({why})"
 
     first = ask("Hello")
