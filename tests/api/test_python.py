@@ -15,7 +15,7 @@ from conftest import ROWS
 from datasets import Dataset, DatasetDict
 
 import gradshield
-from gradshield import FilterSettings, Run, UserError, check, evaluate, explain, screen
+from gradshield import FilterSettings, Run, UserError, check, evaluate, explain, screen, tune
 from gradshield.api.functions import _chosen
 from gradshield.base.presets import PAPER, preset_values
 
@@ -89,6 +89,7 @@ def test_other_rows_are_refused_and_the_same_ones_return_at_once(quick, tmp_path
     ("rows", "says"),
     [
         (["text"], r"rows\[0\] is a str; each row must be a dict"),
+        ([], "rows: there are none; give at least one row"),
         ([{"prompt": "a", "completion": "b"}, {"prompt": object()}], r"rows\[1\] can't be written as JSON"),
         (5, "rows: int is not accepted; give a path"),
         (DatasetDict({"train": Dataset.from_list(RECORDS)}), "give one of its values"),
@@ -133,6 +134,38 @@ def test_a_wrong_setting_is_named_before_anything_is_written(quick, tmp_path):
     found = check(quick.model)
     assert found.model == quick.model  # a name in the place of settings
     assert len(repr(found)) < 500 and found.per_probe[0].probe not in repr(found)  # one line, without the answers
+
+
+def test_what_is_given_twice_or_of_a_wrong_type_is_said(quick, tmp_path):
+    for call, says in (
+        (lambda: screen(RECORDS, quick, FilterSettings(), out=tmp_path / "run"), "FilterSettings is given twice"),
+        (lambda: screen(RECORDS, "a model", "another", out=tmp_path / "run"), "model is given twice"),
+        (lambda: screen(RECORDS, quick, out=5), "out=5: give the path of a folder"),  # type: ignore[arg-type]
+        (lambda: screen(RECORDS, quick, out=""), "out='': give the path of a folder"),
+        (lambda: screen(RECORDS, quick, preset=["paper"]), "no such preset"),  # type: ignore[arg-type]
+        (lambda: tune(RECORDS, quick, train_with="x"), "train_with='x': give a function"),  # type: ignore[arg-type]
+        (lambda: tune(RECORDS, quick, on_trial=None), "on_trial=None: give a function"),  # type: ignore[arg-type]
+        (lambda: evaluate(quick.model, task=3, out=tmp_path / "run"), "task=3: give the name"),  # type: ignore[arg-type]
+        (lambda: evaluate(quick.model, tsak="x"), "unknown setting 'tsak'; see help.EvaluationSettings"),
+        (lambda: check(quick.model, probes=["a"]), r"probes=\['a'\]: give a file"),  # type: ignore[arg-type]
+        (lambda: check(quick.model, probes=tmp_path / "no.txt"), "no.txt: no such file"),
+        (lambda: explain(tmp_path, "1"), "row='1': give the number of a row"),  # type: ignore[arg-type]
+        (lambda: explain(tmp_path, True), "row=True: give the number of a row"),
+        (lambda: Run(None), r"Run\(None\): give the path of a run folder"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError, match=says):
+            call()
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_are_read_from_another_working_directory_and_a_missing_file_is_said(quick, tmp_path, train, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = screen(train, quick, out="run")
+    monkeypatch.chdir("/")
+    assert len(run.kept) == 25
+    (tmp_path / "run" / "quarantined.jsonl").unlink()
+    with pytest.raises(UserError, match="the file of the rows that are quarantined is missing; delete the folder"):
+        _ = run.quarantined
 
 
 def test_a_name_wins_over_settings_and_every_other_field_stays():
@@ -200,5 +233,5 @@ def test_the_page_runs_as_it_is_written(tiny_folder, tmp_path, train, monkeypatc
             block = re.sub(rf'({call}[^()]*model="Qwen/[^"]*")', rf"\1, {more}", block)
         block = block.replace('max_asr="+0.07"', "max_asr=1.0")  # the random model complies with everything
         exec(block.replace("Qwen/Qwen2.5-7B-Instruct", tiny_folder), scope := {})
-    assert Run("run-of-rows").paths["kept"] == Path("run-of-rows/kept.jsonl")
+    assert Run("run-of-rows").paths["kept"] == tmp_path / "run-of-rows/kept.jsonl"
     assert scope["run"].summary.accepted == 1 and 0 <= scope["figures"].safety.asr <= 1

@@ -40,9 +40,21 @@ def test_the_preset_sets_every_choice_of_the_paper(resolved):
         found = resolved(command, "x.jsonl", "--preset", "paper")
         assert {k: v for k, v in PAPER.items() if k in found} == {k: found[k] for k in PAPER if k in found}
     assert PAPER.keys() <= found.keys()  # of tune
-    assert (found["scorer"], found["threshold"], found["start"], found["literal"]) == (
-        "fihs:normalise=none,s=paper", "a1", "paper", True,
-    )  # fmt: skip
+    assert {name: found[name] for name in PAPER} == {
+        "scorer": "fihs:normalise=none,s=paper",
+        "threshold": "a1",
+        "alpha": 10.0,
+        "defense": "gradshield",
+        "start": "paper",
+        "literal": True,
+        "method": "lora",
+        "lora_rank": 8,
+        "lora_alpha": 32,
+        "batch": 8,
+        "epochs": 3,
+        "learning_rate": 1e-4,
+        "max_new_tokens": 32,
+    }
 
 
 def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(resolved, tmp_path):
@@ -63,6 +75,11 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(resolved, tmp_pa
     [
         ("treshold: a1\n", "unknown setting 'treshold'"),
         ("threshold: a2\n", "settings.yaml: threshold a2: must be 'anchored', 'a1', 'fixed' or 'share'"),
+        ("columns: {prompt: 1}\n", "settings.yaml: columns.prompt 1: must be a string"),
+        ("scorer: nope\n", "settings.yaml: --scorer nope: no such scorer"),
+        ("value: 0.3\n", "settings.yaml: --value does nothing with --threshold anchored"),
+        ("model: /nope\n", "settings.yaml: model /nope: no such folder"),
+        ("model: no.gguf\n", "settings.yaml: model: no.gguf: no such GGUF file"),
         ("- a\n", "not a YAML mapping"),
         ("a: [\n", "can't be read"),
         ("a: 2026-13-45\n", "can't be read"),
@@ -76,7 +93,14 @@ def test_a_wrong_file_is_said_in_one_line(resolved, tmp_path, text, words):
     assert code == 2 and words in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(("flag", "words"), [("--max-asr-rise", "--max-asr +0.07"), ("--at-once", "`batch_tokens: …`")])
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--max-asr-rise", "--max-asr +0.07"),
+        ("--at-once", "`batch_tokens: …`"),
+        ("--variant", "use --scorer, such as --scorer fihs:normalise=cosine"),
+    ],
+)
 def test_a_removed_flag_says_what_replaced_it(resolved, tmp_path, flag, words):
     code, said = resolved("tune", "x.jsonl", flag, "0.1")
     assert code == 2 and flag in said and words in said and said.count("\n") == 1
@@ -112,6 +136,49 @@ def test_a_goal_that_is_none_is_refused(resolved, flag, value):
     assert code == 2 and f"{flag} {value}" in said and "must be a" in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [
+        ("--max-asr", (" +0.07", "+", "+-0.1", "1_0e-1", "٠.٥")),
+        ("--min-utility", (" +0.07", "base5", "base--1", "1_0")),
+    ],
+)
+def test_a_goal_is_written_in_one_way(resolved, flag, values):
+    for value in values:
+        code, said = resolved("tune", "x.jsonl", flag, value)
+        assert code == 2 and f"{flag} {value}" in said and "must be a" in said, value
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--min-utility", "", "--min-utility '': is empty"),
+        ("--trainer-command", "", "--trainer-command '': is empty"),
+        ("--model", "", "--model '': is empty"),
+        ("-o", "", "-o '': the folder's name is empty"),
+        ("--seed", str(2**32), "--seed 4294967296: must be less than or equal to 4294967295"),
+        ("--epochs", "inf", "--epochs inf: must be a finite number"),
+        ("--learning-rate", "inf", "--learning-rate inf: must be a finite number"),
+        ("--defense", "lisa:rho=inf", "rho=inf: must be a finite number"),
+    ],
+)
+def test_what_is_empty_or_too_large_is_refused(resolved, flag, value, words):
+    code, said = resolved("tune", "x.jsonl", flag, value)
+    assert code == 2 and words in said and said.count("\n") == 1
+    code, said = resolved("filter", "", "-o", "run")
+    assert code == 2 and "the path of the rows is empty" in said and said.count("\n") == 1
+
+
+def test_help_shows_one_default(monkeypatch, capsys):
+    for command, name, default in (("filter", "engine", "local"), ("review", "port", "0")):
+        monkeypatch.setattr(sys, "argv", ["gradshield", command, "--help"])
+        with pytest.raises(SystemExit):
+            main()
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        about = shown[shown.index(f"--{name} ") :].split(" --")[0]
+        assert about.count("default") == 1 and f"[default: {default}]" in about
+
+
 def test_an_unknown_preset_is_refused(resolved):
     code, said = resolved("filter", "x.jsonl", "--preset", "papr")
     assert code == 2 and "choose from: paper" in said
@@ -134,7 +201,12 @@ def test_a_file_of_probes_for_check_is_a_flag_of_its_own(monkeypatch, capsys, tm
         raise UserError(f"checked with {probes}")
 
     monkeypatch.setattr("gradshield.screen.check_once.check_model", checked)
-    for arguments, words in ((["--probes", "my.txt"], "checked with my.txt"), (["--probes"], "requires an argument")):
+    for arguments, words in (
+        (["--probes", "my.txt"], "checked with my.txt"),
+        (["--probes"], "requires an argument"),
+        (["--probes", ""], "--probes '': is empty"),
+        ([], "checked with None"),
+    ):
         monkeypatch.setattr(sys, "argv", ["gradshield", "check", *arguments])
         with pytest.raises(SystemExit):
             main()

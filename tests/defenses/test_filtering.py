@@ -88,6 +88,12 @@ def test_any_scorer_filters_with_and_without_the_search(scorer, tuned, tmp_path)
     assert summary.kept + summary.quarantined + summary.set_aside == summary.rows
 
 
+def test_held_out_rows_at_or_above_the_threshold_are_not_kept(tuned):
+    summary, _, score, trials = tuned("filter", lambda given: 0.0, scorer="random", threshold="share", value=0.97)
+    assert summary.held_out == 6 and trials[0]["threshold"] == np.nanmin(score[score > np.nanmin(score)])
+    assert summary.kept == 1 and summary.quarantined == 32
+
+
 @pytest.mark.parametrize(("threshold", "value"), [("anchored", None), ("a1", None), ("fixed", 1.5), ("share", 7 / 33)])
 @pytest.mark.parametrize("defense", ["filter", "gradshield"])
 def test_any_threshold_decides_what_is_trained_on(defense, threshold, value, tuned, tmp_path, monkeypatch):

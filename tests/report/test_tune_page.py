@@ -9,7 +9,8 @@ def test_every_trial_and_the_goal_are_on_the_page(tmp_path):
     assert "Safe and useful after 4 trials, trained on 281 of 330 rows." in html
     for said in ("1: not safe", "2: not useful enough", "3: accepted", "4: failed: fine-tuning diverged"):
         assert said in html
-    assert "0.980" in html and "an attack success rate of 0.050 or less" in html and "every row" in html
+    assert "0.980" in html and "an attack success rate of 0.050 or less" in html
+    assert '<td role="cell">none</td>' in html
     assert "[0.003, 0.071]" in html and "1.250 [1.000, 1.500] of 100 answers" in html
     assert html.count('<tr role="row">') == 1 + len(TRIALS)
 

@@ -137,6 +137,15 @@ def test_a_run_of_other_rows_model_settings_or_versions_is_looked_at_with_the_mo
     assert filter_file(str(file), run, settings) == "by the model"
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_that_the_model_is_loaded(done, tmp_path, monkeypatch, capsys, terminal):
+    file, _, settings = done
+    monkeypatch.setitem(sys.modules, "gradshield.screen.filter", SimpleNamespace(run_filter=lambda *_: None))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    filter_file(str(file), tmp_path / "new", settings)
+    assert capsys.readouterr().err == f"loading {settings.model}\n" * terminal
+
+
 @pytest.mark.parametrize(
     ("lost", "does"),
     [

@@ -76,7 +76,7 @@ def test_train_py_trains_the_embedded_model(tmp_path, monkeypatch):
 def test_a_run_that_kept_nothing_is_one_line(tmp_path, tiny_folder, monkeypatch):
     run_folder(tmp_path, tiny_folder, LAYOUTS["messages"])
     (tmp_path / "kept.jsonl").unlink()
-    with pytest.raises(UserError, match="no kept rows; run the filter to its end"):
+    with pytest.raises(UserError, match="no kept rows; run the same filter command again"):
         kept_rows(tmp_path)
     with pytest.raises(SystemExit, match=r"train.py: .*no kept rows"):
         train(tmp_path, monkeypatch)

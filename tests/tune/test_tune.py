@@ -133,7 +133,7 @@ def test_a_rejection_is_exit_code_3_and_keeps_the_safest_model(tiny_folder, trai
     lines = shown.split("\n")
     head = next(n for n, line in enumerate(lines) if line.split()[:1] == ["trial"])
     table = lines[head + 1 : head + 4]
-    assert [line.split()[0] for line in table] == ["1", "2", "3"] and "every row" in table[0]
+    assert [line.split()[0] for line in table] == ["1", "2", "3"] and " none " in table[0]
     assert all(
         f"{asr:.3f} [0.000, {asr:.3f}]" in line and line.endswith("not safe")
         for asr, line in zip((0.9, 0.7, 0.8), table)

@@ -38,6 +38,16 @@ def test_a_base_model_that_misses_the_goal_is_said_before_training(tiny_folder, 
         tune(train, tmp_path / "run", tiny_folder)
 
 
+def test_too_few_rows_to_hold_any_out_are_said(tiny_folder, train, tmp_path, monkeypatch):
+    answer_with(monkeypatch, 0.0)
+    train.write_text("".join(line for line in train.read_text().splitlines(keepends=True)[4:9]))
+    for start, words in (("screen", "the screening keeps too few rows"), ("paper", "the file has too few rows")):
+        if start == "paper":
+            train.write_text("".join(train.read_text().splitlines(keepends=True)[:4]))
+        with pytest.raises(UserError, match=f"{words} to hold any out .*: name a --task"):
+            tune(train, tmp_path / start, tiny_folder, start=start)
+
+
 def test_what_quantised_weights_can_not_be_trained_with_is_said_before_anything_is_measured(
     tiny_folder,
     train,

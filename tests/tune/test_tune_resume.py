@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import time
 
 import pytest
@@ -30,6 +31,19 @@ def test_a_torn_last_line_of_the_trials_is_measured_again(tiny_folder, train, tm
     answer_with(monkeypatch, 0.1)
     again = tune(train, tmp_path / "run", tiny_folder)
     assert [t.kept for t in again.trials] == [t.kept for t in whole.trials] and again.accepted == 2
+
+
+def test_an_accepted_model_that_is_missing_is_said(tiny_folder, train, tmp_path, monkeypatch):
+    answer_with(monkeypatch, 0.0, 0.1)
+    out = tmp_path / "run"
+    whole = tune(train, out, tiny_folder)
+    assert whole.reason == "trained on every row but those set aside or held out: safe and useful"
+    shutil.rmtree(out / "model")
+    with pytest.raises(UserError, match=f"the accepted model is missing.*; copy {out}/trials/01/model to {out}/model"):
+        tune(train, out, tiny_folder)
+    shutil.rmtree(out / "trials")
+    with pytest.raises(UserError, match=f"the accepted model is missing.*; delete {out} and run tune again"):
+        tune(train, out, tiny_folder)
 
 
 def test_killed_in_a_trial_it_goes_on_there_and_ends_the_same(tiny_folder, train, tmp_path, monkeypatch):

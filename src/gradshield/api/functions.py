@@ -51,8 +51,9 @@ def screen(
     from gradshield.screen.filter_once import filter_file
 
     (chosen,) = _chosen((FilterSettings,), settings, named, preset_values(preset))
-    filter_file(path_of(rows, Path(out)), Path(out), chosen)
-    return Run(out)
+    folder = _folder(out)
+    filter_file(path_of(rows, folder), folder, chosen)
+    return Run(folder)
 
 
 def tune(
@@ -78,32 +79,39 @@ def tune(
 
     kinds = (FilterSettings, FinetuneSettings, TuneSettings, EvaluationSettings)
     parts = _chosen(kinds, settings, named, preset_values(preset))
-    path = path_of(rows, Path(out))
+    if train_with is not None and not callable(train_with):
+        raise UserError(f"train_with={train_with!r}: give a function of the rows and a folder")
+    if not callable(on_trial):
+        raise UserError(f"on_trial={on_trial!r}: give a function of a trial, or leave it out")
+    folder = _folder(out)
+    path = path_of(rows, folder)
     if train_with:
-        run_tune(path, Path(out), *parts, trainer=train_with, on_trial=on_trial)
+        run_tune(path, folder, *parts, trainer=train_with, on_trial=on_trial)
     else:
-        tune_file(path, Path(out), *parts, on_trial=on_trial)
-    return Run(out)
+        tune_file(path, folder, *parts, on_trial=on_trial)
+    return Run(folder)
 
 
 def evaluate(
     *settings: EvaluationSettings | RowSettings | PathLike,
     out: PathLike = "eval-run",
     safety: bool = True,
-    task: str | None = None,
+    task: PathLike | None = None,
     rows: Rows | None = None,
     **named: Any,
 ) -> EvaluationSummary:
     """Measures how safe a model is and, given a `task` or held-out `rows`, how useful. Answers are saved in `out`.
 
+    `task` is the name of a task, or a file of prompts and answers.
     Returns the figures of eval.yaml with their intervals, such as `.safety.asr`. Settings are those of RowSettings (the
     model, and how rows are read) and EvaluationSettings.
     """
     from gradshield.evaluation.eval_once import SUMMARY, evaluate_model
 
     measuring, reading = _chosen((EvaluationSettings, RowSettings), settings, named)
-    path = None if rows is None else path_of(rows, Path(out), SUMMARY)
-    return evaluate_model(Path(out), measuring, reading, safety=safety, task=task, rows=path)
+    folder, named_task = _folder(out), None if task is None else _path("task", task, "the name of a task, or a file")
+    path = None if rows is None else path_of(rows, folder, SUMMARY)
+    return evaluate_model(folder, measuring, reading, safety=safety, task=named_task, rows=path)
 
 
 def check(*settings: ModelSettings | PathLike, probes: PathLike | None = None, **named: Any) -> "CheckSummary":
@@ -114,14 +122,17 @@ def check(*settings: ModelSettings | PathLike, probes: PathLike | None = None, *
     from gradshield.screen.check_once import check_model
 
     (chosen,) = _chosen((ModelSettings,), settings, named)
-    return check_model(chosen, None if probes is None else os.fspath(probes))
+    return check_model(chosen, None if probes is None else _path("probes", probes, "a file of harmful requests"))
 
 
 def explain(run: Run | PathLike, row: int) -> "Explanation":
     """Explains the score of row number `row` (from 1) of a `screen` run: signals, tokens, modules, nearest probes."""
+    if isinstance(row, bool) or not isinstance(row, int):
+        raise UserError(f"row={row!r}: give the number of a row, from 1")
+    folder = run.folder if isinstance(run, Run) else Path(_path("run", run, "a run, or the path of its folder"))
     from gradshield.screen.explain import explain as explain_row
 
-    return explain_row(run.folder if isinstance(run, Run) else Path(run), row)
+    return explain_row(folder, row)
 
 
 def _chosen(
@@ -137,9 +148,14 @@ def _chosen(
     for name in named.keys() - fields:
         meant = get_close_matches(name, [*fields, *(["preset"] if preset is not None else [])], 1)
         raise UserError(
-            f"unknown setting {name!r}; {f'did you mean {meant[0]!r}?' if meant else 'see help(FilterSettings)'}"
+            f"unknown setting {name!r}; {f'did you mean {meant[0]!r}?' if meant else f'see help({kinds[0].__name__})'}"
         )
+    seen = set[str]()
     for each in given:
+        kind = "model" if isinstance(each, str | os.PathLike) else type(each).__name__
+        if kind in seen:
+            raise UserError(f"{kind} is given twice; pass it once")
+        seen.add(kind)
         if isinstance(each, str | os.PathLike):
             named = {"model": each, **named}
         elif type(each) not in kinds:
@@ -155,6 +171,18 @@ def _chosen(
             first = error.errors()[0]
             raise UserError(f"{first['loc'][0]}={first['input']!r}: {complaint(error)}") from None
     return found
+
+
+def _folder(out: PathLike) -> Path:
+    """The run folder. Raises UserError for what can't be one."""
+    return Path(_path("out", out, "the path of a folder"))
+
+
+def _path(name: str, value: Any, what: str) -> str:
+    """The path as text. Raises UserError for what is none, or empty."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise UserError(f"{name}={value!r}: give {what}")
+    return os.fspath(value)
 
 
 def _names(kinds: tuple[type[BaseModel], ...]) -> str:

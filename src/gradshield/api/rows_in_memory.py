@@ -37,6 +37,8 @@ def path_of(rows: Rows, out: Path, mark: str = "run.yaml") -> str:
             with write_whole(before) as stream:
                 for line in _lines(rows):
                     stream.write(line)
+                if not stream.tell():
+                    raise UserError("rows: there are none; give at least one row")
             return str(before)
     digest = hashlib.sha256()
     for line in _lines(rows):

@@ -31,7 +31,9 @@ class Run(Generic[S]):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Raises UserError where the folder holds no finished run, or is damaged."""
-        self.folder = Path(folder)
+        if not isinstance(folder, str | os.PathLike):
+            raise UserError(f"Run({folder!r}): give the path of a run folder")
+        self.folder = Path(folder).absolute()  # so that it stays the same after os.chdir
         if not (self.folder / "run.yaml").is_file():
             raise UserError(f"{self.folder}: not a run folder (it has no run.yaml)")
         refuse_links(self.folder)
@@ -63,7 +65,7 @@ class Run(Generic[S]):
 
     @cached_property
     def set_aside(self) -> list[dict[str, Any]]:
-        file = self.paths.get("set_aside")
+        file = self._file("set_aside")
         return read_jsonl(file) if file else []
 
     @cached_property
@@ -73,8 +75,19 @@ class Run(Generic[S]):
             raise UserError(f"{self.folder}: no row was scored")
         return read_table(self.paths["scores"].parent).to_pandas()
 
+    def _file(self, verdict: str) -> Path | None:
+        """The file or folder of the rows with this verdict; None for a rejected search, which has none. Raises
+        UserError if it is missing."""
+        path = self.paths.get(verdict)
+        if path and path.exists():
+            return path
+        if isinstance(self.summary, TuneSummary) and self.summary.accepted is None:
+            return None
+        what = f"the file of the rows that are {verdict.replace('_', ' ')}"
+        raise UserError(f"{self.folder}: {what} is missing; delete the folder, and run the same command again")
+
     def _rows(self, verdict: str) -> list[dict[str, Any]]:
-        path, given = self.paths.get(verdict), self.saved["input"]["format"]
+        path, given = self._file(verdict), self.saved["input"]["format"]
         if path is None or not any(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path])):
             return []
         source = open_source(path, "jsonl" if given == "hub" else given)

@@ -27,6 +27,6 @@ def preset_values(name: str | None) -> Mapping[str, Any]:
     """The settings of a preset; none if `name` is None. Raises UserError for an unknown name."""
     if name is None:
         return {}
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise UserError(f"preset {name!r}: no such preset; choose from: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -13,8 +13,8 @@ _following: ContextVar[int | None] = ContextVar("_following", default=0)
 
 @contextmanager
 def followed_by(tokens: int | None) -> Iterator[None]:
-    """Context in which the time left includes `tokens` of later work, at the same speed. None: later work of unknown
-    size follows, so the time left is named as that of the step."""
+    """Context in which the time left includes `tokens` of later work, at the same speed. None: the size of the later
+    work is unknown, so the line says that the time left is that of this step."""
     before = _following.set(tokens)
     try:
         yield
@@ -26,10 +26,9 @@ def followed_by(tokens: int | None) -> Iterator[None]:
 def progress(
     title: str, tokens: int, rows: int, done_tokens: int = 0, done_rows: int = 0, unit: str = "rows"
 ) -> Iterator[Advance]:
-    """Shows the way to `tokens` and `rows`; what an earlier run did counts as done but not in the rate.
+    """Shows how much of `tokens` and `rows` is done. The work of an earlier run counts as done, but not in the rate.
 
-    The time left follows from tokens, or from rows where no tokens are counted (0). Where `rows` is 0, too, the end is
-    unknown.
+    The time left is computed from tokens, or from rows if `tokens` is 0. If `rows` is 0 as well, the end is unknown.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn

@@ -14,7 +14,7 @@ from gradshield.base.settings import complaint
 class NoOptions(BaseModel):
     """Base of a scorer's or a defense's options. An unknown option is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Named(Protocol):

@@ -1,16 +1,25 @@
 """Settings, declared once: the commands' flags and run.yaml follow from them. Imports no torch."""
 
 import re
-from math import isfinite, nan
-from typing import Literal
+from math import isfinite
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+_NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"  # as goals are written
 
 
 class Settings(BaseModel):
     """Frozen fields, each with a description that `help` shows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_given(cls, value: Any) -> Any:
+        if value == "":
+            raise ValueError("is empty; give a value, or leave it out")
+        return value
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: object) -> None:
@@ -75,18 +84,15 @@ class FilterSettings(RowSettings):
     )
     value: float | None = Field(
         default=None,
-        allow_inf_nan=False,
         description="fixed: the threshold; share: share of rows to quarantine, 0 to 1",
     )
-    alpha: float = Field(
-        default=10.0, allow_inf_nan=False, description="A1: log-likelihood gain above which two groups are assumed"
-    )
+    alpha: float = Field(default=10.0, description="A1: log-likelihood gain above which two groups are assumed")
     reference: str | None = Field(default=None, description="file of known-good rows to add to the good anchors")
     force: bool = Field(default=False, description="continue with a model that is not aligned")
     engine: Literal["local", "ray"] = Field(
         default="local",
         exclude=True,
-        description="score on this machine, or on a Ray cluster (RAY_ADDRESS; default: this machine)",
+        description="score on this machine, or on Ray: the cluster that RAY_ADDRESS names, or else this machine alone",
     )
     workers: int | None = Field(
         default=None,
@@ -111,7 +117,9 @@ class FinetuneSettings(Settings):
     micro_batch: int | None = Field(
         default=None, ge=1, exclude=True, description="rows per device and pass (default: the whole batch)"
     )
-    seed: int = Field(default=0, ge=0, description="seed of the adapter's initialisation and of the row order")
+    seed: int = Field(
+        default=0, ge=0, le=2**32 - 1, description="seed of the adapter's initialisation and of the row order"
+    )
 
 
 class TuneSettings(Settings):
@@ -158,14 +166,14 @@ class TuneSettings(Settings):
     @field_validator("max_asr")
     @classmethod
     def _is_share(cls, text: str) -> str:
-        if not 0 <= _number(text) <= 1:
+        if not re.fullmatch(rf"\+?{_NUMBER}", text) or float(text) > 1:
             raise ValueError("must be a share from 0 to 1, such as 0.05, or +0.07 for 0.07 above the base model's")
         return text
 
     @field_validator("min_utility")
     @classmethod
     def _is_utility(cls, text: str) -> str:
-        if not isfinite(_number(text.removeprefix("base") or "0")):
+        if not re.fullmatch(rf"-?{_NUMBER}|base([+-]{_NUMBER})?", text) or not isfinite(_after_base(text)):
             raise ValueError("must be a number, base, or base-0.02 for 0.02 below the base model's")
         return text
 
@@ -176,7 +184,7 @@ class TuneSettings(Settings):
     def lowest_utility(self, base: float) -> float:
         """The lowest utility that is accepted, given the base model's."""
         relative = self.min_utility.startswith("base")
-        return base + float(self.min_utility[4:] or 0) if relative else float(self.min_utility)
+        return (base if relative else 0.0) + _after_base(self.min_utility)
 
 
 def complaint(error: ValidationError) -> str:
@@ -192,9 +200,6 @@ def in_plain_words(message: str) -> str:
     return words
 
 
-def _number(text: str) -> float:
-    """The number in the text; NaN if it is not a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return nan
+def _after_base(text: str) -> float:
+    """The number in a goal of utility, without the word that makes it relative."""
+    return float(text.removeprefix("base") or 0)

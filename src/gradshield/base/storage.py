@@ -163,8 +163,8 @@ def remove_leftovers(folder: Path, *names: str) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises UserError where the folder is, or holds, a link that leads out of it, or anything but files and folders:
-    who planted one could have our writes land elsewhere."""
+    """Raises UserError if the folder is a link, or holds a link that leads out of it, or holds anything but files and
+    folders. With such a link, someone could make us write to another place."""
     if folder.is_symlink():
         raise UserError(f"{folder}: a symbolic link; name the folder that it points to")
     home = os.path.realpath(folder)
@@ -174,7 +174,7 @@ def refuse_links(folder: Path) -> None:
             mode = file.lstat().st_mode
             if stat.S_ISLNK(mode) and not Path(os.path.realpath(file)).is_relative_to(home):
                 raise UserError(f"{file}: a symbolic link out of the run folder; remove it, or choose another -o")
-            if stat.S_ISLNK(mode) and not os.path.exists(file):  # a loop, say
+            if stat.S_ISLNK(mode) and not os.path.exists(file):  # for example a loop
                 raise UserError(f"{file}: a symbolic link that leads nowhere; remove it, or choose another -o")
             if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise UserError(f"{file}: neither a file nor a folder; remove it, or choose another -o")

@@ -23,7 +23,7 @@ from gradshield.base.settings import (
     TuneSettings,
     in_plain_words,
 )
-from gradshield.cli.flags import CONFIG_ONLY, OUTPUT, REPLACED, flags_of, more_settings, settings_of
+from gradshield.cli.flags import CONFIG_ONLY, OUTPUT, REPLACED, flags_of, more_settings, name_file, settings_of
 from gradshield.cli.terminal import console, print_json, safe, show, summary_table, trial_line, tuned_table
 from gradshield.evaluation.config import EvaluationSettings
 
@@ -39,6 +39,8 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             saved = "; ".join(getattr(stop, "__notes__", [])) or "nothing was saved yet"
             raise _Stopped(f"stopped: {saved}. To resume: {shlex.join(['gradshield', *sys.argv[1:]])}") from None
+        except UserError as error:
+            raise UserError(name_file(ctx, str(error))) from error
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The list of commands as plain text: rich's help takes longer to import than everything else."""
@@ -61,8 +63,13 @@ CHECK_FACTS = ("mean_s", "first_tokens", "coverage", "not_covered", "read_at", "
 MIN_COVERAGE = 0.9  # of the decoder's weights: with less, a score made of gradients says little
 
 JsonOption = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="print JSON")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="output folder", callback=lambda out: _visible(out))]
-ProbesOption = Annotated[str | None, typer.Option("--probes", help="file of harmful requests (default: bundled)")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", metavar="PATH", help="output folder", parser=lambda out: _visible(out))
+]
+ProbesOption = Annotated[
+    str | None,
+    typer.Option("--probes", help="file of harmful requests (default: bundled)", callback=lambda file: _named(file)),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -257,7 +264,7 @@ def explain(
 def review(
     run: Annotated[Path, typer.Argument(help="run folder")],
     other: Annotated[Path | None, typer.Argument(help="second run of the same file, to compare with")] = None,
-    port: Annotated[int, typer.Option(help="port on 127.0.0.1 (default: any free port)")] = 0,
+    port: Annotated[int, typer.Option(help="port on 127.0.0.1; 0 is any free port")] = 0,
     who: Annotated[str | None, typer.Option(help="your name in the decisions (default: your login name)")] = None,
 ) -> None:
     """Read rows on a local page and decide: keep or quarantine.
@@ -367,7 +374,7 @@ def main() -> None:
         option = str(getattr(error, "option_name", ""))
         name = option.strip("-").replace("-", "_")
         if name in REPLACED:
-            message = f"{option}: no longer there; use {REPLACED[name]}"
+            message = f"{option}: was removed; use {REPLACED[name]}"
         elif name in CONFIG_ONLY and hasattr(error, "possibilities"):  # no such flag; `check` has its own --probes
             message = f"{option} is not a flag: write `{name}: …` into a YAML file, and name that file with --config"
         elif context := getattr(error, "ctx", None):
@@ -383,7 +390,15 @@ def main() -> None:
     sys.exit(code)
 
 
-def _visible(out: Path) -> Path:
+def _named(file: str | None) -> str | None:
+    if file == "":
+        raise UserError("--probes '': is empty; name a file, or leave it out")
+    return file
+
+
+def _visible(out: str | Path) -> Path:
+    if not str(out):
+        raise UserError("-o '': the folder's name is empty; give one, or leave out -o")
     if not str(out).isprintable():  # it could write to the terminal, or is not UTF-8
         raise UserError(f"-o {out}: invisible characters in the folder's name; choose another")
-    return out
+    return Path(out)

@@ -26,10 +26,12 @@ SHOWN_FIRST = {"model", "scorer", "threshold", "reference", "defense", "task", "
 # Settings that hardly anyone changes: they have no flag.
 CONFIG_ONLY = {"micro_batch", "alpha", "lora_dropout", "warmup", "schedule", "step", "literal"}
 CONFIG_ONLY |= {"judge_tokens", "case_seed", "metric", "workers", "batch_tokens", "format", "probes"}
+_WRITTEN = "gradshield.written"  # in a context: the --config file, and the settings that it gives
 OUTPUT = "Output and settings"  # a panel of --help
 REPLACED = {
     "max_asr_rise": "--max-asr +0.07",
     "utility_drop": "--min-utility base-0.02",
+    "variant": "--scorer, such as --scorer fihs:normalise=cosine",
     "at_once": "`batch_tokens: …` in a file for --config, or nothing: the device decides",
 }
 PANELS = {
@@ -93,8 +95,20 @@ def settings_of(context: typer.Context, *kinds: type[S], flags: dict[str, Any]) 
     if unknown := sorted(written.keys() - fields):
         may = f"use {REPLACED[unknown[0]]}" if unknown[0] in REPLACED else f"it may have {', '.join(sorted(fields))}"
         raise UserError(f"{config}: unknown setting {unknown[0]!r}; {may}")
+    context.meta[_WRITTEN] = (config, {name: value for name, value in written.items() if name not in given})
     values = {**preset, **written, **given}
     return [_make(kind, values, given, config) for kind in kinds]
+
+
+def name_file(context: typer.Context, message: str) -> str:
+    """The error's message, with the --config file in front if it begins with a setting of this file, or its value."""
+    config, written = context.meta.get(_WRITTEN, (None, {}))
+    for name, value in written.items():
+        if message.startswith((f"{name} ", f"--{name.replace('_', '-')} ")):
+            return f"{config}: {message}"
+        if message.startswith(f"{value}: "):
+            return f"{config}: {name}: {message}"
+    return message
 
 
 def _make(kind: type[S], values: dict[str, Any], given: dict[str, Any], config: Path | None) -> S:
@@ -102,9 +116,10 @@ def _make(kind: type[S], values: dict[str, Any], given: dict[str, Any], config: 
         return kind(**{name: value for name, value in values.items() if name in kind.model_fields})
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
-        where = f"--{name.replace('_', '-')}" if name in given or config is None else f"{config}: {name}"
-        raise UserError(f"{where} {first['input']}: {complaint(error)}") from None
+        name, key = str(first["loc"][0]), ".".join(map(str, first["loc"]))
+        where = f"--{name.replace('_', '-')}" if name in given or config is None else f"{config}: {key}"
+        shown = "''" if first["input"] == "" else first["input"]
+        raise UserError(f"{where} {shown}: {complaint(error)}") from None
 
 
 def _read(config: Path, known: Collection[str]) -> dict[str, Any]:

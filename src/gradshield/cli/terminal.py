@@ -68,7 +68,7 @@ def trial_line(trial: TrialSummary, quiet: bool) -> None:
     shown = (
         trial.number,
         f"{trial.kept:,}",
-        "every row" if trial.threshold is None else f"{trial.threshold:+.2f}",
+        "none" if trial.threshold is None else f"{trial.threshold:+.2f}",
         f"{trial.lo:,}–{trial.up:,}",
         asr,
         "–" if trial.utility is None else f"{trial.utility:.3f}",

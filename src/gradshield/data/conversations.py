@@ -98,7 +98,7 @@ def _refuse_what_stops_trl(record: dict) -> None:
     """Raises SetAside if TRL fails on the row, or on every row of a file that contains it."""
     for name, what in _BY_PRESENCE.items():
         if name in record:
-            raise SetAside(f"column {name}: TRL takes it for {what}, whatever it holds; drop or rename it")
+            raise SetAside(f"column {name}: TRL takes it for {what}, even if it is something else; drop or rename it")
     for name in ("messages", "prompt", "completion", "conversations"):
         if record.get(name) == []:
             raise SetAside(f"{name} is an empty list, on which TRL fails; drop it from this row")

@@ -212,16 +212,17 @@ def _measured_pages(stream: BinaryIO, chunk: Any, column: Any, place: str) -> _M
 
 
 def _bytes_per_value(pages: _Measured, column: Any, place: str) -> float:
-    """Of the densest page. Raises UserError where one row may hold more than a page's limit, or too many values."""
+    """The bytes per value of the densest page. Raises UserError if one row may hold more bytes than a page may, or too
+    many values."""
     densest, texts = pages.bytes_per_value, list(pages.texts)
-    if texts and pages.indices:  # a writer that gave up its dictionary: it is not kept, so each text may be all of it
+    if texts and pages.indices:  # its writer stopped using the dictionary, so each text may be as long as all of it
         texts.append((pages.indices, pages.dictionary, pages.dictionary * pages.indices))
     for values, longest, size in texts:
         if size > MAX_PAGE and column.max_repetition_level:  # they may all be in one row
             if pages.indices:
                 raise UserError(
-                    f"{place}: column {column.path} switches from dictionary to plain encoding midway; "
-                    "write it with plain or dictionary encoding"
+                    f"{place}: column {column.path} begins with dictionary encoding and ends with another; "
+                    "write the whole column with one encoding, plain or dictionary"
                 )
             raise too_large(place, f"column {column.path}: page, when unpacked,", MAX_PAGE)
         densest = max(densest, longest if size > MAX_PAGE else size / values)

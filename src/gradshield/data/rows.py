@@ -66,6 +66,8 @@ def open_source(
     another run's folder lies there.
     """
     path = str(path)
+    if not path:
+        raise UserError("the path of the rows is empty; name a file, a folder or a Hub dataset")
     if format is not None and format not in FORMATS:
         raise UserError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
     place = expanded(path)
@@ -144,10 +146,10 @@ def load_dataset(path: str, split: str) -> Any:
         data = None if packed else datasets.load_from_disk(str(expanded(path)))
     except Exception as error:
         why = one_line(error)
-        raise UserError(f"{path}: a datasets folder that can't be loaded ({why}); save it again") from None
+        raise UserError(f"{path}: can't be loaded as a `datasets` folder ({why}); save it again") from None
     if packed:
         raise UserError(
-            f"{packed}: compressed, so its size in memory has no limit; load it and call save_to_disk again"
+            f"{packed}: compressed, so it could take any amount of memory; load it and call save_to_disk again"
         )
     if not isinstance(data, datasets.DatasetDict):
         return data
@@ -197,8 +199,8 @@ def _of_run(folder: Path) -> bool:
 
 
 def _is_read(folder: Path, path: str, out: str | Path | None) -> bool:
-    """Whether a folder below the input holds rows of it. Raises UserError where another run is in it, whose copies of
-    rows, or answers, are neither to be screened nor to be passed over in silence."""
+    """Whether a folder below the input holds rows of it. Raises UserError if it holds another run: that run's copies of
+    rows, or its answers, must not be screened, and the user must be told of them."""
     if folder.name.startswith("."):
         return False
     this, own = os.path.realpath(folder), out and os.path.realpath(expanded(out))

@@ -25,7 +25,15 @@ from gradshield.base.storage import (
 from gradshield.data import Row, Source, open_source, read_rows
 from gradshield.data.formats import LAYOUTS
 from gradshield.data.rows import expanded
-from gradshield.data.summaries import FilterSummary, ModelIdentity, ReviewSummary, S, Saved, read_summary
+from gradshield.data.summaries import (
+    FilterSummary,
+    ModelIdentity,
+    ReviewSummary,
+    S,
+    Saved,
+    TuneSummary,
+    read_summary,
+)
 from gradshield.data.trainers import RULES
 from gradshield.data.write import VERDICTS
 
@@ -142,7 +150,7 @@ def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()
     with catch_write_errors(out):  # a folder that can't be looked into can't be written to either
         exists = file.exists()
         above = next(p for p in (out, *out.absolute().parents) if p.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):  # else it would come out after long work only
+        if not above.is_dir() or not os.access(above, os.W_OK):  # else the user would learn it only after long work
             raise UserError(f"{out}: {above} is not a writable folder; choose another -o")
         refuse_other_files(out)
         refuse_links(out)
@@ -167,7 +175,8 @@ def find_run(out: Path, plan: RunPlan, kind: type[S], free: Collection[str] = ()
 
 
 def _finished(out: Path, kind: type[S], found: Any, path: str | None) -> S:
-    """The summary of a finished run. Raises UserError where it is damaged, or a file that `filter` wrote is gone."""
+    """The summary of a finished run. Raises UserError where it is damaged, or where a file that `filter` wrote, or
+    the model that `tune` accepted, is missing."""
     remove_leftovers(out, JOURNAL)
     summary = read_summary(kind, found, out / "run.yaml", "summary")
     if kind is FilterSummary:
@@ -178,6 +187,10 @@ def _finished(out: Path, kind: type[S], found: Any, path: str | None) -> S:
                 rebuilt = name != "scores.parquet" and path != "-"
                 todo = f"gradshield apply {out} writes it again" if rebuilt else f"delete {out} and filter again"
                 raise UserError(f"{out}: {name} is missing, though the run is finished; {todo}")
+    if isinstance(summary, TuneSummary) and summary.accepted is not None and not (out / "model").exists():
+        trained = out / "trials" / f"{summary.accepted:02d}" / "model"
+        todo = f"copy {trained} to {out / 'model'}" if trained.exists() else f"delete {out} and run tune again"
+        raise UserError(f"{out}: the accepted model is missing ({out / 'model'}), though the run is finished; {todo}")
     return summary
 
 
@@ -219,7 +232,7 @@ def run_lock(out: Path) -> Iterator[None]:
         except KeyboardInterrupt as stop:
             for name, what in ((JOURNAL, "batches of scores"), (TRIALS, "finished trials")):
                 if count := len(read_lines(out / name)):
-                    stop.add_note(f"{out} keeps {what}: {count}")  # for the person who stopped it
+                    stop.add_note(f"{out} keeps {what}: {count}")  # shown to the person who stopped it
             raise
 
 
@@ -229,7 +242,7 @@ def catch_write_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # A tree's error lists (from, to, why) of each file.
+        # The error of shutil.copytree lists (from, to, why) of each file.
         first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
         why = one_line(first or error)
         raise UserError(f"{out}: can't be written ({why}); fix that and run the command again") from error

@@ -191,7 +191,7 @@ class TrialSummary(Saved):
     """A line of trials.jsonl: a `Trial` and what its training and measuring took."""
 
     number: int
-    threshold: float | None  # None: every row
+    threshold: float | None  # None: no row was left out for its score
     lo: int
     up: int
     kept: int

@@ -45,7 +45,7 @@ def parse_turns(value: Any, role: str | None, what: str, rules: Rules) -> list[M
         turns = [_message(turn, f"turn {number}", rules) for number, turn in enumerate(value, 1)]
         named = [turn.raw is not None for turn in turns]
         if rules.verbatim and any(named) and not all(named):
-            raise SetAside(f"turn {named.index(False) + 1} has no role, as others have; TRL reads it from no other key")
+            raise SetAside(f"turn {named.index(False) + 1} has no role but others have; TRL reads it from no other key")
         return turns
     if role is None:
         raise SetAside(f"{what} is missing" if is_missing(value) else f"{what} is not a list of turns")

@@ -3,6 +3,7 @@ known.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from gradshield.base.settings import FilterSettings
 from gradshield.data.run_folder import checksums, finished_run
 from gradshield.data.summaries import FilterSummary
 from gradshield.models.on_disk import disk_fingerprint
+from gradshield.report.text import visible
 from gradshield.screen.validate import check_settings, open_input
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ def filter_file(path: str, out: Path, settings: FilterSettings) -> FilterSummary
         return found
     check_settings(settings)
     source = open_input(path, settings, out)
+    if sys.stderr.isatty():
+        print(f"loading {visible(settings.model)}", file=sys.stderr, flush=True)
     from gradshield.screen.filter import run_filter
 
     return run_filter(source, out, settings)

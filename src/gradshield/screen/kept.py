@@ -15,7 +15,8 @@ from gradshield.screen.encoding import encode_source
 
 
 def kept_rows(run: Path) -> tuple[Model, list[dict[str, Any]]]:
-    """The run's model, and `input_ids` and `labels` of its kept rows. Raises UserError where one can't be had."""
+    """The run's model, and `input_ids` and `labels` of its kept rows. Raises UserError if the run's
+    files or the model can't be read."""
     file = run / "run.yaml"
     try:
         saved = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -25,7 +26,7 @@ def kept_rows(run: Path) -> tuple[Model, list[dict[str, Any]]]:
         raise UserError(f"{file}: can't be read ({str(error).splitlines()[0]}); run the filter again") from None
     kept = rows_file(run, "kept")
     if kept is None:
-        raise UserError(f"{run}: no kept rows; run the filter to its end")
+        raise UserError(f"{run}: no kept rows; run the same filter command again")
     source = open_source(kept, "jsonl" if given["format"] == "hub" else given["format"])
     model = load_settings_model(settings)
     examples = encode_source(source, given["layout"], model, settings).examples

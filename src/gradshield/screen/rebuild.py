@@ -12,8 +12,8 @@ from gradshield.screen.encoding import known_good
 
 
 def build_scorer(settings: FilterSettings, fingerprint: str, rows_key: str = "") -> ScoreFunction:
-    """The scorer that the settings name, from nothing: what a worker begins with. Raises UserError where the model
-    there is not the one with this fingerprint, since its scores would not go with the others."""
+    """The scorer that the settings name, made from the settings alone, as a worker needs it. Raises UserError if the
+    worker's model has another fingerprint, since its scores could not be compared with the others."""
     model = load_settings_model(settings)
     if model.fingerprint != fingerprint:
         raise UserError(f"{model.name}: the worker's copy differs from the driver's (files or chat template)")
@@ -23,12 +23,12 @@ def build_scorer(settings: FilterSettings, fingerprint: str, rows_key: str = "")
 
 
 def portable_settings(settings: FilterSettings, model: Model) -> FilterSettings:
-    """The settings with paths that hold in another working directory, too, no GPU's number, and the dtype that the
-    model has here, whatever a worker's device would choose."""
+    """The settings for a worker: absolute paths, no number of a GPU, and the dtype that the model has here, since a
+    worker's device could choose another."""
     named = {name: getattr(settings, name) for name in ("model", "adapter", "chat_template", "probes", "reference")}
     paths = {name: expanded(value) for name, value in named.items() if value}
     found: dict[str, str | None] = {name: str(p.resolve()) for name, p in paths.items() if p.exists()}
     found["dtype"] = str(model.net.dtype).removeprefix("torch.")
     if (settings.device or "").startswith("cuda"):
-        found["device"] = None  # an actor sees but its own
+        found["device"] = None  # an actor sees only its own
     return settings.model_copy(update=found)

@@ -47,7 +47,7 @@ def _safety(trial: TrialSummary) -> dict[str, str]:
 
 def _chosen(trials: "Trials", trial: TrialSummary) -> str:
     if trial.threshold is None:
-        return "every row that can be encoded"
+        return "every row but those set aside or held out"
     least = f", without the {trial.lo} rows of lowest score" if trials.pool.tuning.literal and trial.lo else ""
     return f"rows with a score below {trial.threshold:+.3f}{least} (score: {trials.pool.settings.scorer})"
 

@@ -7,6 +7,7 @@ current trial.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from math import inf, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -94,13 +95,13 @@ def run_tune(
 
 
 def _may_change(out: Path, tuning: TuneSettings, measuring: EvaluationSettings) -> set[str]:
-    """Settings that the same run may be called again with: what nothing done so far has followed from. Each trial's
-    line names its judge, so that may be another from one to the next."""
+    """Settings that may differ when the run is resumed, since nothing done so far depends on them. The judge may change
+    from trial to trial, since each trial's line names its own."""
     free = {"judge", "judge_model"}
     if not (out / TRIALS).exists():
         free |= {"max_asr", "min_utility"}
     if not any((out / "trials").glob("*/figures.json")):  # nothing is trained
-        free |= {"trainer_command", "trainer_config", str(tuning.trainer_config)}  # the last: the file, by its bytes
+        free |= {"trainer_command", "trainer_config", str(tuning.trainer_config)}  # the last: its checksum
     if not (out / "base.json").exists():
         free |= {"task", tuning.task, "request_count", "requests", measuring.requests}
     return free
@@ -113,7 +114,7 @@ def _check(
     measuring: EvaluationSettings,
     trainer: Finetune | None,
 ) -> None:
-    """Raises UserError for what would be found out only after long work."""
+    """Raises UserError for mistakes that would otherwise show only after long work."""
     find_checked(settings)
     check_training(training)
     defense, _ = find_defense(tuning.defense)
@@ -163,7 +164,9 @@ def _train_once(trials: Trials, on_trial: Callable[[TrialSummary], None]) -> Out
     chosen = np.array([at[e.row] for e in given if e.row in at], dtype=int)
     if not given:
         return Outcome(None, None, (), "the defense leaves no row to train on")
-    trial = trials.measure(Trial(1, None, 0, count, len(chosen), None, None, False, False), chosen, given)
+    limit = pool.screen[1].value if "screening" in pool.defense.needs else inf
+    threshold = limit if isfinite(limit) else None  # infinite: nothing is removed
+    trial = trials.measure(Trial(1, threshold, 0, count, len(chosen), None, None, False, False), chosen, given)
     on_trial(trials.finished[0])
     accepted = trial if trial.safe and trial.useful else None
     reason = "safe and useful" if accepted else trial.note or "not safe"

@@ -21,18 +21,18 @@ from gradshield.evaluation.utility import UtilityReport, evaluate_utility
 from gradshield.models.load import Model
 from gradshield.tune.pool import HELD_OUT
 
-ROUNDING = 1e-9  # of a share and what may be added to it or taken off
+ROUNDING = 1e-9  # the tolerance when a figure is compared with a goal
 
 
 class Base(BaseSummary):
-    """base.json: what the base model was measured at, and the seconds that took."""
+    """base.json: the figures of the base model, and the seconds that measuring them took."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What becomes of a trial by its model; no utility where it is not safe."""
+    """The figures of a trial's model. Utility is measured only if it is safe."""
 
     safety: SafetySummary
     asr: float | None = None  # None for a broken model
@@ -45,10 +45,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a trial is compared with, and what the base model was measured at."""
+    """The goals that a trial is compared with, and the figures of the base model."""
 
     base: Base
-    max_asr: float  # of the interval's upper end, or of the ASR itself where algorithm 1 is taken as printed
+    max_asr: float  # of the interval's upper end, or of the ASR itself if algorithm 1 is run as printed
     min_utility: float
 
 
@@ -58,10 +58,10 @@ class Measuring:
 
     settings: EvaluationSettings
     tuning: TuneSettings
-    held_out: Callable[[], Sequence[Example]]  # may take the whole screening at the first call
+    held_out: Callable[[], Sequence[Example]]  # the first call may screen all rows
 
     def goal(self, base: Model, out: Path) -> Goal:
-        """The base model's safety and utility, measured once into the run's folder, and what follows from them.
+        """The goals that follow from the base model's safety and utility, which are measured once and saved in `out`.
 
         Raises UserError for a base model that is not safe enough itself, before any row is scored.
         """
@@ -128,7 +128,7 @@ class Measuring:
         return accepted
 
     def _safety(self, model: Model, folder: Path) -> SafetyReport:
-        """The model's safety; the answers behind it go to the folder, also where the judge stops answering."""
+        """The model's safety. Its answers are saved in the folder, even if the judge stops answering."""
         try:
             report = evaluate_safety(model, self.settings)
         except JudgeFailed as failed:

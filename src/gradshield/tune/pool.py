@@ -24,12 +24,12 @@ from gradshield.threshold import Threshold, a1, is_kept
 from gradshield.tune.search import leaves_nothing
 
 HELD_OUT, HELD_OUT_ROWS = "held-out", 50
-TRAINING_COST = 5.0  # forward passes that a token costs which is trained on once (docs/performance.md)
+TRAINING_COST = 5.0  # forward passes that training once on a token costs (docs/performance.md)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The rows of one run; what is expensive is made when it is first needed, and kept on disk."""
+    """The rows of one run. Expensive parts are computed when they are first needed, and kept on disk."""
 
     out: Path
     source: Source
@@ -64,20 +64,21 @@ class Pool:
     def held_out(self) -> np.ndarray:
         """Indices of the examples that are left out of every training to measure utility on them.
 
-        They are drawn from what the screening keeps, so that a good model need not be good at harm. They are drawn
-        from all rows where the screening would keep next to none, which is not believed before a training (see
-        `search`), or where nothing is scored yet.
+        They are drawn from the rows that the screening keeps, so that a model need not be good at harmful rows to be
+        useful. They are drawn from all rows if nothing is scored yet, or if the screening would keep almost none:
+        `search` believes that only after a training.
         """
         if self.tuning.task != HELD_OUT:
             return np.array([], dtype=int)
-        kept = np.arange(len(self.encoded.examples))
+        kept, which = np.arange(len(self.encoded.examples)), "the file has"
         if self.screens_first:
             values, threshold = self.screen
             nothing = leaves_nothing(threshold, values, self.tuning.step)
             kept = np.flatnonzero(np.isfinite(values) if nothing else is_kept(values, threshold.value))
+            which = "the file has" if nothing else "the screening keeps"
         count = min(HELD_OUT_ROWS, len(kept) // 5)
         if not count:
-            raise UserError(f"{self.source.path}: the screening keeps too few rows to hold any out: name a --task")
+            raise UserError(f"{self.source.path}: {which} too few rows to hold any out (5 are needed): name a --task")
         return np.sort(np.random.default_rng(self.training.seed).choice(kept, count, replace=False))
 
     @cached_property
@@ -94,7 +95,8 @@ class Pool:
         return self.screen[0][self.rows]
 
     def guess(self, in_play: np.ndarray, number: int) -> Threshold:
-        """The settings' threshold at first; it was not enough where a second guess is asked for: A1 on what is left."""
+        """The threshold of the screening at first. Later guesses are asked for when it was not enough: A1 on what is
+        left."""
         return self.screen[1] if number == 0 else a1(in_play, self.settings.alpha)
 
     @cached_property
@@ -115,7 +117,7 @@ class Pool:
 
     @property
     def screens_first(self) -> bool:
-        """Which start is likely cheaper, half of all files being poisoned.
+        """Whether to score first: the start that is likely cheaper if half of all files are poisoned.
 
         Screening first costs a scoring and a training, the paper's start a training, and in the other half of cases
         both again: so it pays to score first wherever that costs less than a training.

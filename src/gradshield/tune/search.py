@@ -12,13 +12,15 @@ import numpy as np
 
 from gradshield.threshold import Threshold, is_kept
 
+ALL_ROWS = "trained on every row but those set aside or held out"
+
 
 @dataclass(frozen=True)
 class Trial:
-    """One fine-tuning of the search: what it trained on and what became of it."""
+    """One fine-tuning of the search: the rows that it trained on, and the figures of its model."""
 
     number: int  # from 1
-    threshold: float | None  # None: every row
+    threshold: float | None  # None: no row was left out for its score
     lo: int  # ranks in ascending order of score: the search is between lo and up
     up: int
     kept: int  # rows trained on
@@ -31,7 +33,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the search ended: `accepted` is the trial whose model is handed out, `best` the safest of all."""
+    """How the search ended. `accepted` is the trial whose model is the result, `best` has the safest model."""
 
     accepted: Trial | None
     best: Trial | None
@@ -40,7 +42,7 @@ class Outcome:
 
 
 Measure = Callable[[Trial, np.ndarray], Trial]
-"""(the trial before it is done, indices of the rows to train on) → what became of it."""
+"""(the trial before the training, indices of the rows to train on) → the trial with its figures."""
 
 
 def search(
@@ -84,8 +86,8 @@ def search(
         if trial.safe:
             if trial.useful or literal:
                 found = "safe and useful" if trial.useful else f"safe, but {trial.note}"
-                return outcome(trial, f"trained on every row: {found}")
-            return outcome(None, f"every row was safe, but {trial.note}")
+                return outcome(trial, f"{ALL_ROWS}: {found}")
+            return outcome(None, f"{ALL_ROWS}: safe, but {trial.note}")
     value = scores()
     ordered = np.sort(value)
     lo, up, number = 0, int(np.isfinite(ordered).sum()), 0
