@@ -27,13 +27,15 @@ LAYOUTS = {
     "alpaca": {"instruction": "Name", "input": "a fruit", "output": "An apple."},
     "transcript": {"transcript": "Human: Name a fruit.\n\nAssistant: An apple."},
     "text": {"text": "An apple is a fruit."},
+    "mapped": {"asked": "Name a fruit.", "said": "An apple."},
 }
+COLUMNS = {"mapped": {"prompt": "asked", "response": "said"}}
 
 
-def run_folder(tmp_path, model, row):
-    settings = FilterSettings(model=model, device="cpu")
+def run_folder(tmp_path, model, row, columns=None):
+    settings = FilterSettings(model=model, device="cpu", columns=columns)
     (tmp_path / "kept.jsonl").write_text((json.dumps(row) + "\n") * 4, encoding="utf-8")
-    given = {"format": "jsonl", "layout": detect_layout([row])}
+    given = {"format": "jsonl", "layout": detect_layout([row], columns)}
     saved = {"input": given, "settings": settings.model_dump(mode="json")}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(saved), encoding="utf-8")
     write_script(tmp_path, settings)
@@ -47,10 +49,10 @@ def train(folder, monkeypatch, *flags):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_trained_on_is_what_was_scored(layout, tmp_path, tiny_folder):
-    row = LAYOUTS[layout]
-    run_folder(tmp_path, tiny_folder, row)
+    row, columns = LAYOUTS[layout], COLUMNS.get(layout)
+    run_folder(tmp_path, tiny_folder, row, columns)
     model, rows = kept_rows(tmp_path)
-    example = encode(to_conversation(row, detect_layout([row])), 0, model.tokenizer)
+    example = encode(to_conversation(row, detect_layout([row], columns), columns), 0, model.tokenizer)
     assert len(rows) == 4 and rows[0]["input_ids"] == example.ids.tolist()
     assert [label != -100 for label in rows[0]["labels"]] == example.mask.tolist()
 
@@ -58,7 +60,7 @@ def test_what_is_trained_on_is_what_was_scored(layout, tmp_path, tiny_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_train_py_trains_two_steps_as_it_is(layout, tmp_path, tiny_folder, monkeypatch):
-    run_folder(tmp_path, tiny_folder, LAYOUTS[layout])
+    run_folder(tmp_path, tiny_folder, LAYOUTS[layout], COLUMNS.get(layout))
     train(tmp_path, monkeypatch)
     state = json.loads((tmp_path / "trained" / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["global_step"] == 2 and (tmp_path / "trained" / "model.safetensors").is_file()
