@@ -69,9 +69,8 @@ def actors() -> list[int]:
     return found
 
 
-def kill_an_actor_once_results_come(journal: Path, killed: list[int]) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until and not killed:
+def kill_an_actor_once_results_come(journal: Path, killed: list[int], finished: threading.Event) -> None:
+    while not finished.is_set() and not killed:
         if journal.exists() and journal.stat().st_size and actors():
             killed.append(actors()[0])
             os.kill(killed[0], signal.SIGKILL)
@@ -83,10 +82,14 @@ def test_a_killed_actor_costs_its_block_and_the_bytes_are_those_of_the_local_eng
     here, there = tmp_path / "here", tmp_path / "there"
     expected = run_filter(str(train), here, settings(tiny_folder))
     killed: list[int] = []
-    killer = threading.Thread(target=kill_an_actor_once_results_come, args=(there / "scores.partial", killed))
+    finished = threading.Event()
+    killer = threading.Thread(target=kill_an_actor_once_results_come, args=(there / "scores.partial", killed, finished))
     killer.start()
-    summary = run_filter(str(train), there, settings(tiny_folder, engine="ray", workers=2))
-    killer.join()
+    try:
+        summary = run_filter(str(train), there, settings(tiny_folder, engine="ray", workers=2))
+    finally:
+        finished.set()
+        killer.join()
     assert killed and not Path(f"/proc/{killed[0]}").exists()
     assert summary.rows == expected.rows == ROWS and summary.threshold == expected.threshold
     for name in OUTPUTS:
