@@ -1,18 +1,19 @@
-"""`dra`: similarity to harmful answers, in the directions that tell them from the file's rows.
+"""`dra`: similarity to harmful answers, in the dimensions that tell them from the file's rows.
 
 Source: Pan, Shi, Zhao and Ma, Detecting and Filtering Unsafe Training Data via Data Attribution with Denoised
 Representation (2502.11411).
 
-    z = Λ^(−½) Vᵀ (h − μ),  score(z) = mean over targets u of cos(z_K, u_K)
+    z = (h − μ) / σ,  score(z) = mean over targets u of cos(z_K, u_K)
 
-h is the last block's state at a row's last token, μ and V Λ Vᵀ are the mean and covariance of the file's states, and u
-the harmful examples (bundled anchors), treated in the same way. K holds the dimensions in which the targets' mean is
-farthest from the file's, which is 0. It has as many as make each target, left out of the others, most like them beside
-the file's rows (AUROC).
+h is the middle block's state at a row's last token, μ and σ are the mean and standard deviation of the file's states,
+dimension by dimension, and u the harmful examples (bundled anchors), treated in the same way. K holds the dimensions in
+which the targets' mean is farthest from the file's, which is 0. It has as many as make each target, left out of the
+others, most like them beside the file's rows (AUROC).
 
-The paper's full text was not at hand: centring, whitening and the choice of dimensions with a target left out are the
-authors', by their abstract and summaries of the paper. The layer, the order of the dimensions and the numbers that are
-tried are ours.
+The paper's full text was not at hand. That it centres, whitens, and chooses dimensions with a target left out, is known
+from its abstract and summaries. The layer, the order of the dimensions and the numbers that are tried are ours. So is
+whitening each dimension by itself: with the full covariance of a file of fewer rows than dimensions, all rows are
+equally far apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,19 +30,17 @@ from gradshield.scoring.states import cosine, layer_of, read_states, states_at
 
 EXAMPLES = 100  # harmful ones
 SAMPLED = 1000  # rows, evenly spaced, beside which the dimensions are chosen
-SMALLEST = 1e-5  # share of the largest variance below which a direction is noise
 
 
 class DraOptions(NoOptions):
     """Where states are read."""
 
-    layer: int | None = Field(default=None, ge=0, description="decoder block to read (default: the last one)")
+    layer: int | None = Field(default=None, ge=0, description="decoder block to read (default: the middle one)")
 
 
 def prepare(context: Context, options: DraOptions) -> Prepared:
-    """Whitens by the whole file's states, and chooses the dimensions."""
-    model = context.model
-    layer = layer_of(model, len(model.layers) - 1 if options.layer is None else options.layer)
+    """Standardises by the whole file's states, and chooses the dimensions."""
+    model, layer = context.model, layer_of(context.model, options.layer)
 
     @fit_to_memory
     def read(batch: Sequence[Example]) -> dict[str, np.ndarray]:
@@ -53,36 +52,26 @@ def prepare(context: Context, options: DraOptions) -> Prepared:
         total, square, kept = 0.0, 0.0, []
         for batch in batches(rows, context.batch_tokens):
             state = read([rows[n] for n in batch])["state"]
-            total, square = total + state.sum(0), square + state.T @ state
+            total, square = total + state.sum(0), square + np.square(state).sum(0)
             kept += [state[k] for k, n in enumerate(batch) if n in sampled]
         mean = np.asarray(total) / len(rows)
-        whiten = whitening(square / len(rows) - np.outer(mean, mean), len(rows) - 1)
-        targets = context.fit_anchors["harmful"][:EXAMPLES]
-        known = read_states(model, targets, [layer], "last", context.batch_tokens)[0]
-        targets_z, rows_z = (known - mean) @ whiten, (np.stack(kept) - mean) @ whiten
-        chosen = choose_dimensions(targets_z, rows_z)
-        return {"mean": mean, "whiten": np.ascontiguousarray(whiten[:, chosen]), "targets": targets_z[:, chosen]}
+        spread = np.sqrt(np.maximum(square / len(rows) - np.square(mean), 1e-12))
+        harmful = context.fit_anchors["harmful"][:EXAMPLES]
+        targets = (read_states(model, harmful, [layer], "last", context.batch_tokens)[0] - mean) / spread
+        chosen = choose_dimensions(targets, (np.stack(kept) - mean) / spread)
+        return {"chosen": chosen, "mean": mean[chosen], "spread": spread[chosen], "targets": targets[:, chosen]}
 
     fitted = context.cached("targets", fit)
 
     def score(batch: Sequence[Example]) -> Mapping[str, np.ndarray]:
-        z = (read(batch)["state"] - fitted["mean"]) @ fitted["whiten"]
+        z = (read(batch)["state"][:, fitted["chosen"]] - fitted["mean"]) / fitted["spread"]
         return {"score": cosine(z, fitted["targets"]).mean(1)}
 
     return Prepared(score, fitted=True)
 
 
-def whitening(covariance: np.ndarray, rank: int) -> np.ndarray:
-    """V Λ^(−½) [d, at most `rank`] of a covariance [d, d], by falling variance, without directions of next to none."""
-    values, vectors = np.linalg.eigh(covariance)
-    values, vectors = values[::-1][: max(1, rank)], vectors[:, ::-1][:, : max(1, rank)]
-    large = values > SMALLEST * values[0]
-    large[0] = True
-    return vectors[:, large] / np.sqrt(np.maximum(values[large], 1e-30))
-
-
 def choose_dimensions(targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Indices of the dimensions to keep, of whitened targets [T, d] and rows [N, d].
+    """Indices of the dimensions to keep, of standardised targets [T, d] and rows [N, d].
 
     They are ranked by how far the targets' mean is from 0. 1, 2, 4, … of them are tried: with each target left out of
     the ranking and of the others, the share of rows that are less like the others than it is.
@@ -102,9 +91,9 @@ def choose_dimensions(targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 SCORER = Scorer(
     "dra",
-    "similarity to harmful answers in whitened, chosen dimensions (2502.11411, from its summary)",
+    "similarity to harmful answers in chosen dimensions (2502.11411, from its summary)",
     prepare,
     options=DraOptions,
     needs=frozenset({"whole file", "anchors"}),
-    cost=2.0,
+    cost=1.0,
 )
